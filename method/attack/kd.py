@@ -1,0 +1,39 @@
+"""Knowledge distillation: Hinton et al., 2015; as eq. 1 of Ma et al., ICLR 2021.
+
+min_s  α T² KL( σ_T(t(x)) ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y)
+
+s    the student, trained        σ_T  softmax(·/T)
+t    the teacher, frozen         T    temperature
+y    the label                   α    share of the teacher
+"""
+
+from dataclasses import dataclass
+
+from method import Method
+from utils.losses import cross_entropy, kl
+from utils.params import key
+
+
+def kd_loss(logits, teacher_logits, labels, T, alpha):
+    """Equation 1: (loss, T² KL, cross-entropy), three scalars, from two sets of logits (N, C) and labels (N,)."""
+    distillation = T**2 * kl(teacher_logits, logits, T)
+    ce = cross_entropy(logits, labels)
+    return alpha * distillation + (1 - alpha) * ce, distillation, ce
+
+
+class KD(Method):
+    @dataclass
+    class Params:
+        teacher_model: str = key("architecture of the teacher")
+        teacher_resume: str = key("its checkpoint: another experiment's best_model.tar")
+        temperature: float = key("τ_s, of both softened distributions", above=0)
+        alpha: float = key("α, share of the teacher; 1 − α is the labels'", low=0, high=1)
+
+    def __init__(self, params, zoo):
+        super().__init__(params, zoo)
+        self.teacher = zoo.frozen(params.teacher_model, params.teacher_resume)
+
+    def losses(self, images, labels):
+        T, alpha = self.params.temperature, self.params.alpha
+        loss, distillation, ce = kd_loss(self.model(images), self.teacher(images), labels, T, alpha)
+        return {"loss": loss, "distillation": distillation, "ce": ce}

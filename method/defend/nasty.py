@@ -1,0 +1,41 @@
+"""Nasty Teacher: Ma et al., "Undistillable: Making A Nasty Teacher That CANNOT teach students", ICLR 2021.
+
+    min_f  CE(σ(f(x)), y) − ω T² KL( σ_T(f(x)) ‖ σ_T(f_A(x)) )                                     (eq. 2)
+
+    f    the network trained, from random weights        σ_T  softmax(·/T)
+    f_A  the adversarial network: frozen, normal          T    temperature
+    y    the label                                        ω    weight
+
+The gradient flows through f as the KL's *first* argument, the one PyTorch calls the target.
+"""
+
+from dataclasses import dataclass
+
+from method import Method
+from utils.losses import cross_entropy, kl
+from utils.params import key
+
+
+def nasty_loss(logits, adversary_logits, labels, T, weight):
+    """Equation 2: (loss, cross-entropy, T² KL), three scalars, from two sets of logits (N, C) and labels (N,)."""
+    ce = cross_entropy(logits, labels)
+    divergence = T**2 * kl(logits, adversary_logits, T)
+    return ce - weight * divergence, ce, divergence
+
+
+class Nasty(Method):
+    @dataclass
+    class Params:
+        adversarial_model: str = key("architecture of the adversarial network")
+        adversarial_resume: str = key("its checkpoint: another experiment's best_model.tar")
+        temperature: float = key("τ_A of the divergence", above=0)
+        weight: float = key("ω of the divergence", low=0)
+
+    def __init__(self, params, zoo):
+        super().__init__(params, zoo)
+        self.adversary = zoo.frozen(params.adversarial_model, params.adversarial_resume)
+
+    def losses(self, images, labels):
+        T, weight = self.params.temperature, self.params.weight
+        loss, ce, divergence = nasty_loss(self.model(images), self.adversary(images), labels, T, weight)
+        return {"loss": loss, "ce": ce, "divergence": divergence}

@@ -1,0 +1,22 @@
+"""Training from scratch by cross-entropy: the baselines, and the networks that others attack or defend against.
+
+    min_f  CE(σ(f(x)), y)
+
+With label_smoothing > 0 the label's share 1 − label_smoothing + label_smoothing/C, every other class's
+label_smoothing/C (Szegedy et al., CVPR 2016).
+"""
+
+from dataclasses import dataclass
+
+from method import Method
+from utils.losses import cross_entropy
+from utils.params import key
+
+
+class Scratch(Method):
+    @dataclass
+    class Params:
+        label_smoothing: float = key("share of the label spread over all classes", default=0.0, low=0, below=1)
+
+    def losses(self, images, labels):
+        return {"loss": cross_entropy(self.model(images), labels, self.params.label_smoothing)}

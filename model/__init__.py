@@ -1,0 +1,59 @@
+"""The model zoo. A new network is a file with a `Network` in it and a line in `NETWORKS`.
+
+A constructor is called with the number of classes. Its keyword-only arguments are the extra params.json keys
+that the network takes; where it takes one image size only, its class says so in `image_size`.
+"""
+
+import inspect
+import re
+from functools import partial
+
+from model import densenet, preresnet, resnet
+from model.densenet import DenseNet
+from model.mlp import MLP
+from model.mobilenetv2 import MobileNetV2
+from model.net import Net
+from model.resnet import ResNet
+from model.resnext import ResNeXt29
+from model.shufflenetv2 import ShuffleNetV2
+from utils.errors import UserError, suggest
+
+NETWORKS = {
+    "net": Net,
+    "mlp": MLP,
+    **{f"resnet{depth}": partial(ResNet, depth) for depth in resnet.DEPTHS},
+    **{f"preresnet{depth}": preresnet.constructor(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"densenet{depth}": partial(DenseNet, depth) for depth in densenet.DEPTHS},
+    "resnext29": ResNeXt29,
+    "mobilenetv2": MobileNetV2,
+    "shufflenetv2": ShuffleNetV2,
+}
+
+
+def build(model_name, num_classes, image_size=32, **options):
+    """A new network for square images of `image_size` pixels a side; options: see `options`."""
+    network = find(model_name)(num_classes, **options)
+    only = getattr(network, "image_size", image_size)
+    if image_size != only:
+        raise UserError(f"{model_name} takes {only}x{only} images, not {image_size}x{image_size}")
+    return network
+
+
+def names():
+    """The names to choose from, sorted. Other depths of preresnet can be built as well."""
+    return sorted(NETWORKS)
+
+
+def options(model_name):
+    """{name: default} of the extra params.json keys that this network takes."""
+    parameters = inspect.signature(find(model_name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def find(model_name):
+    if match := re.fullmatch(r"preresnet(\d{1,4})", model_name):
+        return preresnet.constructor(int(match[1]))
+    if model_name not in NETWORKS:
+        there_are = ", ".join(names())
+        raise UserError(f'unknown network "{model_name}"; there are {there_are}{suggest(model_name, NETWORKS)}')
+    return NETWORKS[model_name]

@@ -1,0 +1,91 @@
+"""Pre-activation ResNet for CIFAR. He et al., Identity Mappings in Deep Residual Networks, ECCV 2016.
+
+Three stages of n blocks, 6n+2 layers in name. As released, depths from 44 on have bottlenecks and keep n, so
+that they truly have 9n+2 layers; the projection shortcut takes the block's input before batch norm and ReLU.
+"""
+
+from functools import partial
+from math import sqrt
+
+import torch.nn.functional as F
+from torch import nn
+
+from model.network import Network
+from model.resnet import stage
+from utils.errors import UserError
+
+
+def shortcut(in_channels, out_channels, stride):
+    if stride == 1 and in_channels == out_channels:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+
+
+class BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, in_channels, width, stride):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.downsample = shortcut(in_channels, width, stride)
+
+    def forward(self, x):
+        out = self.conv1(F.relu(self.bn1(x)))
+        out = self.conv2(F.relu(self.bn2(out)))
+        return out + self.downsample(x)
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, in_channels, width, stride):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.downsample = shortcut(in_channels, 4 * width, stride)
+
+    def forward(self, x):
+        out = self.conv1(F.relu(self.bn1(x)))
+        out = self.conv2(F.relu(self.bn2(out)))
+        out = self.conv3(F.relu(self.bn3(out)))
+        return out + self.downsample(x)
+
+
+class PreResNet(Network):
+    image_size = 32  # the released network ends in an 8x8 average pool: for 32x32 images the global one
+
+    def __init__(self, block, count, num_classes):
+        super().__init__()
+        expansion = block.expansion
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.layer1 = stage(block, 16, 16, count, 1)
+        self.layer2 = stage(block, 16 * expansion, 32, count, 2)
+        self.layer3 = stage(block, 32 * expansion, 64, count, 2)
+        self.bn = nn.BatchNorm2d(64 * expansion)
+        self.fc = nn.Linear(64 * expansion, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                nn.init.normal_(module.weight, std=sqrt(2 / fan_out))
+
+    def features(self, images):
+        x = self.layer3(self.layer2(self.layer1(self.conv1(images))))
+        return F.relu(self.bn(x)).mean((2, 3))
+
+    def head(self, features):
+        return self.fc(features)
+
+
+def constructor(depth):
+    """PreResNet of that depth, a function of num_classes."""
+    count, rest = divmod(depth - 2, 6)
+    if count < 1 or rest:
+        raise UserError(f"preresnet has depths 6n+2: 8, 14, 20, ..., 44, 50, 56, ...; {depth} is none of them")
+    return partial(PreResNet, BasicBlock if depth < 44 else Bottleneck, count)

@@ -1,0 +1,13 @@
+"""Train a student that steals from a teacher (`method`, default "kd": see method/attack/).
+
+    python train_kd.py --save_path experiments/CIFAR10/kd_nasty_resnet18/cnn
+
+The folder's params.json says what is trained and how. The same command goes on with an interrupted run.
+"""
+
+from utils import experiment
+
+if __name__ == "__main__":
+    parser = experiment.flags(__doc__)
+    parser.add_argument("--teacher_resume", metavar="FILE", help="the teacher's checkpoint, instead of params.json's")
+    experiment.main("attack", parser.parse_args())

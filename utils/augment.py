@@ -1,0 +1,102 @@
+"""Image augmentation and normalisation on the device: per image the same pixels as torchvision on PIL images.
+
+Every function is pure: the random draws are arguments. images: uint8 (B, H, W, 3). For each image, what is
+drawn has the distribution that torchvision draws from:
+
+    crop     RandomCrop(H, padding=4)       top, left uniform on 0 .. 8, the border filled with zeros
+    rotate   RandomRotation(20)             degrees uniform on [-20, 20], nearest neighbour, filled with zeros
+    flip     RandomHorizontalFlip()         true with probability 1/2
+"""
+
+import torch
+import torch.nn.functional as F
+
+PADDING = 4  # pixels
+MAX_DEGREES = 20.0
+
+
+def draw(augmentation, count, generator):
+    """Draws for `count` images: a dict of (count,) tensors, on the generator's device.
+
+    augmentation: names out of "crop", "rotate", "flip". The keys are the arguments of `augment`.
+    """
+    options = {"generator": generator, "device": generator.device}
+    draws = {}
+    if "crop" in augmentation:
+        draws["top"] = torch.randint(2 * PADDING + 1, (count,), **options)
+        draws["left"] = torch.randint(2 * PADDING + 1, (count,), **options)
+    if "rotate" in augmentation:
+        draws["degrees"] = (torch.rand(count, **options) * 2 - 1) * MAX_DEGREES
+    if "flip" in augmentation:
+        draws["mirrored"] = torch.rand(count, **options) < 0.5
+    return draws
+
+
+def augment(images, top=None, left=None, degrees=None, mirrored=None):
+    """Crop, then rotate, then flip; what has no draws is left out."""
+    if top is not None:
+        images = crop(images, top, left, PADDING)
+    if degrees is not None:
+        images = rotate(images, degrees)
+    if mirrored is not None:
+        images = flip(images, mirrored)
+    return images
+
+
+def crop(images, top, left, padding):
+    """Pad each side with `padding` zeros; cut the old size out from row `top`, column `left`, int (B,)."""
+    count, height, width, _ = images.shape
+    padded = F.pad(images, (0, 0) + (padding,) * 4)
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
+    return windows[torch.arange(count, device=images.device), top, left]
+
+
+def flip(images, mirrored):
+    """Mirror left and right where `mirrored`, bool (B,), is true."""
+    # Choosing whole images out of both versions is twice as fast as torch.where over their pixels.
+    chosen = torch.arange(len(images), device=images.device) + len(images) * mirrored
+    return torch.cat((images, images.flip(2))).index_select(0, chosen)
+
+
+def rotate(images, degrees):
+    """Rotate counter-clockwise about the centre by `degrees`, float (B,): nearest neighbour, zeros outside.
+
+    The arithmetic is Pillow's, source coordinates in 16.16 fixed point, so that the same pixels are chosen.
+    """
+    count, height, width, channels = images.shape
+    angle = torch.deg2rad(degrees.double())[:, None]
+    cos, sin = angle.cos(), angle.sin()
+    # The source of pixel (x, y) is (cos x - sin y, sin x + cos y), both counted from the image's centre; a
+    # pixel lies at its own centre, half a pixel from its corner.
+    x, y = (1 - width) / 2, (1 - height) / 2
+    origin_x = _fixed(cos * x - sin * y + width / 2)
+    origin_y = _fixed(sin * x + cos * y + height / 2)
+    row = torch.arange(height, device=images.device, dtype=torch.int32)
+    column = torch.arange(width, device=images.device, dtype=torch.int32)
+    source_x = (origin_x + _fixed(-sin) * row)[:, :, None] + (_fixed(cos) * column)[:, None, :] >> 16
+    source_y = (origin_y + _fixed(cos) * row)[:, :, None] + (_fixed(sin) * column)[:, None, :] >> 16
+
+    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
+    image = torch.arange(count, device=images.device, dtype=torch.int32)[:, None, None]
+    source = ((image * height + source_y) * width + source_x) * inside
+    pixels = images.reshape(-1, channels).index_select(0, source.flatten()) * inside.view(-1, 1)
+    return pixels.view(images.shape)
+
+
+def _fixed(number):
+    return (number * 65536 + 0.5).floor().int()
+
+
+def normalise(images, mean, std):
+    """(images / 255 - mean) / std as ToTensor and Normalize compute it, to the last bit.
+
+    mean, std: float32 (3,). Returns float32 (B, 3, H, W) in channels_last memory format.
+    """
+    count, height, width, channels = images.shape
+    # Constants as long as an image keep the inner loop long. 255 is a tensor, since CUDA turns division by a
+    # number into multiplication by its rounded inverse.
+    pixels = images.flatten(1).float()
+    pixels /= torch.full((), 255.0, device=images.device)
+    pixels -= mean.repeat(height * width)
+    pixels /= std.repeat(height * width)
+    return pixels.view(count, height, width, channels).permute(0, 3, 1, 2)

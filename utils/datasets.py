@@ -1,0 +1,152 @@
+"""The readers: each finds one data set's files below a folder and returns them as NumPy arrays.
+
+A reader returns train images, train labels, test images, test labels: uint8 (N, H, W, 3) and integers (N,).
+Files that are missing or damaged are a UserError that names the first of them.
+"""
+
+import contextlib
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+
+
+def cifar10(data_dir, download):
+    return _cifar("cifar10", CIFAR10, data_dir, download)
+
+
+def cifar100(data_dir, download):
+    return _cifar("cifar100", CIFAR100, data_dir, download)
+
+
+def _cifar(name, reader, data_dir, download):
+    """Read by torchvision, which checks every file's md5, from data_dir or from data_dir/data-<name>."""
+    root = data_dir if (data_dir / reader.base_folder).is_dir() else data_dir / f"data-{name}"
+    folder = root / reader.base_folder
+    try:
+        train, test = (reader(root, train=part, download=download) for part in (True, False))
+    except (OSError, RuntimeError) as error:
+        if download:
+            raise UserError(f"{name}: download to {root} failed: {error}") from error
+        files = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
+        bad = next((folder / file for file, md5 in files if not check_integrity(folder / file, md5)), folder)
+        fault = "is not the published file (its md5 differs)" if bad.is_file() else "is missing"
+        raise UserError(f"{name}: {bad} {fault}; add --download to fetch the data set") from error
+    return train.data, train.targets, test.data, test.targets
+
+
+def digits(data_dir, download):
+    """The digits that lie beside this file (digits.txt says whose they are), at 32x32; needs no other file.
+
+    The half that is trained on: the first 898 of RandomState(0).permutation(1797), in that order.
+    """
+    with np.load(Path(__file__).with_name("digits.npz")) as file:
+        images, labels = file["images"], file["labels"]
+    # The weights of this enlargement are multiples of 1/64: exact in float32, so the same bytes everywhere.
+    grey = torch.from_numpy(images)[:, None].float() * (255 / 16)
+    large = F.interpolate(grey, size=32, mode="bilinear", align_corners=False).round().byte()
+    images = large.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    order = np.random.RandomState(0).permutation(len(labels))
+    train, test = order[:898], order[898:]
+    return images[train], labels[train], images[test], labels[test]
+
+
+def tiny_imagenet(data_dir, download):
+    """data_dir/tiny-imagenet-200 as the public archive unpacks, or with val/ re-arranged into class folders.
+
+    The label of a class is its position among the sorted names of the folders in train/, as in ImageFolder.
+    """
+    folder = data_dir / "tiny-imagenet-200"
+    if download and [_count(folder / part) for part in ("train", "val")] != [100_000, 10_000]:
+        try:
+            download_and_extract_archive(TINY_URL, data_dir, md5=TINY_MD5)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"tiny_imagenet: download to {data_dir} failed: {error}") from error
+    if not (folder / "train").is_dir():
+        raise UserError(f"tiny_imagenet: {folder / 'train'} is missing; add --download to fetch the data set")
+    classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
+    if len(classes) != 200:
+        raise UserError(f"tiny_imagenet: {folder / 'train'} has {len(classes)} class folders, expected 200")
+
+    train = _class_folders(folder / "train", classes)
+    arranged = (folder / "val" / classes[0]).is_dir()
+    test = _class_folders(folder / "val", classes) if arranged else _annotated(folder / "val", classes)
+    for part, files in (("train", train), ("val", test)):
+        if not files:
+            raise UserError(f"tiny_imagenet: no images in {folder / part}; add --download to fetch the data set")
+    train_images = _decoded([path for path, _ in train], folder, "train")
+    test_images = _decoded([path for path, _ in test], folder, "val")
+    return train_images, [label for _, label in train], test_images, [label for _, label in test]
+
+
+def _count(folder):
+    return sum(1 for _ in folder.rglob("*.JPEG"))
+
+
+def _class_folders(folder, classes):
+    """(path, label) of the images anywhere below folder/<class>."""
+    return [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).rglob("*.JPEG"))]
+
+
+def _annotated(val, classes):
+    """(path, label) of the images in val/images, whose classes val_annotations.txt names."""
+    table = val / "val_annotations.txt"
+    if not table.is_file():
+        raise UserError(f"tiny_imagenet: {table} is missing, and {val} has no class folders instead")
+    labels = {name: label for label, name in enumerate(classes)}
+    rows = [line.split("\t")[:2] for line in table.read_text().splitlines() if line]
+    for row in rows:
+        if len(row) < 2 or row[1] not in labels:
+            raise UserError(f"tiny_imagenet: {table}: no class that train/ has in the line of {row[0]}")
+        if not (val / "images" / row[0]).is_file():
+            raise UserError(f"tiny_imagenet: {val / 'images' / row[0]} is missing, but in {table.name}")
+    return [(val / "images" / name, labels[wnid]) for name, wnid in rows]
+
+
+def _decoded(paths, folder, part):
+    """The images as one array, kept beside them in a file named by what the images are: names, sizes, times."""
+    stats = [(str(path.relative_to(folder)), path.stat()) for path in paths]
+    key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode()
+    cache = folder / f"{part}.{hashlib.sha256(key).hexdigest()[:16]}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        return np.load(cache)
+    images = np.empty((len(paths), 64, 64, 3), np.uint8)
+    with ThreadPoolExecutor() as pool:
+        decoded = tqdm(pool.map(_decode, paths), f"Decoding {part}", len(paths), disable=None)
+        for i, image in enumerate(decoded):
+            images[i] = image
+    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, images)
+            os.fsync(file.fileno())
+        temporary.replace(cache)
+    except OSError:  # a folder that is read-only, or full: decode again next time
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return images
+
+
+def _decode(path):
+    """RGB (64, 64, 3) of a JPEG file; some are stored in grey."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"tiny_imagenet: {path} is damaged ({error}); delete the folder and add --download") from None
+    if pixels.shape != (64, 64, 3):
+        raise UserError(f"tiny_imagenet: {path} is {pixels.shape[1]}x{pixels.shape[0]}, expected 64x64")
+    return pixels

@@ -1,0 +1,146 @@
+"""Training and evaluation: seed, optimizer, precision, step, schedule, and the stop at NaN. Once for all methods."""
+
+import time
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+LOOK_EVERY = 50  # steps between two looks at the running loss: each waits for the device
+
+
+class Diverged(Exception):
+    """The loss is no longer finite."""
+
+
+def seed_everything(seed, epoch):
+    """Make PyTorch's global generators a function of (seed, epoch). epoch: −1 for the initial weights."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch + 1]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def learning_rate(params, epoch):
+    """The released rule: multiplied by `gamma` at the start of each epoch (from 0) of `schedule`."""
+    rate = params.learning_rate
+    for milestone in params.schedule:
+        if milestone <= epoch:
+            rate *= params.gamma
+    return rate
+
+
+def make_optimizer(params, network):
+    """SGD or Adam as `params` say, one fused kernel for all weights."""
+    weights, common = network.parameters(), {"lr": params.learning_rate, "weight_decay": params.weight_decay}
+    if params.optimizer == "adam":
+        return torch.optim.Adam(weights, **common, fused=True)
+    return torch.optim.SGD(weights, **common, momentum=params.momentum, fused=True)
+
+
+def pick_device(gpu_id=None):
+    """GPU number `gpu_id` (default 0) where there is one, the CPU otherwise."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        return torch.device("cpu")
+    if (gpu_id or 0) >= count:
+        raise UserError(f"--gpu_id {gpu_id}: there are {count} GPUs, numbered from 0")
+    torch.cuda.set_device(gpu_id or 0)
+    torch.backends.cudnn.deterministic = True
+    return torch.device("cuda", gpu_id or 0)
+
+
+def has_bf16(device):
+    """Whether the hardware multiplies bfloat16 matrices itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def resolve_precision(precision, device):
+    """ "fp32" or "bf16": `precision`, or what "auto" stands for on this device."""
+    return ("bf16" if has_bf16(device) else "fp32") if precision == "auto" else precision
+
+
+class Means:
+    """Means of named scalars over images, added up on the device without waiting for it."""
+
+    def __init__(self):
+        self.sums, self.count = {}, 0
+
+    def add(self, terms, images):
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float() * images
+        self.count += images
+
+    def values(self):
+        """{name: mean}, as floats; waits for the device."""
+        return {name: float(total) / self.count for name, total in self.sums.items()}
+
+
+def train_epoch(method, loader, optimizer, title):
+    """One pass over `method.batches(loader)`: the mean of each loss term. Raises Diverged when one is not finite."""
+    method.model.train()
+    means = Means()
+    with tqdm(total=len(loader), desc=title, unit="step", leave=False, disable=None) as bar:
+        for step, batch in enumerate(method.batches(loader), 1):
+            terms = method.losses(*batch)
+            optimizer.zero_grad(set_to_none=True)
+            terms["loss"].backward()
+            optimizer.step()
+            means.add(terms, len(batch[0]))
+            if step % LOOK_EVERY == 0:
+                finite(means)
+                if not bar.disable:
+                    rate = means.count / max(bar.format_dict["elapsed"], 1e-9)
+                    bar.set_postfix_str(f"loss {means.values()['loss']:.3f}, {rate:.0f} images/s", refresh=False)
+            bar.update()
+    return finite(means), means.count
+
+
+def finite(means):
+    values = means.values()
+    if not np.isfinite(list(values.values())).all():
+        raise Diverged(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    return values
+
+
+@torch.no_grad()
+def score(network, loader):
+    """{"acc": accuracy in percent, "loss": mean cross-entropy} of `network` over all images of `loader`."""
+    network.eval()
+    means = Means()
+    for images, labels in loader:
+        logits = network(images)
+        correct = (logits.argmax(1) == labels).double().mean()
+        means.add({"acc": 100 * correct, "loss": F.cross_entropy(logits, labels)}, len(images))
+    return means.values()
+
+
+def train(method, loader, test_loader, params, run):
+    """Train `method` until `params.num_epochs`, from wherever the run folder `run` stands."""
+    optimizer = make_optimizer(params, method.model)
+    first = run.restore(method, optimizer)
+    for epoch in range(first, params.num_epochs):
+        start = time.perf_counter()
+        seed_everything(params.seed, epoch)
+        loader.set_epoch(epoch)
+        rate = learning_rate(params, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        title = f"Epoch {epoch + 1}/{params.num_epochs}"
+        run.log(title)
+        terms, images = train_epoch(method, loader, optimizer, title)
+        seconds = time.perf_counter() - start
+        run.end_epoch(
+            method,
+            optimizer,
+            {
+                "epoch": epoch + 1,
+                "lr": rate,
+                "train": terms,
+                "test": method.evaluate(test_loader),
+                "seconds": round(seconds, 3),
+                "images_per_second": round(images / seconds, 1),
+            },
+        )

@@ -1,0 +1,120 @@
+"""From a folder with a params.json to a trained network: what the three training scripts share."""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import method
+from model.zoo import Zoo
+from utils import checkpoint, data, engine
+from utils import params as parameters
+from utils.errors import UserError
+from utils.plan import derived_path, write_params
+from utils.run import Run, environment
+
+
+def flags(about):
+    """The flags of the training scripts, as an ArgumentParser. about: the script's docstring."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--save_path", required=True, type=Path, metavar="FOLDER", help="with params.json; results land there")
+    add("--resume", metavar="FILE", help="start from the weights in this checkpoint")
+    add("--evaluate", nargs="?", const="", metavar="FILE", help="only score FILE (default: best_model.tar)")
+    add("--gpu_id", type=int, metavar="N", help="the GPU to use (default: 0); without a GPU the CPU is used")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help='change keys for a run in a folder of its own beside FOLDER, "FOLDER,KEY=VALUE"',
+    )
+    add_data_flags(parser)
+    return parser
+
+
+def add_data_flags(parser):
+    default = os.environ.get("DATA_DIR", "data")
+    parser.add_argument("--data_dir", default=default, metavar="FOLDER", help="default: $DATA_DIR, or data")
+    parser.add_argument("--download", action="store_true", help="fetch the data set where it is missing")
+
+
+def main(kind, args):
+    """What a training script does: train the experiment in `args.save_path`, or score it, with one-line errors."""
+    with one_line_errors():
+        folder, params = prepare(kind, args)
+        if args.evaluate is None:
+            train(folder, params, args.data_dir, args.gpu_id, args.download)
+        else:
+            evaluate(args.evaluate or folder / "best_model.tar", params, args)
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """End the program with one line and an exit status: 2 for a mistake, 1 for NaN, 130 for an interruption."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except engine.Diverged as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on after the last finished epoch.", file=sys.stderr)
+        sys.exit(130)
+
+
+def prepare(kind, args):
+    """(run folder, checked parameters) that the command line asks for."""
+    folder = args.save_path
+    raw = parameters.read(folder / "params.json")
+    found = parameters.kind_of(raw)
+    if found != kind:
+        script = parameters.SCRIPTS[found]
+        raise UserError(f"{folder}: is an experiment for {script}: python {script} --save_path {folder}")
+    if args.set:
+        folder = derive(folder, dict(map(parameters.parse_override, args.set)))
+    changes = {"resume": args.resume, "teacher_resume": getattr(args, "teacher_resume", None)}
+    changes = {name: checkpoint.shown(path) for name, path in changes.items() if path}
+    return folder, parameters.load(folder, changes)
+
+
+def derive(folder, changes):
+    """The run folder beside `folder` for the same experiment with some keys changed; its params.json is written."""
+    raw = parameters.read(folder / "params.json") | changes
+    parameters.check(raw, folder / "params.json")
+    path = derived_path(folder, changes)
+    write_params(path, raw)
+    return path
+
+
+def train(folder, params, data_dir, gpu_id=None, download=False):
+    """Train the experiment `params` in `folder`, from where it stands to its end."""
+    device = engine.pick_device(gpu_id)
+    params.precision = engine.resolve_precision(params.precision, device)
+    run = Run(folder, params)
+    if run.finished:
+        print(f"{checkpoint.shown(folder)}: finished, best acc: {run.best_acc:.2f} at epoch {run.best_epoch}")
+        return
+    dataset = data.load(params.dataset, data_dir, device, params.subset_percent, download)
+    engine.seed_everything(params.seed, epoch=-1)
+    learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))
+    loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed)
+    with run.opened(environment(device, params.precision)):
+        run.log(f"Data: {dataset.summary}")
+        engine.train(learner, loader, dataset.test_loader(), params, run)
+
+
+def evaluate(path, params, args):
+    """Print the test accuracy and loss of the network in the checkpoint `path`."""
+    device = engine.pick_device(args.gpu_id)
+    precision = engine.resolve_precision(params.precision, device)
+    dataset = data.load(params.dataset, args.data_dir, device, download=args.download)
+    network = Zoo(dataset.spec, device, precision == "bf16").frozen(params.model_name, Path(path).absolute())
+    scores = engine.score(network, dataset.test_loader())
+    print(f"{checkpoint.shown(path)}: acc: {scores['acc']:.2f} ; loss: {scores['loss']:.3f}")

@@ -1,0 +1,18 @@
+"""The letters that the papers' equations share."""
+
+import torch.nn.functional as F
+
+
+def cross_entropy(logits, labels, label_smoothing=0.0):
+    """CE(softmax(logits), labels), averaged over the batch. logits (N, C), labels (N,)."""
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+def kl(p, q, T=1.0):
+    """KL(softmax(p/T) ‖ softmax(q/T)) = Σ p log(p/q), summed over classes, averaged over the batch.
+
+    p, q: logits (N, C). The gradient flows into both arguments that ask for one. PyTorch's own `kl_div` takes
+    them the other way round and calls p the target.
+    """
+    log_p, log_q = F.log_softmax(p / T, dim=1), F.log_softmax(q / T, dim=1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)

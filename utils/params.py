@@ -1,0 +1,242 @@
+"""params.json: which keys there are, their checks and defaults.
+
+A key is declared where it is used, as a dataclass field made by `key`: those of every run here, a method's own
+in its file (`Method.Params`), a network's own in its constructor.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import types
+import typing
+from pathlib import Path
+
+import torch
+
+import method
+import model
+from utils.data import DATASETS
+from utils.errors import UserError, suggest
+
+IGNORED = ("cuda", "num_workers")
+SCRIPTS = {"scratch": "train_scratch.py", "defend": "train_nasty.py", "attack": "train_kd.py"}
+
+
+def key(about, default=dataclasses.MISSING, **limits):
+    """A dataclass field that is a key of params.json.
+
+    limits: `low` and `high` (inclusive), `above` and `below` (exclusive), `choices`.
+    """
+    return dataclasses.field(default=default, kw_only=True, metadata={"about": about, **limits})
+
+
+@dataclasses.dataclass
+class Common:
+    """The keys of every run."""
+
+    model_name: str = key("the network that is trained")
+    dataset: str = key("cifar10, cifar100, tiny_imagenet or digits", choices=tuple(DATASETS))
+    method: str = key("file of method/, method/defend/ or method/attack/")
+    num_epochs: int = key("passes over the training set; may grow when a run is continued", low=1)
+    batch_size: int = key("images per step", low=1)
+    learning_rate: float = key("at the first epoch", above=0)
+    schedule: list[int] = key("epochs, counted from 0, at whose start the learning rate is multiplied by gamma")
+    gamma: float = key("factor of the schedule", above=0)
+    optimizer: str = key(
+        "auto: adam for net and mlp, sgd for the rest", default="auto", choices=("auto", "sgd", "adam")
+    )
+    momentum: float = key("of sgd", default=0.9, low=0, below=1)
+    weight_decay: float | None = key("null: 5e-4 with sgd, 0 with adam", default=None, low=0)
+    augmentation: bool = key("random crops, flips and rotations as the data set has them", default=True)
+    subset_percent: float = key("share of the training images that is used", default=1.0, above=0, high=1)
+    resume: str | None = key("start from the weights in this checkpoint", default=None)
+    seed: int = key("of initial weights, batches and augmentation", default=0, low=0)
+    precision: str = key(
+        "fp32, bf16 (autocast, losses in float32) or auto: bf16 where the hardware has it",
+        default="fp32",
+        choices=("fp32", "bf16", "auto"),
+    )
+    num_workers: int = key("accepted and ignored: images live on the device", default=0, low=0)
+    cuda: bool = key("accepted and ignored: a GPU is used where there is one", default=True)
+
+
+def load(folder, changes=()):
+    """The checked parameters of `folder`/params.json, as a namespace with one attribute per key.
+
+    changes: {key: value} that replace or add keys. Raises UserError with every problem found.
+    """
+    path = Path(folder) / "params.json"
+    return check(read(path) | dict(changes), path)
+
+
+def read(path):
+    """The dictionary in the JSON file `path`; a UserError that says where it is malformed."""
+
+    def unique(pairs):
+        repeated = {name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1}
+        if repeated:
+            raise UserError(f"{path}: {', '.join(sorted(repeated))}: written more than once")
+        return dict(pairs)
+
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; an experiment is a folder with a params.json") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f'{path}: must be one object, {{"key": value, ...}}')
+    return raw
+
+
+def parse_override(text):
+    """("alpha", 0.5) from "alpha=0.5"; what is no JSON is a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UserError(f'--set {text}: must be key=value, for example "--set alpha=0.5"')
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def kind_of(raw):
+    """Which kind of experiment a raw dictionary describes: "scratch", "defend" or "attack"."""
+    if isinstance(raw.get("method"), str):
+        return method.kind(raw["method"])
+    if "teacher_model" in raw or "teacher_resume" in raw:
+        return "attack"
+    return "defend" if "adversarial_model" in raw or "adversarial_resume" in raw else "scratch"
+
+
+def check(raw, path):
+    """`raw` with defaults filled in, as a namespace. UserError lists everything that is wrong with it."""
+    raw = dict(raw)
+    try:
+        raw.setdefault("method", {"scratch": "scratch", "defend": "nasty", "attack": "kd"}[kind_of(raw)])
+        fields = schema(raw)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    problems = [
+        f'unknown key "{name}"{suggest(name, [n for n in fields if n not in raw])}'
+        for name in raw
+        if name not in fields
+    ]
+    values = {}
+    for name, field in fields.items():
+        if name in raw:
+            values[name] = raw[name]
+            problems += wrong(name, raw[name], field)
+        elif field.default is not dataclasses.MISSING:
+            values[name] = field.default
+        else:
+            problems.append(f'missing key "{name}": {field.metadata["about"]}')
+    if not problems:
+        problems = inconsistent(values)
+    if problems:
+        raise UserError(f"{path}: " + "\n  ".join(["", *problems] if len(problems) > 1 else problems))
+    return types.SimpleNamespace(**resolve(values))
+
+
+def schema(raw):
+    """{name: dataclass field} of all the keys that a run with this `method` and `model_name` has."""
+    fields = {field.name: field for field in dataclasses.fields(Common)}
+    fields |= {field.name: field for field in dataclasses.fields(method.find(raw["method"]).Params)}
+    if isinstance(raw.get("model_name"), str):
+        for name, default in model.options(raw["model_name"]).items():
+            fields[name] = key(f"of {raw['model_name']}", default=default)
+            fields[name].name, fields[name].type = name, type(default)
+    return fields
+
+
+def wrong(name, value, field):
+    """What is wrong with the type or the range of `value`: a list of no or one line."""
+    shown = json.dumps(value)
+    if not has_type(value, field.type):
+        return [f'"{name}": must be {TYPE_NAMES[field.type]}, not {shown}']
+    limits = field.metadata
+    if "choices" in limits and value not in limits["choices"]:
+        return [f'"{name}": {shown} is none of {", ".join(limits["choices"])}{suggest(value, limits["choices"])}']
+    if value is None or isinstance(value, (str, list)):
+        return []
+    bad = (
+        not math.isfinite(value)
+        or value < limits.get("low", -math.inf)
+        or value > limits.get("high", math.inf)
+        or value <= limits.get("above", -math.inf)
+        or value >= limits.get("below", math.inf)
+    )
+    words = {"low": "at least", "high": "at most", "above": "above", "below": "below"}
+    rule = " and ".join(f"{words[limit]} {limits[limit]}" for limit in words if limit in limits)
+    return [f'"{name}": must be {rule or "finite"}, not {shown}'] if bad else []
+
+
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    float | None: "a number or null",
+    bool: "true or false (or 1 or 0)",
+    str: "a string",
+    str | None: "a string or null",
+    list[int]: "a list of whole numbers",
+}
+
+
+def has_type(value, kind):
+    """Whether a JSON value is of the declared type; whole numbers are numbers, 0 and 1 are booleans."""
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(has_type(item, typing.get_args(kind)[0]) for item in value)
+    if isinstance(kind, types.UnionType):
+        return any(has_type(value, option) for option in typing.get_args(kind))
+    if kind is bool:
+        return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def inconsistent(values):
+    """Problems that show only when keys are seen together: a list of lines."""
+    problems = []
+    schedule = values["schedule"]
+    if any(epoch < 0 for epoch in schedule) or any(a >= b for a, b in itertools.pairwise(schedule)):
+        problems.append(f'"schedule": must be epochs in rising order, not {json.dumps(schedule)}')
+    spec = DATASETS[values["dataset"]]
+    for name in ("model_name", "teacher_model", "adversarial_model"):
+        if name in values:
+            try:
+                options = model_options(types.SimpleNamespace(**values)) if name == "model_name" else {}
+                with torch.device("meta"):
+                    model.build(values[name], spec.num_classes, spec.image_size, **options)
+            except UserError as error:
+                problems.append(f'"{name}": {error}')
+    return problems
+
+
+def model_options(params):
+    """The keys of `params` that are options of its network, such as `num_channels` of `net`."""
+    return {name: getattr(params, name) for name in model.options(params.model_name)}
+
+
+def resolve(values):
+    """`values` with what "auto" and null stand for, and 0 and 1 as booleans."""
+    values = dict(values, augmentation=bool(values["augmentation"]), cuda=bool(values["cuda"]))
+    if values["optimizer"] == "auto":
+        values["optimizer"] = "adam" if values["model_name"] in ("net", "mlp") else "sgd"
+    if values["weight_decay"] is None:
+        values["weight_decay"] = 5e-4 if values["optimizer"] == "sgd" else 0.0
+    return values
+
+
+def differences(old, new):
+    """Lines that name the keys in which two dictionaries of resolved parameters differ; `num_epochs` may grow."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        grown = name == "num_epochs" and isinstance(before, int) and isinstance(after, int) and after > before
+        if name not in IGNORED and before != after and not grown:
+            lines.append(f'"{name}": there {json.dumps(before)}, here {json.dumps(after)}')
+    return lines

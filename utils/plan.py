@@ -1,0 +1,106 @@
+"""Which experiments a target needs, in which order: the `*_resume` keys of their params.json are the graph."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from utils import params
+from utils.checkpoint import ROOT
+from utils.errors import UserError
+
+
+class Plan:
+    """Experiments, each after those it depends on: `raws` is {folder: what its params.json says}.
+
+    Folders are strings relative to the project root. Those of sweeps and seeds are made when they run.
+    """
+
+    def __init__(self):
+        self.raws = {}
+
+    def add(self, folder, changes=None, teacher_changes=None, seed=None, above=()):
+        """Add the experiment `folder` after all that it depends on; the folder in which its run will lie.
+
+        changes: {key: value} for this experiment, teacher_changes: for those it depends on directly, seed: for it
+        and all that it depends on. UserError: there is no such experiment, or it depends on itself.
+        """
+        return self._add(folder, changes or {}, teacher_changes or {}, seed, above)[0]
+
+    def _add(self, folder, changes, teacher_changes, seed, above):
+        if folder in above:
+            raise UserError("these experiments wait for each other: " + " -> ".join([*above, folder]))
+        raw = params.read(ROOT / folder / "params.json")
+        wanted = changes | ({} if seed is None else {"seed": seed})
+        tags = {name: value for name, value in wanted.items() if raw.get(name, 0 if name == "seed" else None) != value}
+        raw |= tags
+        for name in resumes(raw):
+            source, file = str(Path(raw[name]).parent), Path(raw[name]).name
+            if (ROOT / source / "params.json").is_file():
+                made_in, its_tags = self._add(source, teacher_changes, {}, seed, (*above, folder))
+                raw[name] = f"{made_in}/{file}"
+                tags |= {f"teacher.{tag}": value for tag, value in its_tags.items() if tag != "seed"}
+            elif not (ROOT / raw[name]).is_file():
+                raise UserError(f'{folder}/params.json: "{name}": {source} is no experiment, it has no params.json')
+        path = str(derived_path(folder, tags))
+        self.raws.setdefault(path, raw)
+        return path, tags
+
+    def dependencies(self, folder):
+        """The planned experiments that `folder` waits for."""
+        raw = self.raws[folder]
+        return {str(Path(raw[name]).parent) for name in resumes(raw)} & self.raws.keys()
+
+    def write(self, folder):
+        """Make sure that `folder` exists and holds its params.json."""
+        write_params(ROOT / folder, self.raws[folder])
+
+
+def resumes(raw):
+    """The keys of a raw params.json that name a checkpoint."""
+    return [name for name in raw if name.endswith("resume") and isinstance(raw[name], str)]
+
+
+def derived_path(folder, changes):
+    """`folder`,key=value,… for a run of the same experiment with some keys changed, spelt so that shells accept it."""
+    spelt = [f"{name}={re.sub('[^A-Za-z0-9._+-]+', '-', str(value)).strip('-')}" for name, value in changes.items()]
+    return Path(folder).with_name(",".join([Path(folder).name, *sorted(spelt)]))
+
+
+def write_params(folder, raw):
+    """Write `raw` as the params.json of `folder`. UserError where there is another one, or it cannot be written."""
+    path = Path(folder) / "params.json"
+    try:
+        path.parent.mkdir(exist_ok=True, parents=True)
+        if not path.exists():
+            path.write_text(json.dumps(raw, indent=4) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    lines = params.differences(raw, params.read(path))
+    if lines:
+        raise UserError(f"{path}: is there already and says something else:\n  " + "\n  ".join(lines))
+
+
+def experiments_below(folder):
+    """The experiments in `folder`, itself or below, as folders relative to the root; runs made from them left out."""
+    folder = (ROOT / folder).resolve()
+    found = sorted(path.parent for path in folder.rglob("params.json"))
+    found = [path for path in found if path == folder or "=" not in path.name]
+    if not found:
+        raise UserError(f"{folder}: there is no experiment here, that is, no folder with a params.json")
+    return [str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path) for path in found]
+
+
+def epochs_done(folder):
+    """How many epochs the run in `folder` has behind it, and whether its best_model.tar is there.
+
+    A folder with a best_model.tar alone, a checkpoint from elsewhere say, counts as finished.
+    """
+    folder = ROOT / folder
+    if (folder / "last_model.tar").exists():
+        try:
+            return torch.load(folder / "last_model.tar", map_location="cpu", weights_only=True, mmap=True)["epoch"]
+        except Exception:
+            return 0  # the run itself will say what is wrong with it
+    return float("inf") if (folder / "best_model.tar").exists() else 0
