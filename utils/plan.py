@@ -82,21 +82,21 @@ def write_params(folder, raw):
         raise UserError(f"{path}: is there already and says something else:\n  " + "\n  ".join(lines))
 
 
-def experiments_below(folder):
-    """The experiments in `folder`, itself or below, as folders relative to the root; runs made from them left out."""
+def experiments_below(folder, with_runs=False):
+    """The experiments in `folder`, itself or below, as strings relative to the root.
+
+    with_runs: also those with changed keys or seeds, "experiment,key=value".
+    """
     folder = (ROOT / folder).resolve()
     found = sorted(path.parent for path in folder.rglob("params.json"))
-    found = [path for path in found if path == folder or "=" not in path.name]
+    found = [path for path in found if with_runs or path == folder or "=" not in path.name]
     if not found:
         raise UserError(f"{folder}: there is no experiment here, that is, no folder with a params.json")
     return [str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path) for path in found]
 
 
 def epochs_done(folder):
-    """How many epochs the run in `folder` has behind it, and whether its best_model.tar is there.
-
-    A folder with a best_model.tar alone, a checkpoint from elsewhere say, counts as finished.
-    """
+    """How many epochs the run in `folder` has behind it; with a best_model.tar alone, from elsewhere say, infinite."""
     folder = ROOT / folder
     if (folder / "last_model.tar").exists():
         try:

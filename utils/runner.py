@@ -6,6 +6,7 @@ import sys
 from multiprocessing.connection import wait
 
 import torch
+from tabulate import tabulate
 from tqdm import tqdm
 
 from utils import plan as plans
@@ -43,7 +44,22 @@ class Runner:
             for _, process, _, _ in self.running.values():
                 process.terminate()
                 process.join()
-        return all(state == FINISHED for state in self.states.values())
+        return not self.failed()
+
+    def overview(self):
+        """The plan as a string: each experiment with what it needs and how far it is."""
+        lines = [
+            [folder, f"{self.done[folder]}/{epochs}", ", ".join(sorted(self.plan.dependencies(folder)))]
+            for folder, epochs in self.length.items()
+        ]
+        left = sum(state != FINISHED for state in self.states.values())
+        epochs = sum(self.length.values()) - sum(self.done.values())
+        table = tabulate(lines, ["experiment", "epochs", "needs"], disable_numparse=True)
+        return f"{table}\n\n{len(lines)} runs, {left} of them to do: {epochs} epochs"
+
+    def failed(self):
+        """{folder: why} of all that did not finish."""
+        return {folder: state for folder, state in self.states.items() if state != FINISHED}
 
     def start_ready(self, context):
         """Start what waits for nothing any more, as far as there is room; whether anything is left waiting."""

@@ -1,0 +1,26 @@
+"""Logged accuracies as a table, beside the paper's.
+
+    python results.py experiments/digits                 every experiment below a folder (default: experiments)
+    python results.py table1 --format latex              a table of the paper
+
+Shown are the best epoch (by test accuracy, as published) and the last; over several seeds, mean ± standard deviation.
+"""
+
+import argparse
+
+from utils.experiment import one_line_errors
+from utils.report import FORMATS, report
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", nargs="*", default=["experiments"], help="folders, or names in tables.json")
+    parser.add_argument("--format", choices=FORMATS, default="text")
+    args = parser.parse_args()
+    with one_line_errors():
+        for target in args.target:
+            print(report(target, args.format))
+
+
+if __name__ == "__main__":
+    main()
