@@ -17,7 +17,7 @@ class Method:
 
     @dataclass
     class Params:
-        """The keys that this method adds to params.json; see `utils.params.key`."""
+        """The keys that this method adds to params.json; see `utils.keys.key`."""
 
     def __init__(self, params, zoo):
         self.params, self.zoo = params, zoo

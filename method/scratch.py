@@ -9,8 +9,8 @@ label_smoothing/C (Szegedy et al., CVPR 2016).
 from dataclasses import dataclass
 
 from method import Method
+from utils.keys import key
 from utils.losses import cross_entropy
-from utils.params import key
 
 
 class Scratch(Method):

@@ -20,10 +20,15 @@ def locate(path):
 
 
 def save(path, content):
-    """Write `content` to `path` so that a kill at any moment leaves the old file or the new one, whole."""
+    """Write the dictionary `content` as a checkpoint."""
+    replace(path, lambda file: torch.save(content, file))
+
+
+def replace(path, write):
+    """Call `write` with a binary file, so that a kill at any moment leaves the old `path` or the new one, whole."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        torch.save(content, file)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

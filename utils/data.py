@@ -60,6 +60,13 @@ class Dataset:
     summary: str  # one line for the log
 
     def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1):
+        """Shuffled batches. UserError where a process would be left with one image, too few for batch norm."""
+        smallest = (len(self.train) % batch_size or batch_size) // world_size
+        if smallest < 2:
+            raise UserError(
+                f"batch_size {batch_size}: {len(self.train)} images leave a process {smallest} in the last batch; "
+                "batch norm needs 2: choose another batch_size or subset_percent"
+            )
         kinds = self.spec.augmentation if augmentation else ()
         return Loader(self.train, self.spec, batch_size, kinds, True, seed, rank, world_size)
 
@@ -71,14 +78,15 @@ class Loader:
     """Batches of a split: every image once an epoch; the last batch may be smaller.
 
     Order and augmentation are a function of (seed, epoch) alone, the same on every device. Of several processes,
-    process `rank` is given every `world_size`-th image of each batch: together they see what one would.
+    process `rank` is given every `world_size`-th image of each batch: together they see what one would. `weight` is
+    what the loss of the current share must be multiplied by for its mean over processes to be that of the batch.
     """
 
     def __init__(self, split, spec, batch_size, augmentation=(), shuffle=False, seed=0, rank=0, world_size=1):
         self.split, self.batch_size = split, batch_size
         self.augmentation, self.shuffle = augmentation, shuffle
         self.seed, self.epoch = seed, 0
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.weight = rank, world_size, 1.0
         self.mean = torch.tensor(spec.mean, device=split.images.device)
         self.std = torch.tensor(spec.std, device=split.images.device)
 
@@ -92,7 +100,9 @@ class Loader:
         order, draws = self.plan()
         for start in range(0, len(self.split), self.batch_size):
             share = slice(start + self.rank, start + self.batch_size, self.world_size)
-            yield self.assemble(order[share], {name: values[share] for name, values in draws.items()})
+            index = order[share]
+            self.weight = len(index) * self.world_size / min(self.batch_size, len(self.split) - start)
+            yield self.assemble(index, {name: values[share] for name, values in draws.items()})
 
     def plan(self):
         """The epoch's order, int64 (N,), and its draws, in that order; drawn on the CPU, sent once."""

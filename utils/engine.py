@@ -1,5 +1,6 @@
 """Training and evaluation: seed, optimizer, precision, step, schedule, and the stop at NaN. Once for all methods."""
 
+import os
 import time
 
 import numpy as np
@@ -7,13 +8,13 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils import distributed
+from utils.errors import Diverged, UserError
 
 LOOK_EVERY = 50  # steps between two looks at the running loss: each waits for the device
 
 
-class Diverged(Exception):
-    """The loss is no longer finite."""
+HINT = "A smaller learning_rate may help, or a smaller weight of the term that grew."
 
 
 def seed_everything(seed, epoch):
@@ -39,15 +40,17 @@ def make_optimizer(params, network):
 
 
 def pick_device(gpu_id=None):
-    """GPU number `gpu_id` (default 0) where there is one, the CPU otherwise."""
+    """GPU number `gpu_id` (default: 0, under torchrun its own) where there is one, the CPU otherwise."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpu_id is None:
+        gpu_id = int(os.environ.get("LOCAL_RANK", 0))
     if count == 0:
         return torch.device("cpu")
-    if (gpu_id or 0) >= count:
+    if gpu_id >= count:
         raise UserError(f"--gpu_id {gpu_id}: there are {count} GPUs, numbered from 0")
-    torch.cuda.set_device(gpu_id or 0)
+    torch.cuda.set_device(gpu_id)
     torch.backends.cudnn.deterministic = True
-    return torch.device("cuda", gpu_id or 0)
+    return torch.device("cuda", gpu_id)
 
 
 def has_bf16(device):
@@ -66,43 +69,53 @@ class Means:
     """Means of named scalars over images, added up on the device without waiting for it."""
 
     def __init__(self):
-        self.sums, self.count = {}, 0
+        self.sums, self.images = {}, 0
 
     def add(self, terms, images):
         for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().float() * images
-        self.count += images
+            self.sums[name] = self.sums.get(name, 0) + value.detach().double() * images
+        self.images += images
 
     def values(self):
-        """{name: mean}, as floats; waits for the device."""
-        return {name: float(total) / self.count for name, total in self.sums.items()}
+        """{name: mean}, as floats; waits for the device. Raises Diverged where one is not finite."""
+        totals = torch.stack(list(self.sums.values())).tolist()
+        values = {name: total / self.images for name, total in zip(self.sums, totals, strict=True)}
+        if not np.isfinite(totals).all():
+            raise Diverged(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        return values
+
+    def over_processes(self):
+        """These means over the images of all processes."""
+        first = next(iter(self.sums.values()))
+        totals = distributed.add_up(torch.stack([*self.sums.values(), torch.full_like(first, self.images)]))
+        everywhere = Means()
+        everywhere.sums, everywhere.images = dict(zip(self.sums, totals, strict=False)), int(totals[-1])
+        return everywhere
 
 
-def train_epoch(method, loader, optimizer, title):
-    """One pass over `method.batches(loader)`: the mean of each loss term. Raises Diverged when one is not finite."""
+def train_epoch(method, losses, loader, optimizer, title):
+    """One pass over `method.batches(loader)`: the Means of the loss terms. Raises Diverged where one is not finite.
+
+    losses: `method.losses`, or what stands for it when several processes train together.
+    """
     method.model.train()
     means = Means()
-    with tqdm(total=len(loader), desc=title, unit="step", leave=False, disable=None) as bar:
+    quiet = True if distributed.RANK else None  # None: quiet where there is no terminal
+    with tqdm(total=len(loader), desc=title, unit="step", leave=False, disable=quiet) as bar:
         for step, batch in enumerate(method.batches(loader), 1):
-            terms = method.losses(*batch)
+            terms = losses(*batch)
             optimizer.zero_grad(set_to_none=True)
-            terms["loss"].backward()
+            (terms["loss"] * loader.weight if loader.weight != 1 else terms["loss"]).backward()
             optimizer.step()
             means.add(terms, len(batch[0]))
             if step % LOOK_EVERY == 0:
-                finite(means)
-                if not bar.disable:
-                    rate = means.count / max(bar.format_dict["elapsed"], 1e-9)
-                    bar.set_postfix_str(f"loss {means.values()['loss']:.3f}, {rate:.0f} images/s", refresh=False)
+                loss = means.values()["loss"]
+                rate = means.images / max(bar.format_dict["elapsed"] or 0, 1e-9)
+                bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s", refresh=False)
             bar.update()
-    return finite(means), means.count
-
-
-def finite(means):
-    values = means.values()
-    if not np.isfinite(list(values.values())).all():
-        raise Diverged(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-    return values
+    means = means.over_processes()
+    means.values()
+    return means
 
 
 @torch.no_grad()
@@ -121,6 +134,7 @@ def train(method, loader, test_loader, params, run):
     """Train `method` until `params.num_epochs`, from wherever the run folder `run` stands."""
     optimizer = make_optimizer(params, method.model)
     first = run.restore(method, optimizer)
+    losses = distributed.parallel(method, next(method.model.parameters()).device)
     for epoch in range(first, params.num_epochs):
         start = time.perf_counter()
         seed_everything(params.seed, epoch)
@@ -130,7 +144,10 @@ def train(method, loader, test_loader, params, run):
             group["lr"] = rate
         title = f"Epoch {epoch + 1}/{params.num_epochs}"
         run.log(title)
-        terms, images = train_epoch(method, loader, optimizer, title)
+        try:
+            means = train_epoch(method, losses, loader, optimizer, title)
+        except Diverged as error:
+            raise Diverged(f"{title}: the loss is not finite any more: {error}. {HINT} {run.fallback()}") from None
         seconds = time.perf_counter() - start
         run.end_epoch(
             method,
@@ -138,9 +155,9 @@ def train(method, loader, test_loader, params, run):
             {
                 "epoch": epoch + 1,
                 "lr": rate,
-                "train": terms,
+                "train": means.values(),
                 "test": method.evaluate(test_loader),
                 "seconds": round(seconds, 3),
-                "images_per_second": round(images / seconds, 1),
+                "images_per_second": round(means.images / seconds, 1),
             },
         )

@@ -1,10 +1,14 @@
-"""The one exception for what a user can mend."""
+"""What a script ends with, in one line and without a traceback."""
 
 import difflib
 
 
 class UserError(Exception):
-    """A mistake in a file, key, name or folder. Scripts print it without a traceback and exit with status 2."""
+    """A mistake in a file, key, name or folder, which a user can mend: exit status 2."""
+
+
+class Diverged(Exception):
+    """The loss is not finite any more: exit status 1."""
 
 
 def suggest(word, choices):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import method
 from model.zoo import Zoo
-from utils import checkpoint, data, engine
+from utils import checkpoint, data, distributed, engine, environment
 from utils import params as parameters
-from utils.errors import UserError
+from utils.errors import Diverged, UserError
 from utils.plan import derived_path, write_params
-from utils.run import Run, environment
+from utils.run import Run
 
 
 def flags(about):
@@ -61,12 +61,14 @@ def one_line_errors():
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    except engine.Diverged as error:
+    except Diverged as error:
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on after the last finished epoch.", file=sys.stderr)
         sys.exit(130)
+    finally:
+        distributed.leave()
 
 
 def prepare(kind, args):
@@ -96,16 +98,18 @@ def derive(folder, changes):
 def train(folder, params, data_dir, gpu_id=None, download=False):
     """Train the experiment `params` in `folder`, from where it stands to its end."""
     device = engine.pick_device(gpu_id)
+    distributed.join(device)
     params.precision = engine.resolve_precision(params.precision, device)
     run = Run(folder, params)
     if run.finished:
-        print(f"{checkpoint.shown(folder)}: finished, best acc: {run.best_acc:.2f} at epoch {run.best_epoch}")
+        run.say_finished()
         return
     dataset = data.load(params.dataset, data_dir, device, params.subset_percent, download)
     engine.seed_everything(params.seed, epoch=-1)
     learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))
-    loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed)
-    with run.opened(environment(device, params.precision)):
+    share = distributed.RANK, distributed.WORLD_SIZE
+    loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share)
+    with run.opened(environment.describe(device, params.precision)):
         run.log(f"Data: {dataset.summary}")
         engine.train(learner, loader, dataset.test_loader(), params, run)
 

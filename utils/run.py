@@ -4,17 +4,13 @@ import contextlib
 import fcntl
 import json
 import logging
-import platform
-import subprocess
 import sys
 import traceback
 from pathlib import Path
 
-import torch
-import torchvision
-
 from utils import checkpoint
-from utils.errors import UserError
+from utils.distributed import RANK
+from utils.errors import Diverged, UserError
 from utils.params import differences
 
 
@@ -53,30 +49,39 @@ class Run:
 
     @contextlib.contextmanager
     def opened(self, environment):
-        """The folder's log is open, and the folder locked, inside this context. environment: one line, logged."""
-        try:
-            file = open(self.folder / "training.log", "a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{checkpoint.shown(self.folder)}: cannot be written: {error.strerror}") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{checkpoint.shown(self.folder)}: another process is training here") from None
-            if not self.state:
-                file.truncate(0)
-            self.logger = logging.Logger(str(self.folder))
-            in_file = logging.StreamHandler(file)
-            in_file.setFormatter(logging.Formatter("%(asctime)s:%(levelname)s: %(message)s"))
-            self.logger.addHandler(in_file)
-            self.logger.addHandler(logging.StreamHandler(sys.stdout))
-            self.environment = environment
+        """The log is open and the folder locked inside this context. Of several processes the first alone writes."""
+        self.environment = environment
+        self.logger = logging.Logger(str(self.folder))
+        with self.locked_log() if RANK == 0 else contextlib.nullcontext() as file:
+            if file:
+                in_file = logging.StreamHandler(file)
+                in_file.setFormatter(logging.Formatter("%(asctime)s:%(levelname)s: %(message)s"))
+                self.logger.addHandler(in_file)
+                self.logger.addHandler(logging.StreamHandler(sys.stdout))
             self.log(f"Environment: {environment}")
             try:
                 yield
-            except Exception:
-                in_file.stream.write(traceback.format_exc())
+            except (Diverged, UserError) as error:
+                if file:
+                    file.write(f"{error}\n")
                 raise
+            except Exception:
+                if file:
+                    traceback.print_exc(file=file)
+                raise
+
+    def locked_log(self):
+        """training.log, opened for appending, or anew where there is no checkpoint to go on from."""
+        try:
+            file = open(self.folder / "training.log", "a", encoding="utf-8")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{checkpoint.shown(self.folder)}: another process is training here") from None
+        except OSError as error:
+            raise UserError(f"{checkpoint.shown(self.folder)}: cannot be written: {error.strerror}") from None
+        if not self.state:
+            file.truncate(0)
+        return file
 
     def log(self, message):
         self.logger.info(message)
@@ -90,6 +95,17 @@ class Run:
     def finished(self):
         return self.epoch >= self.params["num_epochs"]
 
+    def say_finished(self):
+        if RANK == 0:
+            best = f"best acc: {self.best_acc:.2f}, epoch {self.best_epoch}"
+            print(f"{checkpoint.shown(self.folder)}: finished, {best}")
+
+    def fallback(self):
+        """Where to go on from after a run has failed."""
+        if not self.epoch:
+            return "No epoch had ended before, so there is no checkpoint."
+        return f"The last good checkpoint is {checkpoint.shown(self.last)}, after epoch {self.epoch}."
+
     def restore(self, method, optimizer):
         """Bring `method` and `optimizer` to where the run stands; the number of epochs done."""
         if self.state:
@@ -99,9 +115,9 @@ class Run:
             for name, item in method.extra().items():
                 item.load_state_dict(self.state["extra"][name])
             self.log(f"Continuing after epoch {self.epoch}/{self.params['num_epochs']}")
-        if self.metrics.exists():  # a kill may have left it one epoch ahead of the checkpoint
-            lines = self.metrics.read_text().splitlines(keepends=True)
-            self.metrics.write_text("".join(lines[: self.epoch]))
+        if self.metrics.exists() and RANK == 0:  # a kill may have left it one epoch ahead of the checkpoint
+            lines = self.metrics.read_bytes().splitlines(keepends=True)
+            checkpoint.replace(self.metrics, lambda file: file.writelines(lines[: self.epoch]))
         return self.epoch
 
     def check_origins(self, origins):
@@ -117,6 +133,9 @@ class Run:
         epoch, test = record["epoch"], record["test"]
         if test["acc"] >= self.best_acc:
             self.best_epoch, self.best_acc = epoch - 1, test["acc"]
+        self.state["epoch"] = epoch
+        if RANK > 0:
+            return
         loss, *others = shown_terms(record["train"])
         self.log(" ; ".join([f"- Train {loss.replace(':', ' :')}", *others]))
         self.log(f"- Eval metrics : {' ; '.join(shown_terms(test))}")
@@ -136,24 +155,8 @@ class Run:
         if self.best_epoch == epoch - 1:
             checkpoint.save(self.best, content)
         checkpoint.save(self.last, content)
-        self.state = content
 
 
 def shown_terms(terms):
     """["loss: 0.847", "acc: 70.17"]: losses with three decimals, percentages with two."""
     return [f"{name}: {value:{'05.2f' if name.startswith('acc') else '05.3f'}}" for name, value in terms.items()]
-
-
-def environment(device, precision):
-    """One line on what a run was computed with: its numbers are the same only where this line is."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=10"],
-        cwd=checkpoint.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return f"{versions}, {where}{threads}, {precision}, commit {commit or 'unknown'}"

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from utils import plan as plans
 from utils.checkpoint import ROOT
+from utils.errors import Diverged, UserError
 
 WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
 
@@ -108,8 +109,6 @@ class Runner:
 def work(folder, data_dir, gpu, download, threads, sender):
     """Train one experiment; what a process of the runner does. Sends None, or why it failed."""
     from utils import experiment, params
-    from utils.engine import Diverged
-    from utils.errors import UserError
 
     torch.set_num_threads(threads)
     sys.stdout = sys.stderr = open(os.devnull, "w")

@@ -10,8 +10,8 @@ y    the label                   α    share of the teacher
 from dataclasses import dataclass
 
 from method import Method
+from utils.keys import key
 from utils.losses import cross_entropy, kl
-from utils.params import key
 
 
 def kd_loss(logits, teacher_logits, labels, T, alpha):

@@ -12,8 +12,8 @@ The gradient flows through f as the KL's *first* argument, the one PyTorch calls
 from dataclasses import dataclass
 
 from method import Method
+from utils.keys import key
 from utils.losses import cross_entropy, kl
-from utils.params import key
 
 
 def nasty_loss(logits, adversary_logits, labels, T, weight):

@@ -1,0 +1,61 @@
+"""What the machine can do, and what a training step asks of it."""
+
+import gc
+import os
+import resource
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import model
+from benchmarks.pipelines import now
+
+REPEATS = 10
+
+
+def matmul_peak(device, precision, size=None):
+    """FLOP/s of the best of some square matrix products. size: default 8192 on CUDA, 4096 on the CPU."""
+    size = size or (8192 if device.type == "cuda" else 4096)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(REPEATS):
+        start = now(device)
+        torch.mm(a, b)
+        best = min(best, now(device) - start)
+    return 2 * size**3 / best
+
+
+def step_flops(network, kind, spec):
+    """FLOP per image of a training step: three forward passes' worth, and one for a frozen network."""
+    with torch.device("meta"):
+        built = model.build(network, spec.num_classes, spec.image_size).eval()
+        images = torch.empty(1, 3, spec.image_size, spec.image_size)
+    with FlopCounterMode(display=False) as counter:
+        built.head(built.features(images))
+    return counter.get_total_flops() * (3 if kind == "normal" else 4)
+
+
+def reset_memory(device):
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device):
+    """Bytes: allocated on the GPU since `reset_memory` at most, or the process's largest size so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def processor():
+    """The CPU's name and its number of cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{name}, {os.cpu_count()} cores"

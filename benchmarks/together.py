@@ -1,0 +1,55 @@
+"""The total throughput of several runs at once on one device, each in a process of its own."""
+
+import multiprocessing
+import os
+
+import torch
+
+from benchmarks.pipelines import Ours, Part, load_data
+from utils import engine
+from utils.errors import UserError
+
+
+def throughput(count, params, data_dir, images, steps, warmup):
+    """Images per second of `count` processes together, from the first one's start to the last one's end.
+
+    Each has data, network and optimizer of its own, and its share of the CPU's threads, as in reproduce.py --jobs.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.together"])  # so PyTorch is imported once, not once a process
+    threads = max(1, (os.cpu_count() or 1) // count)
+    workers = []
+    try:
+        for _ in range(count):
+            here, there = context.Pipe()
+            process = context.Process(target=work, args=(there, params, data_dir, images, steps, warmup, threads))
+            process.daemon = True
+            process.start()
+            there.close()
+            workers.append((process, here))
+        for _, pipe in workers:
+            pipe.recv()
+        for _, pipe in workers:
+            pipe.send("go")
+        starts, ends, trained = zip(*[pipe.recv() for _, pipe in workers], strict=True)
+    except (EOFError, OSError):
+        raise UserError(f"--together {count}: one of the processes died; what it says is above") from None
+    finally:
+        for process, _ in workers:
+            process.terminate()
+            process.join()
+    return sum(trained) / (max(ends) - min(starts))
+
+
+def work(pipe, params, data_dir, images, steps, warmup, threads):
+    """Warm up, say so, wait for the word; then train and send (start, end, images)."""
+    torch.set_num_threads(threads)
+    device = engine.pick_device()
+    ours = Ours(params, load_data(data_dir, device, images), device)
+    if warmup:
+        ours.train(Part(ours.loader, warmup, 0, device))
+    pipe.send("ready")
+    pipe.recv()
+    part = Part(ours.loader, steps, 0, device)
+    ours.train(part)
+    pipe.send((part.start, part.end, part.images))

@@ -1,0 +1,30 @@
+"""What a run was computed with."""
+
+import platform
+import subprocess
+
+import torch
+import torchvision
+
+from utils.checkpoint import ROOT
+from utils.distributed import WORLD_SIZE
+
+
+def describe(device, precision):
+    """One line on versions, device, precision and commit: equal numbers are promised only where it is equal."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    if device.type == "cpu":
+        where += f", {torch.get_num_threads()} threads"
+    if WORLD_SIZE > 1:
+        where += f", {WORLD_SIZE} processes"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+    return f"{versions}, {where}, {precision}, commit {commit() or 'unknown'}"
+
+
+def commit():
+    """The commit that is checked out, with "-dirty" where files differ from it; empty outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""

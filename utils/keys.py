@@ -1,0 +1,63 @@
+"""How a key of params.json is declared, and what is wrong with a value."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+
+from utils.errors import suggest
+
+
+def key(about, default=dataclasses.MISSING, **limits):
+    """A dataclass field that is a key of params.json.
+
+    limits: `low` and `high` (inclusive), `above` and `below` (exclusive), `choices`.
+    """
+    return dataclasses.field(default=default, kw_only=True, metadata={"about": about, **limits})
+
+
+def wrong(name, value, field):
+    """What is wrong with the type or the range of `value`: a list of no or one line."""
+    shown = json.dumps(value)
+    if not has_type(value, field.type):
+        return [f'"{name}": must be {TYPE_NAMES[field.type]}, not {shown}']
+    limits = field.metadata
+    if "choices" in limits and value not in limits["choices"]:
+        return [f'"{name}": {shown} is none of {", ".join(limits["choices"])}{suggest(value, limits["choices"])}']
+    if value is None or isinstance(value, (str, list)):
+        return []
+    bad = (
+        not math.isfinite(value)
+        or value < limits.get("low", -math.inf)
+        or value > limits.get("high", math.inf)
+        or value <= limits.get("above", -math.inf)
+        or value >= limits.get("below", math.inf)
+    )
+    words = {"low": "at least", "high": "at most", "above": "above", "below": "below"}
+    rule = " and ".join(f"{words[limit]} {limits[limit]}" for limit in words if limit in limits)
+    return [f'"{name}": must be {rule or "finite"}, not {shown}'] if bad else []
+
+
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    float | None: "a number or null",
+    bool: "true or false (or 1 or 0)",
+    str: "a string",
+    str | None: "a string or null",
+    list[int]: "a list of whole numbers",
+}
+
+
+def has_type(value, kind):
+    """Whether a JSON value is of the declared type; whole numbers are numbers, 0 and 1 are booleans."""
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(has_type(item, typing.get_args(kind)[0]) for item in value)
+    if isinstance(kind, types.UnionType):
+        return any(has_type(value, option) for option in typing.get_args(kind))
+    if kind is bool:
+        return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
