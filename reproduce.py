@@ -15,6 +15,7 @@ import sys
 import torch
 
 from utils.errors import UserError
+from utils.executors import Local, Ray
 from utils.experiment import add_data_flags, one_line_errors
 from utils.plan import Plan
 from utils.report import report
@@ -23,30 +24,38 @@ from utils.tables import plan_target
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", nargs="+", help="folders, or names in experiments/tables.json")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="run each experiment with these seeds")
-    parser.add_argument("--jobs", type=int, metavar="N", help="run N at once (default: 1 a GPU; without, 1 a CPU core)")
-    parser.add_argument("--dry_run", action="store_true", help="show the plan and stop")
-    add_data_flags(parser)
-    args = parser.parse_args()
+    args = arguments()
     with one_line_errors():
-        jobs = args.jobs if args.jobs is not None else torch.cuda.device_count() or os.cpu_count()
-        if jobs < 1:
+        if args.jobs < 1:
             raise UserError(f"--jobs {args.jobs}: must be at least 1")
         plan = Plan()
         for target in args.target:
-            plan_target(target, args.seeds or [None], plan)
-        runner = Runner(plan, jobs, args.data_dir, args.download)
+            plan_target(target, args.seeds, plan)
+        runner = Runner(plan)
         if args.dry_run:
-            print(runner.overview())
-            return
-        finished = runner.run()
+            sys.exit(print(runner.overview()))
+        if args.ray is None:
+            executor = Local(args.jobs, args.data_dir, args.download)
+        else:
+            executor = Ray(args.ray or None, args.jobs, args.data_dir, args.download)
+        runner.run(executor)
         for target in args.target:
             print(f"\n{report(target)}")
-        for folder, reason in runner.failed().items():
-            print(f"{folder}: {reason}", file=sys.stderr)
-    sys.exit(0 if finished else 1)
+        for folder, state in runner.unfinished().items():
+            print(f"{folder}: {state}", file=sys.stderr)
+        sys.exit(1 if runner.unfinished() else 0)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", nargs="+", help="folders, or names in experiments/tables.json")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[None], metavar="N", help="run each with these seeds")
+    jobs = torch.cuda.device_count() or os.cpu_count()
+    parser.add_argument("--jobs", type=int, default=jobs, metavar="N", help="at once; default: GPUs, or CPU cores")
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster, N jobs to a GPU")
+    parser.add_argument("--dry_run", action="store_true", help="show the plan and stop")
+    add_data_flags(parser)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ from pathlib import Path
 from statistics import median
 
 from tabulate import tabulate
-from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import machine, together
-from benchmarks.pipelines import KINDS, Ours, Part, load_data, now, seconds_per_image, settings
+from benchmarks.pipelines import KINDS, Ours, Part, load_data, now, seconds_per_image, seconds_to_load, settings
 from benchmarks.reference import Reference
 from utils import engine, environment
 from utils.errors import UserError
@@ -53,7 +52,13 @@ def flags():
     add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of ours (default: auto)")
     add("--batch_size", type=at_least(1), default=128, metavar="N", help="default: 128")
     add("--steps", type=at_least(0), default=30, metavar="N", help="timed in a round; 0: a whole epoch (default: 30)")
-    add("--warmup", type=at_least(1), default=10, metavar="N", help="steps before them, not timed (default: 10)")
+    add(
+        "--warmup",
+        type=at_least(1),
+        default=10,
+        metavar="N",
+        help="steps before them, not timed; 8 use up prefetched batches (default: 10)",
+    )
     add("--rounds", type=at_least(1), default=5, metavar="N", help="of which the median is taken (default: 5)")
     instead = parser.add_mutually_exclusive_group().add_argument
     instead("--together", nargs="+", type=at_least(1), metavar="N", help="instead: throughput of N runs at once")
@@ -89,7 +94,9 @@ def compare(params, kind, dataset, device, args):
             rounds[name].append(seconds_per_image(pipeline, steps, skipped, device))
         rounds["loading"].append(seconds_to_load(ours.loader, device))
     if args.profile:
-        write_profile(args.profile, ours, f"{params.model_name}, {kind}, {params.precision}", device, args)
+        part = Part(ours.loader, args.warmup, 0, device)
+        title = f"{params.model_name}, {kind}, {params.precision}: {args.warmup} steps of {args.batch_size}"
+        machine.write_profile(args.profile, title, device, lambda: ours.train(part))
     seconds, slow, loading = (median(rounds[name]) for name in ("ours", "reference", "loading"))
     flops = machine.step_flops(params.model_name, kind, dataset.spec)
     return {
@@ -120,25 +127,6 @@ def warmed_up(pipeline, params, dataset, device, args):
         raise UserError(f"--warmup and --steps: an epoch has only {len(built.loader)} steps")
     built.train(Part(built.loader, args.warmup, 0, device))
     return built, now(device) - start
-
-
-def seconds_to_load(loader, device):
-    """Seconds per image of a pass that shuffles, gathers and augments, and does nothing with the batches."""
-    start = now(device)
-    for _ in loader:
-        pass
-    return (now(device) - start) / len(loader.split)
-
-
-def write_profile(path, ours, title, device, args):
-    """Append the time table of a few steps' kernels to `path`."""
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with profile(activities=activities) as profiler:
-        ours.train(Part(ours.loader, args.warmup, 0, device))
-    order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    table = profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(f"{title}, {args.warmup} steps of {args.batch_size}\n{table}\n\n")
 
 
 def at_once(params, kind, dataset, device, args):

@@ -6,6 +6,7 @@ import resource
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import model
@@ -59,3 +60,14 @@ def processor():
         lines = []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
     return f"{name}, {os.cpu_count()} cores"
+
+
+def write_profile(path, title, device, work):
+    """Append the time table of the kernels that the function `work` runs to `path`."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) as profiler:
+        work()
+    order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    table = profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"{title}\n{table}\n\n")

@@ -103,6 +103,14 @@ def seconds_per_image(pipeline, steps, warmup, device):
     return (part.end - part.start) / part.images
 
 
+def seconds_to_load(loader, device):
+    """Seconds per image of a pass that shuffles, gathers and augments, and does nothing with the batches."""
+    start = now(device)
+    for _ in loader:
+        pass
+    return (now(device) - start) / len(loader.split)
+
+
 def now(device):
     """Seconds on a clock that all processes share, once the device has done all it was given."""
     if device.type == "cuda":

@@ -32,6 +32,8 @@ def throughput(count, params, data_dir, images, steps, warmup):
         for _, pipe in workers:
             pipe.send("go")
         starts, ends, trained = zip(*[pipe.recv() for _, pipe in workers], strict=True)
+        for process, _ in workers:
+            process.join()
     except (EOFError, OSError):
         raise UserError(f"--together {count}: one of the processes died; what it says is above") from None
     finally:

@@ -104,3 +104,9 @@ def epochs_done(folder):
         except Exception:
             return 0  # the run itself will say what is wrong with it
     return float("inf") if (folder / "best_model.tar").exists() else 0
+
+
+def epochs_logged(folder):
+    """How many epochs the metrics.jsonl of the run in `folder` tells of."""
+    path = ROOT / folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0

@@ -1,0 +1,148 @@
+"""Tiny experiments on `digits` in a temporary folder, and the real scripts, run inside this process or killed in it."""
+
+import contextlib
+import io
+import json
+import multiprocessing
+import runpy
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "model_name": "net",
+    "num_channels": 4,
+    "learning_rate": 0.001,
+    "schedule": [1],
+    "gamma": 0.1,
+    "batch_size": 32,
+    "num_epochs": 2,
+    "dataset": "digits",
+    "subset_percent": 0.1,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small networks gain nothing from threads, and lose tenfold where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """The scripts set a handler of their own, which the tests after them must not have."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def experiment(folder, **changes):
+    """An experiment folder with TINY and `changes` in its params.json; None removes a key."""
+    raw = {name: value for name, value in (TINY | changes).items() if value is not None}
+    folder.mkdir(parents=True)
+    (folder / "params.json").write_text(json.dumps(raw))
+    return folder
+
+
+def with_teacher(teacher, role="teacher", **changes):
+    """The keys of a student of the experiment `teacher`, or of a nasty teacher with that adversary."""
+    own = {"alpha": 0.9} if role == "teacher" else {"weight": 0.1}
+    source = {f"{role}_model": "net", f"{role}_resume": str(teacher / "best_model.tar")}
+    return source | {"temperature": 4} | own | changes
+
+
+def grow(root, **changes):
+    """The experiments baseline/teacher, baseline/student, kd_normal/student, kd_nasty/{nasty,student} below `root`."""
+    teacher = experiment(root / "baseline/teacher", **changes)
+    experiment(root / "baseline/student", **changes)
+    experiment(root / "kd_normal/student", **with_teacher(teacher), **changes)
+    nasty = experiment(root / "kd_nasty/nasty", **with_teacher(teacher, "adversarial"), **changes)
+    experiment(root / "kd_nasty/student", **with_teacher(nasty), **changes)
+    return root
+
+
+SCRIPTS = {
+    "baseline/teacher": "train_scratch.py",
+    "baseline/student": "train_scratch.py",
+    "kd_normal/student": "train_kd.py",
+    "kd_nasty/nasty": "train_nasty.py",
+    "kd_nasty/student": "train_kd.py",
+}
+
+
+def script(name, *argv):
+    """Run a script of the project in this process: .status, .out and .err. What it does not catch is raised here."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    status = 0
+    sys.argv = [name, *map(str, argv)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+    except SystemExit as stopped:
+        status = stopped.code or 0
+    finally:
+        sys.argv = before
+    return SimpleNamespace(status=status, out=out.getvalue(), err=err.getvalue())
+
+
+def train(folder, *argv):
+    """Run the training script of the experiment `folder`; it must succeed."""
+    raw = json.loads((folder / "params.json").read_text())
+    name = "kd" if "alpha" in raw else "nasty" if "weight" in raw else "scratch"
+    done = script(f"train_{name}.py", "--save_path", folder, *argv)
+    assert done.status == 0, done.err
+    return done
+
+
+def start(folder, name, output):
+    """Start a script on `folder` in a process of its own, which may be killed; it prints to the file `output`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["utils.experiment", "pytest"])
+    process = context.Process(target=in_child, args=(name, str(folder), str(output)))
+    process.start()
+    return process
+
+
+def in_child(name, folder, output):
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = open(output, "a", encoding="utf-8", buffering=1)
+    sys.argv = [name, "--save_path", folder]
+    runpy.run_path(str(ROOT / name), run_name="__main__")
+
+
+def weights(file):
+    return torch.load(file, weights_only=True)["state_dict"]
+
+
+def same_weights(one, other):
+    """Whether two checkpoints hold the same bits."""
+    a, b = weights(one), weights(other)
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def metrics(folder):
+    """The lines of metrics.jsonl without what the clock says."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+def files(folder):
+    """{file: (its content, when it was written)} of everything below `folder`."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The five experiments of `grow`, trained; not to be changed."""
+    root = grow(tmp_path_factory.mktemp("trained"))
+    for name in SCRIPTS:
+        train(root / name)
+    return root

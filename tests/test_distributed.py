@@ -1,0 +1,41 @@
+"""One run over two processes, as torchrun starts them, against the same run in one."""
+
+import subprocess
+import sys
+
+import torch
+from conftest import ROOT, experiment
+
+# Without batch norm, which on the CPU sees the share of its process alone, both compute the same.
+PLAIN = {
+    "model_name": "mlp",
+    "num_channels": None,
+    "optimizer": "sgd",
+    "learning_rate": 0.05,
+    "batch_size": 16,
+    "subset_percent": 0.3,
+}
+
+
+def train(folder, processes=1):
+    command = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *command, "train_scratch.py", "--save_path", str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_two_processes_compute_what_one_does_and_resume(tmp_path):
+    alone = experiment(tmp_path / "alone", num_epochs=3, **PLAIN)
+    together = experiment(tmp_path / "together", num_epochs=2, **PLAIN)
+    train(alone)
+    output = train(together, processes=2)
+    assert output.count("Epoch 2/2") == 1, "the first process alone writes"
+
+    params = together / "params.json"
+    params.write_text(params.read_text().replace('"num_epochs": 2', '"num_epochs": 3'))
+    assert "Continuing after epoch 2/3" in train(together, processes=2)
+    assert len((together / "metrics.jsonl").read_text().splitlines()) == 3
+
+    one, two = (torch.load(folder / "last_model.tar") for folder in (alone, together))
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, weight in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], weight, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,131 @@
+"""Every method that there is on disk, trained for a few steps on small networks."""
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from torch import nn
+
+import method
+from model.zoo import Zoo
+from utils import checkpoint, data, engine, params
+
+NAMES = [name for members in method.names().values() for name in members]
+DIGITS = data.DATASETS["digits"]
+# Values for keys without a default. A new method needs a line here only where a guess by name or type will not do.
+EXAMPLES = {"temperature": 4, "weight": 0.1, "alpha": 0.9}
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """The checkpoint of a network that others are attacked by or defend against."""
+    path = tmp_path_factory.mktemp("frozen") / "best_model.tar"
+    torch.manual_seed(1)
+    network = Zoo(DIGITS, torch.device("cpu")).fresh("net", num_channels=4)
+    checkpoint.save(path, {"state_dict": network.state_dict(), "params": {"num_channels": 4}})
+    return path
+
+
+def example(field, frozen):
+    """A value for the key `field`, which has no default."""
+    if field.name in EXAMPLES:
+        return EXAMPLES[field.name]
+    if field.name.endswith("_resume"):
+        return str(frozen)
+    if field.name.endswith("_model"):
+        return "net"
+    return max(1, field.metadata.get("low", 1))
+
+
+def build(name, frozen, bf16=False):
+    """(the method, a loader, an optimizer)"""
+    needed = [f for f in dataclasses.fields(method.find(name).Params) if f.default is dataclasses.MISSING]
+    raw = TINY | {"method": name} | {field.name: example(field, frozen) for field in needed}
+    checked = params.check(raw, Path("params.json"))
+    engine.seed_everything(0, epoch=-1)
+    learner = method.find(name)(checked, Zoo(DIGITS, torch.device("cpu"), bf16))
+    loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)
+    return learner, loader, engine.make_optimizer(checked, learner.model)
+
+
+def others(learner):
+    """The networks of a method that are neither trained nor made by it: the frozen ones."""
+    own = [learner.model, *learner.extra().values()]
+    return [n for n in vars(learner).values() if isinstance(n, nn.Module) and not any(n is o for o in own)]
+
+
+def steps(learner, optimizer, batches):
+    """Train on `batches`; the terms of each step."""
+    learner.model.train()
+    for batch in batches:
+        terms = learner.losses(*batch)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        yield {name: value.detach() for name, value in terms.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_three_steps(name, bf16, frozen):
+    learner, loader, optimizer = build(name, frozen, bf16)
+    before = [p.clone() for p in learner.model.parameters()]
+    batches = [batch for batch, _ in zip(learner.batches(loader), range(3), strict=False)]
+    for terms in steps(learner, optimizer, batches):
+        assert next(iter(terms)) == "loss"  # the log's "Train loss" is the first term
+        for value in terms.values():
+            assert value.shape == () and value.isfinite() and value.dtype == torch.float32
+    changed = [not torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True)]
+    assert any(changed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_of_a_batch_falls(name, frozen):
+    learner, loader, optimizer = build(name, frozen)
+    batch = next(iter(learner.batches(loader)))
+    losses = [float(terms["loss"]) for terms in steps(learner, optimizer, [batch] * 12)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_networks_stay_as_they_are(name, frozen):
+    learner, loader, optimizer = build(name, frozen)
+    before = [{k: v.clone() for k, v in network.state_dict().items()} for network in others(learner)]
+    engine.train_epoch(learner, learner.losses, loader, optimizer, name)
+    learner.evaluate(loader)
+    engine.train_epoch(learner, learner.losses, loader, optimizer, name)
+    for network, state in zip(others(learner), before, strict=True):
+        assert not any(part.training for part in network.modules())
+        assert all(p.grad is None and not p.requires_grad for p in network.parameters())
+        assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    if name in ("nasty", "kd"):
+        assert len(before) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_and_what_an_interruption_must_not_lose(name, frozen):
+    learner, loader, _ = build(name, frozen)
+    assert 0 <= learner.evaluate(loader)["acc"] <= 100
+    again = build(name, frozen)[0].extra()
+    for key, item in learner.extra().items():
+        again[key].load_state_dict(item.state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header_says_paper_and_equation(name):
+    module = sys.modules[method.find(name).__module__]
+    header = module.__doc__
+    assert re.search(r"\b(19|20)\d\d\b", header), "no paper with its year"
+    assert re.search(r"min_|KL\(|CE\(| = ", header), "no equation"
+    assert len(Path(module.__file__).read_text().splitlines()) < 100
+
+
+def test_kinds():
+    assert method.names()["scratch"] == ["scratch"]
+    assert "nasty" in method.names()["defend"] and "kd" in method.names()["attack"]
+    assert [method.kind(name) for name in ("scratch", "nasty", "kd")] == ["scratch", "defend", "attack"]
+    assert len(NAMES) == len(set(NAMES))

@@ -1,0 +1,51 @@
+"""The same graph of runs as Ray tasks on a local Ray instance."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import experiment, with_teacher
+
+from utils.errors import UserError
+from utils.executors import Ray
+from utils.plan import Plan, epochs_logged
+from utils.runner import Runner
+
+pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+
+
+def kill_whoever_trains_in(folder):
+    """Kill -9 the process that holds the training.log of `folder`, once it has two epochs behind it."""
+    while epochs_logged(folder) < 2:
+        time.sleep(0.02)
+    log = str(folder / "training.log")
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(link) == log:
+                return os.kill(int(link.parts[2]), signal.SIGKILL)
+        except OSError:
+            continue  # a process or a file of its that has gone meanwhile
+
+
+def test_a_killed_worker_is_replaced_and_goes_on(tmp_path):
+    teacher = experiment(tmp_path / "teacher", num_epochs=40)
+    student = experiment(tmp_path / "student", **with_teacher(teacher))
+    plan = Plan()
+    plan.add(str(student))
+    runner = Runner(plan)
+    killer = threading.Thread(target=kill_whoever_trains_in, args=(teacher,))
+    executor = Ray("local", 1, "data")
+    killer.start()
+    runner.run(executor)
+    killer.join()
+    assert not runner.unfinished()
+    assert epochs_logged(teacher) == 40
+    assert "Continuing after epoch" in (teacher / "training.log").read_text()
+
+
+def test_an_unreachable_address_is_one_line():
+    with pytest.raises(UserError, match="no Ray cluster answers"):
+        Ray("127.0.0.1:1", 1, "data")

@@ -1,0 +1,104 @@
+"""Accuracy and losses over the epochs of some runs."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from utils.checkpoint import shown
+from utils.errors import UserError
+from utils.figures import style
+from utils.tables import runs_of, split_seed
+
+NAMES = {
+    ("test", "acc"): "test accuracy (%)",
+    ("test", "loss"): "test cross-entropy",
+    ("train", "loss"): "training loss",
+}
+
+
+def curves(runs, labels=None):
+    """A panel for every logged quantity, a line for every experiment: the mean of its seeds, ± standard deviation.
+
+    runs: folders; one without ",seed=N" stands for all its seeds, beside it. labels: of the lines (default: folders).
+    """
+    groups = group(runs)
+    labels = labels or short_names(list(groups))
+    if len(labels) != len(groups):
+        raise UserError(f"--labels: {len(labels)} labels for {len(groups)} experiments (their seeds count once)")
+    histories = [read_group(*item) for item in groups.items()]
+    panels = list(dict.fromkeys(quantity for history in histories for quantity in history))
+    panels.sort(key=lambda panel: (panel[0] != "test", panel[1] == "loss" and panel[0] == "test"))
+
+    figure, axes = style.panels(len(panels), 3 if len(panels) > 4 else min(2, len(panels)), 1.65)
+    for panel, ax in zip(panels, axes, strict=True):
+        for index, history in enumerate(histories):
+            if panel in history:
+                draw(ax, history[panel], style.look(index), index / len(histories))
+        style.name(ax, NAMES.get(panel) or " ".join(panel).replace("train ", "training "))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    style.name_horizontal(axes, "epoch")
+    style.legend(figure, [axes[0].plot([], [], **style.look(index))[0] for index in range(len(groups))], labels)
+    return figure
+
+
+def draw(axes, values, look, offset):
+    """The mean line and the band of `values`, (seeds, epochs). offset: in [0, 1), moves the markers off the others'."""
+    epochs, middle = np.arange(1, values.shape[1] + 1), values.mean(0)
+    every = max(1, len(epochs) // 6)
+    axes.plot(epochs, middle, **look, markevery=(int(offset * every), every))
+    if len(values) > 1:
+        style.band(axes, epochs, middle, values.std(0, ddof=1), look["color"])
+
+
+def group(runs):
+    """{experiment: its run folders} of folders, with all the seeds of those that name none."""
+    groups = {}
+    for run in runs:
+        path = Path(os.path.abspath(run))
+        experiment, seed = split_seed(path.name)
+        found = runs_of(path) if seed < 0 else [path] if (path / "params.json").is_file() else []
+        if not found:
+            raise UserError(f"{shown(path)}: there is no such run, that is, no folder with a params.json")
+        known = groups.setdefault(path.with_name(experiment), [])
+        known += [folder for folder in found if folder not in known]
+    return groups
+
+
+def short_names(folders):
+    """The folders without the parents that all have in common."""
+    common = os.path.commonpath([folder.parent for folder in folders])
+    return [os.path.relpath(folder, common) for folder in folders]
+
+
+def read_group(experiment, folders):
+    """{("train" or "test", term): values (seeds, epochs)} over the epochs that all its seeds have behind them."""
+    logs = {folder: log for folder in folders if (log := read_metrics(folder / "metrics.jsonl"))}
+    for folder in folders:
+        if folder not in logs:
+            print(f"{shown(folder)}: no metrics yet, left out")
+    if not logs:
+        raise UserError(f"{shown(experiment)}: no metrics yet; they are written at the end of each epoch")
+    lengths = {folder: len(log) for folder, log in logs.items()}
+    shortest = min(lengths, key=lengths.get)
+    if lengths[shortest] < max(lengths.values()):
+        print(f"{shown(experiment)}: {lengths[shortest]} epochs are drawn, as {shortest.name} has no more yet")
+    records = [log[: lengths[shortest]] for log in logs.values()]
+    quantities = [(part, term) for part in ("test", "train") for term in records[0][0][part]]
+    return {
+        (part, term): np.array([[record[part][term] for record in log] for log in records]) for part, term in quantities
+    }
+
+
+def read_metrics(path):
+    """The records of a metrics.jsonl, one an epoch; a last line that is just being written does not count."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise UserError(f"{shown(path)}: line {number}: {error.msg}") from None
+    return records

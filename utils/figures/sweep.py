@@ -1,0 +1,164 @@
+"""Accuracy over the values of a key: the ablations of experiments/tables.json."""
+
+import itertools
+import math
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils import params, tables
+from utils.errors import UserError, suggest
+from utils.figures import style
+
+KEYS = {
+    "weight": "weight ω of the nasty teacher",
+    "temperature": "temperature τ$_s$ of the student",
+    "alpha": "share α of the teacher in the student's loss",
+    "subset_percent": "share of the training images",
+}
+MOST_LINES = 6  # in one panel
+BASELINE = "student baseline"
+ALONE = {"linestyle": (0, (4, 2)), "linewidth": 0.9}
+
+
+@dataclass
+class Line:
+    """A row of a sweep: {value: accuracies of its seeds}, and `alone`, those of its student without a teacher.
+
+    student: folder of that baseline; title, role: what the row's name says of the student, and the rest.
+    """
+
+    name: str
+    student: Path
+    title: str
+    role: str
+    accuracies: dict
+    alone: list
+
+    @property
+    def means(self):
+        return np.array([statistics.mean(values) for values in self.accuracies.values()])
+
+    @property
+    def deviations(self):
+        """Over seeds; NaN, which is not drawn, where there is a single one."""
+        return np.array([statistics.stdev(v) if len(v) > 1 else math.nan for v in self.accuracies.values()])
+
+
+def sweep(target):
+    """Best test accuracy over the values of a key, a line a row of `target`, ± standard deviation over seeds.
+
+    Dashed: the student without a teacher. Many rows get a panel for each student. Says what is not yet run.
+    """
+    data = read_sweep(target)
+    lines = [line for line in read_lines(target, data) if line.accuracies]
+    if not lines:
+        raise UserError(f"{target}: nothing is finished yet; make it with: python reproduce.py {target}")
+    x = positions(data["values"])
+    figure, axes = one_panel(lines, x) if len(lines) <= MOST_LINES else panels(lines, x)
+    for ax in axes:
+        ax.set_xticks(list(x.values()), [f"{value:g}" if is_number(value) else str(value) for value in x])
+    style.name_horizontal(axes, KEYS.get(data["key"], data["key"]))
+    return figure
+
+
+def read_sweep(target):
+    """The entry of a sweep in experiments/tables.json; a UserError lists those there are."""
+    targets = tables.read_targets()
+    sweeps = {name: data for name, data in targets.items() if "values" in data}
+    if target not in sweeps:
+        raise UserError(f'"{target}" is no sweep; there are {", ".join(sweeps)}{suggest(target, sweeps)}')
+    return sweeps[target]
+
+
+def read_lines(target, data):
+    """A Line for each row, with the accuracies of its finished runs; prints what is left out."""
+    experiments = [Path("experiments", row["experiment"]) for row in data["rows"]]
+    students = [path.parent.parent / "baseline" / path.name for path in experiments]
+    words = [row["name"].replace(",", "").split() for row in data["rows"]]
+    lines = []
+    for index, (name, cells) in enumerate(tables.load_table(target).rows):
+        accuracies, left_out = {}, []
+        for value, cell in zip(data["values"], cells, strict=True):
+            summary = tables.summarise(tables.runs_of(tables.run_of(cell)))
+            if summary.best:
+                accuracies[value] = summary.best
+            if summary.unfinished or not summary.best:
+                left_out.append(f"{value} ({', '.join(summary.unfinished) or 'not yet run'})")
+        if accuracies and left_out:
+            print(f"left out of {name}: {data['key']} {', '.join(left_out)}")
+        siblings = [words[i] for i, student in enumerate(students) if student == students[index]]
+        shared = sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, zip(*siblings, strict=False)))
+        title, role = " ".join(words[index][:shared]), " ".join(words[index][shared:])
+        has_teacher = "teacher_resume" in params.read(tables.ROOT / experiments[index] / "params.json")
+        alone = tables.summarise(tables.runs_of(students[index])).best if has_teacher else []
+        lines.append(Line(name, students[index], title, role, accuracies, alone))
+    return lines
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def positions(values):
+    """{value: where it stands}: to scale where values are evenly spread, else by their logarithm; 0 left of these."""
+    if not all(map(is_number, values)) or min(values) < 0:
+        return {value: index for index, value in enumerate(values)}
+    steps = np.diff(sorted(values))
+    if len(steps) == 0 or steps.max() < 3 * steps.min():
+        return {value: value for value in values}
+    logarithms = {value: math.log(value) for value in values if value}
+    low, high = min(logarithms.values()), max(logarithms.values())
+    return {value: logarithms.get(value, low - 0.2 * (high - low)) for value in values}
+
+
+def one_panel(lines, x):
+    """(figure, its axes) with all lines in one panel, each with its name at its right end."""
+    figure, [ax] = style.panels(1, 1, 2.6)
+    looks = [style.look(index, dashed=False) for index in range(len(lines))]
+    draw(ax, lines, looks, x)
+    style.name(ax, "test accuracy (%)")
+    if any(line.alone for line in lines):
+        dashed = ax.plot([], [], color=style.GREY, **ALONE)
+        ax.legend(dashed, [BASELINE], loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
+    low, high = ax.get_ylim()
+    ends = [(x[list(line.accuracies)[-1]], line.means[-1]) for line in lines]
+    heights = style.apart([height for _, height in ends], 0.065 * (high - low))
+    for line, look, end, height in zip(lines, looks, ends, heights, strict=True):
+        arrow = {"arrowstyle": "-", "color": look["color"], "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4}
+        place = {"xytext": (1.03, height), "textcoords": ax.get_yaxis_transform(), "annotation_clip": False}
+        ax.annotate(line.name, end, **place, arrowprops=arrow, color=look["color"], va="center")
+    return figure, [ax]
+
+
+def panels(lines, x):
+    """(figure, its axes) with a panel for each student; the same role looks the same in all of them."""
+    students = list(dict.fromkeys(line.student for line in lines))
+    roles = list(dict.fromkeys(line.role for line in sorted(lines, key=lambda line: not line.alone)))
+    looks = {role: style.look(index, dashed=False) for index, role in enumerate(roles)}
+    figure, used = style.panels(len(students), 2, 1.5)
+    for student, ax in zip(students, used, strict=True):
+        own = [line for line in lines if line.student == student]
+        draw(ax, own, [looks[line.role] for line in own], x)
+        style.name(ax, own[0].title)
+    handles = [used[0].plot([], [], **look)[0] for look in looks.values()]
+    handles += used[0].plot([], [], color=style.GREY, **ALONE)
+    style.legend(figure, handles, [*roles, BASELINE])
+    figure.supylabel("test accuracy (%)")
+    return figure, used
+
+
+def draw(axes, lines, looks, x):
+    """Lines with bands; a baseline has its line's colour, or is grey where it is that of several lines."""
+    drawn = Counter(line.student for line in lines)
+    for line, look in zip(lines, looks, strict=True):
+        at = [x[value] for value in line.accuracies]
+        axes.plot(at, line.means, **look)
+        style.band(axes, at, line.means, line.deviations, look["color"])
+        if line.alone:
+            colour = look["color"] if drawn[line.student] == 1 else style.GREY
+            axes.axhline(statistics.mean(line.alone), color=colour, **ALONE, zorder=1)
+    axes.margins(x=0.04)

@@ -1,0 +1,54 @@
+"""t-SNE of the features and of the logits of two teachers. scikit-learn is imported here alone, when it is needed."""
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.figures import style, teachers
+
+MOST_CLASSES = 10  # more cannot be told apart
+
+
+def tsne(normal, nasty, data_dir="data", download=False, count=1000):
+    """Features above logits, the normal teacher beside the nasty one: the first `count` test images, by class.
+
+    Of data sets with more than ten classes, the first ten.
+    """
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise UserError("t-SNE needs scikit-learn: pip install scikit-learn") from None
+    if count < 10:
+        raise UserError(f"--count {count}: must be at least 10")
+    dataset, networks = teachers.load(normal, nasty, data_dir, download)
+    index = (dataset.test.labels < MOST_CLASSES).nonzero()[:count, 0]
+    labels, names = dataset.test.labels[index].numpy(), teachers.class_names(dataset)
+    perplexity = min(30, (len(index) - 1) / 3)
+
+    figure, axes = style.grid(2, 2, 5.4)
+    for column, network in enumerate(networks):
+        axes[0, column].set_title(teachers.NAMES[column])
+        for ax, outputs in zip(axes[:, column], teachers.outputs(network, dataset, index), strict=True):
+            points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(outputs.numpy())
+            scatter(ax, points, labels, names)
+    for ax, what in zip(axes[:, 0], ("features", "logits"), strict=True):
+        ax.set_ylabel(what)
+    return figure
+
+
+def scatter(axes, points, labels, names):
+    """Points (N, 2) in the colour and marker of their class, whose name stands in the middle of them."""
+    from matplotlib.patheffects import withStroke
+
+    for label in np.unique(labels):
+        own, look = points[labels == label], style.look(int(label))
+        axes.scatter(*own.T, s=7, color=look["color"], marker=look["marker"], linewidths=0, alpha=0.75)
+        halo = [withStroke(linewidth=2.2, foreground="white")]
+        axes.annotate(names[label], medoid(own), ha="center", va="center", path_effects=halo, weight="bold", zorder=5)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color="#BBBBBB")
+    axes.set_box_aspect(1)
+
+
+def medoid(points):
+    """The point (2,) nearest to all others, which lies in a cluster where the mean may lie between two."""
+    return points[np.linalg.norm(points[:, None] - points[None], axis=2).sum(1).argmin()]
