@@ -24,6 +24,7 @@ TINY = {
     "num_epochs": 2,
     "dataset": "digits",
     "subset_percent": 0.1,
+    "precision": "fp32",
 }
 
 

@@ -67,6 +67,9 @@ def one_line_errors():
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on after the last finished epoch.", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # who reads our output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     finally:
         distributed.leave()
 

@@ -52,6 +52,10 @@ def report_folder(folder, style="text"):
     paths = [Path(path) for path in plans.experiments_below(folder, with_runs=True)]
     runs = sorted({str(path.with_name(tables.split_seed(path.name)[0])) for path in paths})
     records = [tables.record(run, numbers) for run in runs]
+    begun = [entry["experiment"] for entry in records if entry["n"] or entry["unfinished"]]
+    records = [
+        r for r in records if r["experiment"] in begun or not any(b.startswith(r["experiment"] + ",") for b in begun)
+    ]
     if style not in STYLES:
         return dump(records, style)
     lines = [

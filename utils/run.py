@@ -118,6 +118,7 @@ class Run:
         if self.metrics.exists() and RANK == 0:  # a kill may have left it one epoch ahead of the checkpoint
             lines = self.metrics.read_bytes().splitlines(keepends=True)
             checkpoint.replace(self.metrics, lambda file: file.writelines(lines[: self.epoch]))
+        self.state = {"epoch": self.epoch}  # the weights it held are in use now, or of no use
         return self.epoch
 
     def check_origins(self, origins):

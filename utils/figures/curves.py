@@ -15,6 +15,7 @@ NAMES = {
     ("test", "acc"): "test accuracy (%)",
     ("test", "loss"): "test cross-entropy",
     ("train", "loss"): "training loss",
+    ("train", "ce"): "training cross-entropy",
 }
 
 

@@ -81,15 +81,16 @@ def name_horizontal(axes, quantity):
     for ax in lowest.values():
         ax.set_xlabel(quantity)
         ax.tick_params(labelbottom=True)
+        last_row = ax.get_subplotspec().is_last_row()
+        ax.xaxis.set_in_layout(last_row)  # else it has the room of an empty panel below
 
 
-def look(index, dashed=True):
-    """Colour, marker and, where `dashed`, line style of the line number `index`."""
-    line = DASHES[(index + index // len(COLOURS)) % len(DASHES)] if dashed else "solid"
+def look(index):
+    """Colour, marker and line style of the line number `index`."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": line,
+        "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
         "markeredgecolor": "white",
         "markeredgewidth": 0.5,
     }

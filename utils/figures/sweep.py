@@ -118,7 +118,7 @@ def positions(values):
 def one_panel(lines, x):
     """(figure, its axes) with all lines in one panel, each with its name at its right end."""
     figure, [ax] = style.panels(1, 1, 2.6)
-    looks = [style.look(index, dashed=False) for index in range(len(lines))]
+    looks = [style.look(index) for index in range(len(lines))]
     draw(ax, lines, looks, x)
     style.name(ax, "test accuracy (%)")
     if any(line.alone for line in lines):
@@ -138,7 +138,7 @@ def panels(lines, x):
     """(figure, its axes) with a panel for each student; the same role looks the same in all of them."""
     students = list(dict.fromkeys(line.student for line in lines))
     roles = list(dict.fromkeys(line.role for line in sorted(lines, key=lambda line: not line.alone)))
-    looks = {role: style.look(index, dashed=False) for index, role in enumerate(roles)}
+    looks = {role: style.look(index) for index, role in enumerate(roles)}
     figure, used = style.panels(len(students), 2, 1.5)
     for student, ax in zip(students, used, strict=True):
         own = [line for line in lines if line.student == student]

@@ -5,7 +5,8 @@ import numpy as np
 from utils.errors import UserError
 from utils.figures import style, teachers
 
-MOST_CLASSES = 10  # more cannot be told apart
+COLOURS = (*style.COLOURS, "#999999", "#F0E442", "#6B3D00")
+MOST_CLASSES = len(COLOURS)  # more cannot be told apart
 
 
 def tsne(normal, nasty, data_dir="data", download=False, count=1000):
@@ -40,9 +41,9 @@ def scatter(axes, points, labels, names):
     from matplotlib.patheffects import withStroke
 
     for label in np.unique(labels):
-        own, look = points[labels == label], style.look(int(label))
-        axes.scatter(*own.T, s=7, color=look["color"], marker=look["marker"], linewidths=0, alpha=0.75)
-        halo = [withStroke(linewidth=2.2, foreground="white")]
+        own, halo = points[labels == label], [withStroke(linewidth=2.2, foreground="white")]
+        marker = style.MARKERS[label % len(style.MARKERS)]
+        axes.scatter(*own.T, s=7, color=COLOURS[label], marker=marker, linewidths=0, alpha=0.75)
         axes.annotate(names[label], medoid(own), ha="center", va="center", path_effects=halo, weight="bold", zorder=5)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color="#BBBBBB")

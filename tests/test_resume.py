@@ -1,0 +1,188 @@
+"""A run that is cut anywhere and started again, repeated or prolonged gives the same bits as one that is left alone."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from conftest import SCRIPTS, experiment, files, metrics, same_weights, script, start, train
+
+from utils import checkpoint, params
+
+KINDS = ["baseline/student", "kd_nasty/nasty", "kd_normal/student"]  # scratch, nasty, kd
+LENGTH = 8  # epochs of the long runs
+
+
+def same_run(folder, other):
+    """Whether two run folders hold the same weights and metrics, one line for each epoch."""
+    assert metrics(folder) == metrics(other)
+    assert [line["epoch"] for line in metrics(folder)] == list(range(1, len(metrics(other)) + 1))
+    return all(same_weights(folder / name, other / name) for name in ("last_model.tar", "best_model.tar"))
+
+
+def copy(kind, trained, folder, **changes):
+    """The experiment `kind` of `trained`, without its results, as `folder`; its teacher stays the same file."""
+    return experiment(folder, **(params.read(trained / kind / "params.json") | changes))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory, trained):
+    """An experiment of each kind, `LENGTH` epochs in one go."""
+    root = tmp_path_factory.mktemp("long")
+    for kind in KINDS:
+        train(copy(kind, trained, root / kind, num_epochs=LENGTH))
+    return root
+
+
+def epochs(folder):
+    """How many epochs are logged in `folder`."""
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_repeated_run(kind, trained, tmp_path):
+    folder = copy(kind, trained, tmp_path / "x")
+    train(folder)
+    assert same_run(folder, trained / kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_num_epochs_grown_later(kind, trained, long, tmp_path):
+    folder = copy(kind, trained, tmp_path / "x")
+    for length in (1, 3, LENGTH):
+        raw = params.read(folder / "params.json") | {"num_epochs": length}
+        (folder / "params.json").write_text(json.dumps(raw))
+        train(folder)
+        assert epochs(folder) == length
+    assert same_run(folder, long / kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_random_moments(kind, trained, long, tmp_path):
+    """SIGKILL to the script some time after each of three epochs, then once more to the end."""
+    folder, output, rng = copy(kind, trained, tmp_path / "x", num_epochs=LENGTH), tmp_path / "out", random.Random(kind)
+    seconds = json.loads((long / kind / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+    exits = []
+    for after in (1, 2, 4, None):
+        process = start(folder, SCRIPTS[kind], output)
+        while after and process.is_alive() and epochs(folder) < after:
+            time.sleep(0.001)
+        if after:
+            time.sleep(rng.uniform(0, 2 * seconds))
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        exits.append(process.exitcode)
+    assert exits == [-signal.SIGKILL] * 3 + [0], output.read_text()
+    assert output.read_text().count("Continuing after epoch") == 3
+    assert same_run(folder, long / kind)
+
+
+class Killed(BaseException):
+    """Ends a script as a kill does: nothing catches it."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("write", range(1, 9))
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_at_each_write(kind, write, moment, trained, tmp_path, monkeypatch):
+    """Cut just before or after the n-th renaming of a checkpoint or metrics file, in the first or the second epoch."""
+    folder, honest, count = copy(kind, trained, tmp_path / "x"), os.replace, 0
+
+    def replace(source, target):
+        nonlocal count
+        count += 1
+        if count == write and moment == "before":
+            raise Killed
+        honest(source, target)
+        if count == write:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint.os, "replace", replace)
+    try:
+        train(folder)
+    except Killed:
+        monkeypatch.setattr(checkpoint.os, "replace", honest)
+        train(folder)
+    assert same_run(folder, trained / kind)
+
+
+def test_a_metrics_line_cut_in_two_is_written_anew(trained, tmp_path):
+    folder = copy("baseline/student", trained, tmp_path / "x", num_epochs=1)
+    train(folder)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 2, "lr": 0.0')
+    (folder / "params.json").write_text((trained / "baseline/student/params.json").read_text())
+    train(folder)
+    assert same_run(folder, trained / "baseline/student")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_with_130_and_says_how_to_go_on(number, trained, long, tmp_path):
+    folder, output = copy("kd_normal/student", trained, tmp_path / "x", num_epochs=LENGTH), tmp_path / "out"
+    process = start(folder, "train_kd.py", output)
+    while process.is_alive() and epochs(folder) < 2:
+        time.sleep(0.001)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 130
+    assert "same command" in output.read_text().splitlines()[-1]
+    assert "Traceback" not in output.read_text() + (folder / "training.log").read_text()
+    assert not list(folder.glob("*.tmp"))
+    train(folder)
+    assert same_run(folder, long / "kd_normal/student")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finished_run_says_so_and_changes_nothing(kind, trained):
+    before = files(trained)
+    done = train(trained / kind)
+    assert "finished" in done.out and "best acc" in done.out
+    assert files(trained) == before
+
+
+def test_a_folder_belongs_to_one_process(trained, tmp_path):
+    folder = copy("baseline/student", trained, tmp_path / "x", num_epochs=10_000)
+    process = start(folder, "train_scratch.py", tmp_path / "out")
+    while process.is_alive() and epochs(folder) < 1:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        before = files(folder)
+        second = script("train_scratch.py", "--save_path", folder)
+        assert files(folder) == before
+    finally:
+        process.kill()
+        process.join()
+    assert second.status == 2 and "another process is training here" in second.err
+    assert len(second.err.splitlines()) == 1
+
+
+def test_checkpoints_say_how_far_they_are_and_which_is_best(long):
+    for kind in KINDS:
+        lines = metrics(long / kind)
+        best = max(range(LENGTH), key=lambda i, lines=lines: (lines[i]["test"]["acc"], i))
+        state = torch.load(long / kind / "best_model.tar", weights_only=True)
+        assert state["epoch"] == best + 1
+        assert tuple(state["best"]) == (best, lines[best]["test"]["acc"])
+        assert torch.load(long / kind / "last_model.tar", weights_only=True)["epoch"] == LENGTH
+
+
+@pytest.mark.parametrize("name", ["best_model.tar.tmp", "last_model.tar.tmp"])
+def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(name, trained, tmp_path):
+    """/dev/full is a device on which there is never any space."""
+    folder = copy("baseline/student", trained, tmp_path / "x", num_epochs=1)
+    train(folder)
+    before = (folder / "last_model.tar").read_bytes()
+    (folder / "params.json").write_text((trained / "baseline/student/params.json").read_text())
+    (folder / name).symlink_to("/dev/full")
+    done = script("train_scratch.py", "--save_path", folder)
+    assert done.status == 2 and len(done.err.splitlines()) == 1
+    assert "No space left" in done.err and "x" in done.err
+    assert (folder / "last_model.tar").read_bytes() == before
+    (folder / name).unlink(missing_ok=True)
+    train(folder)
+    assert same_run(folder, trained / "baseline/student")
