@@ -8,9 +8,7 @@
 They need matplotlib, and t-SNE scikit-learn. The same command on the same runs writes the same files again.
 """
 
-import argparse
-
-from utils.experiment import add_data_flags, one_line_errors
+from utils.experiment import Parser, add_data_flags, one_line_errors
 from utils.figures import curves, responses, style, sweep, tsne
 
 
@@ -35,8 +33,8 @@ def teachers_and_data(args):
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
+    parser = Parser(__doc__)
+    figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE", parser_class=subparser)
 
     add = flags(figures, "curves", "accuracy and losses over the epochs, a line for each experiment")
     add("run", nargs="+", metavar="RUN", help='run folders; one without ",seed=N" stands for all its seeds')
@@ -56,7 +54,7 @@ def parse():
 
 def flags(figures, name, about, teachers=False):
     """Add the subcommand `name` with the flags of all or, with `teachers`, of two networks; its add_argument."""
-    parser = figures.add_parser(name, help=about, description=about)
+    parser = figures.add_parser(name, help=about, about=about)
     parser.add_argument(
         "--output", default="figures/", metavar="PATH", help="of the files, with or without suffix, or their folder"
     )
@@ -65,6 +63,12 @@ def flags(figures, name, about, teachers=False):
         parser.add_argument("--nasty", required=True, metavar="FOLDER", help="run folder of the nasty teacher")
         add_data_flags(parser)
     return parser.add_argument
+
+
+def subparser(about, prog, **_):
+    parser = Parser(about)
+    parser.prog = prog
+    return parser
 
 
 if __name__ == "__main__":

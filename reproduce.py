@@ -8,7 +8,6 @@ What is finished is skipped, what was interrupted goes on where it was, what fai
 Seed 0 runs in the experiment's own folder, seed 1 beside it in "experiment,seed=1".
 """
 
-import argparse
 import os
 import sys
 
@@ -16,7 +15,7 @@ import torch
 
 from utils.errors import UserError
 from utils.executors import Local, Ray
-from utils.experiment import add_data_flags, one_line_errors
+from utils.experiment import Parser, add_data_flags, one_line_errors
 from utils.plan import Plan
 from utils.report import report
 from utils.runner import Runner
@@ -47,7 +46,7 @@ def main():
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("target", nargs="+", help="folders, or names in experiments/tables.json")
     parser.add_argument("--seeds", nargs="+", type=int, default=[None], metavar="N", help="run each with these seeds")
     jobs = torch.cuda.device_count() or os.cpu_count()

@@ -6,14 +6,12 @@
 Shown are the best epoch (by test accuracy, as published) and the last; over several seeds, mean ± standard deviation.
 """
 
-import argparse
-
-from utils.experiment import one_line_errors
+from utils.experiment import Parser, one_line_errors
 from utils.report import FORMATS, report
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("target", nargs="*", default=["experiments"], help="folders, or names in tables.json")
     parser.add_argument("--format", choices=FORMATS, default="text")
     args = parser.parse_args()

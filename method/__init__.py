@@ -5,15 +5,21 @@ import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from method.release import Release
 from utils.errors import UserError, suggest
+
+KINDS = ("defend", "attack")
 
 
 class Method:
     """What is trained and how. The network in `self.model` is trained, evaluated and saved.
 
     params: the checked keys of params.json, those in `Params` among them. zoo: makes networks for this run's
-    data set and device: `zoo.fresh(name, **options)`, `zoo.frozen(name, checkpoint)`.
+    data set and device: `zoo.fresh(name, **options)`, `zoo.frozen(name, checkpoint)`. `folder`: where a run may leave
+    more than its metrics, such as images.
     """
+
+    folder = None
 
     @dataclass
     class Params:
@@ -42,30 +48,47 @@ class Method:
         return {}
 
 
-def names():
-    """{"scratch": [...], "defend": [...], "attack": [...]}: the methods there are, by kind."""
-    here = Path(__file__).parent
-    return {
-        kind: sorted(module.name for module in pkgutil.iter_modules([here / kind])) for kind in ("defend", "attack")
-    } | {"scratch": ["scratch"]}
-
-
 def kind(name):
     """ "scratch", "defend" or "attack", whichever has a method of this name. UserError lists the names there are."""
-    found = names()
-    for kind, members in found.items():
+    for kind, members in files().items():
         if name in members:
             return kind
-    known = sorted(member for members in found.values() for member in members)
+    known = sorted(name for members in names().values() for name in members)
     raise UserError(f'unknown method "{name}"; there are {", ".join(known)}{suggest(name, known)}')
 
 
 def find(name):
     """The Method class in the file of this name."""
-    where = kind(name)
-    module = importlib.import_module("method.scratch" if where == "scratch" else f"method.{where}.{name}")
-    return next(
-        member
-        for member in vars(module).values()
-        if isinstance(member, type) and issubclass(member, Method) and member.__module__ == module.__name__
-    )
+    found = member(kind(name), name, Method)
+    if found is None:
+        raise UserError(f'"{name}" is no method, but a way to answer: "release": "{name}" in a student\'s params.json')
+    return found
+
+
+def find_release(name):
+    """The Release class in the file of the defence of this name; "logits" is the plain one."""
+    rules = {rule: found for rule in files()["defend"] if (found := member("defend", rule, Release))}
+    rules["logits"] = Release
+    if name not in rules:
+        raise UserError(f'unknown release "{name}"; there are {", ".join(sorted(rules))}{suggest(name, rules)}')
+    return rules[name]
+
+
+def names():
+    """{"scratch": [...], "defend": [...], "attack": [...]}: the methods there are, by kind."""
+    return {kind: [name for name in members if member(kind, name, Method)] for kind, members in files().items()}
+
+
+def files():
+    """{kind: [the files' names]}, read from the folders."""
+    here = Path(__file__).parent
+    return {"scratch": ["scratch"]} | {
+        kind: sorted(module.name for module in pkgutil.iter_modules([here / kind])) for kind in KINDS
+    }
+
+
+def member(kind, name, base):
+    """The class derived from `base` that the file of this name defines, or None."""
+    module = importlib.import_module("method.scratch" if kind == "scratch" else f"method.{kind}.{name}")
+    own = [found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__]
+    return next((found for found in own if issubclass(found, base)), None)

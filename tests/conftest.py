@@ -60,13 +60,17 @@ def with_teacher(teacher, role="teacher", **changes):
     return source | {"temperature": 4} | own | changes
 
 
-def grow(root, **changes):
-    """The experiments baseline/teacher, baseline/student, kd_normal/student, kd_nasty/{nasty,student} below `root`."""
-    teacher = experiment(root / "baseline/teacher", **changes)
+def grow(root, named=None, **changes):
+    """The experiments baseline/teacher, baseline/student, kd_normal/student, kd_nasty/{nasty,student} below `root`.
+
+    named: what `root` is called where one names another's checkpoint.
+    """
+    named = named or root
+    experiment(root / "baseline/teacher", **changes)
     experiment(root / "baseline/student", **changes)
-    experiment(root / "kd_normal/student", **with_teacher(teacher), **changes)
-    nasty = experiment(root / "kd_nasty/nasty", **with_teacher(teacher, "adversarial"), **changes)
-    experiment(root / "kd_nasty/student", **with_teacher(nasty), **changes)
+    experiment(root / "kd_normal/student", **with_teacher(named / "baseline/teacher"), **changes)
+    experiment(root / "kd_nasty/nasty", **with_teacher(named / "baseline/teacher", "adversarial"), **changes)
+    experiment(root / "kd_nasty/student", **with_teacher(named / "kd_nasty/nasty"), **changes)
     return root
 
 

@@ -122,6 +122,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, space):
     with pytest.raises(OSError):
         checkpoint.replace(path, lambda file: Full(file, space).write(b"x" * 2000))
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_kill_before_the_renaming_leaves_the_old_file(tmp_path, monkeypatch):

@@ -188,6 +188,14 @@ def test_losses_are_float32_where_networks_are_bf16():
     assert dtypes == [torch.float32, torch.bfloat16]
 
 
+def test_auto_precision_is_bf16_where_the_hardware_has_it(monkeypatch):
+    device = torch.device("cpu")
+    for has in (False, True):
+        monkeypatch.setattr(engine, "has_bf16", lambda device, has=has: has)
+        found = [engine.resolve_precision(name, device) for name in ("fp32", "bf16", "auto")]
+        assert found == ["fp32", "bf16", "bf16" if has else "fp32"]
+
+
 def test_training_log_has_the_originals_wording(trained):
     log = (trained / "kd_nasty/nasty/training.log").read_text()
     for line in (r"Epoch 2/2", r"- Train loss : \d+\.\d{3}", r"- So far best epoch: \d+, best acc: \d\d\.\d\d"):

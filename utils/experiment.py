@@ -16,9 +16,19 @@ from utils.plan import derived_path, write_params
 from utils.run import Run
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that prints the script's docstring as it is, and says what is wrong in one line."""
+
+    def __init__(self, about):
+        super().__init__(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help shows what there is)\n")
+
+
 def flags(about):
-    """The flags of the training scripts, as an ArgumentParser. about: the script's docstring."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The flags of the training scripts, as a parser. about: the script's docstring."""
+    parser = Parser(about)
     add = parser.add_argument
     add("--save_path", required=True, type=Path, metavar="FOLDER", help="with params.json; results land there")
     add("--resume", metavar="FILE", help="start from the weights in this checkpoint")
@@ -110,6 +120,7 @@ def train(folder, params, data_dir, gpu_id=None, download=False):
     dataset = data.load(params.dataset, data_dir, device, params.subset_percent, download)
     engine.seed_everything(params.seed, epoch=-1)
     learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))
+    learner.folder = run.folder
     share = distributed.RANK, distributed.WORLD_SIZE
     loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share)
     with run.opened(environment.describe(device, params.precision)):

@@ -5,6 +5,7 @@ constructor.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import types
@@ -14,6 +15,7 @@ import torch
 
 import method
 import model
+from utils.checkpoint import shown
 from utils.data import DATASETS
 from utils.errors import UserError, suggest
 from utils.keys import key, wrong
@@ -64,22 +66,24 @@ def load(folder, changes=()):
 def read(path):
     """The dictionary in the JSON file `path`; a UserError that says where it is malformed."""
 
+    where = shown(path)
+
     def unique(pairs):
         repeated = {name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1}
         if repeated:
-            raise UserError(f"{path}: {', '.join(sorted(repeated))}: written more than once")
+            raise UserError(f"{where}: {', '.join(sorted(repeated))}: written more than once")
         return dict(pairs)
 
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; an experiment is a folder with a params.json") from None
+        raise UserError(f"{where}: there is no such file; an experiment is a folder with a params.json") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
+        raise UserError(f"{where}: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise UserError(f"{where}: cannot be read: {error}") from None
     if not isinstance(raw, dict):
-        raise UserError(f'{path}: must be one object, {{"key": value, ...}}')
+        raise UserError(f'{where}: must be one object, {{"key": value, ...}}')
     return raw
 
 
@@ -110,7 +114,7 @@ def check(raw, path):
         raw.setdefault("method", {"scratch": "scratch", "defend": "nasty", "attack": "kd"}[kind_of(raw)])
         fields = schema(raw)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{shown(path)}: {error}") from None
     problems = [
         f'unknown key "{name}"{suggest(name, [n for n in fields if n not in raw])}'
         for name in raw
@@ -128,14 +132,16 @@ def check(raw, path):
     if not problems:
         problems = inconsistent(values)
     if problems:
-        raise UserError(f"{path}: " + "\n  ".join(["", *problems] if len(problems) > 1 else problems))
+        raise UserError(f"{shown(path)}: " + "\n  ".join(["", *problems] if len(problems) > 1 else problems))
     return types.SimpleNamespace(**resolve(values))
 
 
 def schema(raw):
-    """{name: dataclass field} of all the keys that a run with this `method` and `model_name` has."""
+    """{name: dataclass field} of all the keys that a run with this `method`, `release` and `model_name` has."""
     fields = {field.name: field for field in dataclasses.fields(Common)}
     fields |= {field.name: field for field in dataclasses.fields(method.find(raw["method"]).Params)}
+    if "release" in fields and isinstance(raw.get("release"), str):
+        fields |= {field.name: field for field in dataclasses.fields(method.find_release(raw["release"]).Params)}
     if isinstance(raw.get("model_name"), str):
         for name, default in model.options(raw["model_name"]).items():
             fields[name] = key(f"of {raw['model_name']}", default=default)
@@ -152,13 +158,19 @@ def inconsistent(values):
     spec = DATASETS[values["dataset"]]
     for name in ("model_name", "teacher_model", "adversarial_model"):
         if name in values:
+            options = model_options(types.SimpleNamespace(**values)) if name == "model_name" else {}
             try:
-                options = model_options(types.SimpleNamespace(**values)) if name == "model_name" else {}
-                with torch.device("meta"):
-                    model.build(values[name], spec.num_classes, spec.image_size, **options)
+                build_without_weights(values[name], spec.num_classes, spec.image_size, **options)
             except UserError as error:
                 problems.append(f'"{name}": {error}')
     return problems
+
+
+@functools.cache
+def build_without_weights(model_name, num_classes, image_size, **options):
+    """Raise the UserError of a network that cannot be built, at next to no cost."""
+    with torch.device("meta"):
+        model.build(model_name, num_classes, image_size, **options)
 
 
 def model_options(params):

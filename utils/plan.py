@@ -43,6 +43,7 @@ class Plan:
                 tags |= {f"teacher.{tag}": value for tag, value in its_tags.items() if tag != "seed"}
             elif not (ROOT / raw[name]).is_file():
                 raise UserError(f'{folder}/params.json: "{name}": {source} is no experiment, it has no params.json')
+        params.check(raw, ROOT / folder / "params.json")
         path = str(derived_path(folder, tags))
         self.raws.setdefault(path, raw)
         return path, tags

@@ -9,7 +9,7 @@ y    the label                   α    share of the teacher
 
 from dataclasses import dataclass
 
-from method import Method
+from method.attack import Attack
 from utils.keys import key
 from utils.losses import cross_entropy, kl
 
@@ -21,17 +21,11 @@ def kd_loss(logits, teacher_logits, labels, T, alpha):
     return alpha * distillation + (1 - alpha) * ce, distillation, ce
 
 
-class KD(Method):
+class KD(Attack):
     @dataclass
-    class Params:
-        teacher_model: str = key("architecture of the teacher")
-        teacher_resume: str = key("its checkpoint: another experiment's best_model.tar")
+    class Params(Attack.Params):
         temperature: float = key("τ_s, of both softened distributions", above=0)
         alpha: float = key("α, share of the teacher; 1 − α is the labels'", low=0, high=1)
-
-    def __init__(self, params, zoo):
-        super().__init__(params, zoo)
-        self.teacher = zoo.frozen(params.teacher_model, params.teacher_resume)
 
     def losses(self, images, labels):
         T, alpha = self.params.temperature, self.params.alpha

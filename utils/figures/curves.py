@@ -37,6 +37,10 @@ def curves(runs, labels=None):
         for index, history in enumerate(histories):
             if panel in history:
                 draw(ax, history[panel], style.look(index), index / len(histories))
+        if panel[1].startswith("acc"):
+            ax.set_ylim(
+                bottom=max(ax.get_ylim()[0], floor([history[panel] for history in histories if panel in history]))
+            )
         style.name(ax, NAMES.get(panel) or " ".join(panel).replace("train ", "training "))
         ax.xaxis.get_major_locator().set_params(integer=True)
     style.name_horizontal(axes, "epoch")
@@ -51,6 +55,12 @@ def draw(axes, values, look, offset):
     axes.plot(epochs, middle, **look, markevery=(int(offset * every), every))
     if len(values) > 1:
         style.band(axes, epochs, middle, values.std(0, ddof=1), look["color"])
+
+
+def floor(accuracies):
+    """Where the axis may begin: the start of training, far below all that comes, must not flatten the rest."""
+    late = [mean for values in accuracies for mean in values.mean(0)[values.shape[1] // 2 :]]
+    return min(late) - max(2.0, max(late) - min(late))
 
 
 def group(runs):
@@ -76,11 +86,11 @@ def short_names(folders):
 def read_group(experiment, folders):
     """{("train" or "test", term): values (seeds, epochs)} over the epochs that all its seeds have behind them."""
     logs = {folder: log for folder in folders if (log := read_metrics(folder / "metrics.jsonl"))}
+    if not logs:
+        raise UserError(f"{shown(experiment)}: no metrics yet; they are written at the end of each epoch")
     for folder in folders:
         if folder not in logs:
             print(f"{shown(folder)}: no metrics yet, left out")
-    if not logs:
-        raise UserError(f"{shown(experiment)}: no metrics yet; they are written at the end of each epoch")
     lengths = {folder: len(log) for folder, log in logs.items()}
     shortest = min(lengths, key=lengths.get)
     if lengths[shortest] < max(lengths.values()):

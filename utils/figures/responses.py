@@ -31,7 +31,7 @@ def first_of_classes(labels, count):
 def draw(dataset, index, softened, temperature):
     names, true = teachers.class_names(dataset), dataset.test.labels[index].tolist()
     rows = len(index)
-    figure, axes = style.grid(rows, 3, 0.55 + 0.85 * rows, gridspec_kw={"width_ratios": [1, 2.6, 2.6]})
+    figure, axes = style.grid(rows, 3, 0.65 + 0.85 * rows, gridspec_kw={"width_ratios": [1, 2.6, 2.6]})
     for row, number in enumerate(index.tolist()):
         axes[row, 0].imshow(dataset.test.images[number].numpy())
         axes[row, 0].set(xticks=[], yticks=[])
@@ -43,7 +43,7 @@ def draw(dataset, index, softened, temperature):
             ax.tick_params(labelbottom=row == rows - 1, length=0)
         axes[row, 2].tick_params(labelleft=False)
     for ax, teacher in zip(axes[0, 1:], teachers.NAMES, strict=True):
-        ax.set_title(f"{teacher}, softmax(logits / {temperature:g})")
+        style.name(ax, f"{teacher}\nsoftmax(logits / {temperature:g})")
     for ax in axes[-1, 1:]:
         name_classes(ax, names)
     return figure

@@ -139,7 +139,7 @@ def panels(lines, x):
     students = list(dict.fromkeys(line.student for line in lines))
     roles = list(dict.fromkeys(line.role for line in sorted(lines, key=lambda line: not line.alone)))
     looks = {role: style.look(index) for index, role in enumerate(roles)}
-    figure, used = style.panels(len(students), 2, 1.5)
+    figure, used = style.panels(len(students), min(2, len(students)), 1.5)
     for student, ax in zip(students, used, strict=True):
         own = [line for line in lines if line.student == student]
         draw(ax, own, [looks[line.role] for line in own], x)

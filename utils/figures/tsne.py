@@ -7,6 +7,7 @@ from utils.figures import style, teachers
 
 COLOURS = (*style.COLOURS, "#999999", "#F0E442", "#6B3D00")
 MOST_CLASSES = len(COLOURS)  # more cannot be told apart
+WORD = 0.034, 0.058  # width of a letter and height of a line, in shares of the axes
 
 
 def tsne(normal, nasty, data_dir="data", download=False, count=1000):
@@ -23,6 +24,8 @@ def tsne(normal, nasty, data_dir="data", download=False, count=1000):
     dataset, networks = teachers.load(normal, nasty, data_dir, download)
     index = (dataset.test.labels < MOST_CLASSES).nonzero()[:count, 0]
     labels, names = dataset.test.labels[index].numpy(), teachers.class_names(dataset)
+    if MOST_CLASSES < dataset.spec.num_classes:
+        print(f"{dataset.name}: drawn are the first {MOST_CLASSES} of its {dataset.spec.num_classes} classes")
     perplexity = min(30, (len(index) - 1) / 3)
 
     figure, axes = style.grid(2, 2, 5.4)
@@ -40,16 +43,33 @@ def scatter(axes, points, labels, names):
     """Points (N, 2) in the colour and marker of their class, whose name stands in the middle of them."""
     from matplotlib.patheffects import withStroke
 
-    for label in np.unique(labels):
-        own, halo = points[labels == label], [withStroke(linewidth=2.2, foreground="white")]
+    classes = np.unique(labels)
+    for label in classes:
         marker = style.MARKERS[label % len(style.MARKERS)]
-        axes.scatter(*own.T, s=7, color=COLOURS[label], marker=marker, linewidths=0, alpha=0.75)
-        axes.annotate(names[label], medoid(own), ha="center", va="center", path_effects=halo, weight="bold", zorder=5)
+        axes.scatter(*points[labels == label].T, s=7, color=COLOURS[label], marker=marker, linewidths=0, alpha=0.8)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color="#BBBBBB")
     axes.set_box_aspect(1)
+    halo = [withStroke(linewidth=2.2, foreground="white")]
+    low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
+    middles = [(medoid(points[labels == label]) - low) / (high - low) for label in classes]
+    for (x, y), label in zip(apart(middles, [names[label] for label in classes]), classes, strict=True):
+        look = {"ha": "center", "va": "center", "weight": "bold", "path_effects": halo}
+        axes.text(x, y, names[label], transform=axes.transAxes, **look)
 
 
 def medoid(points):
     """The point (2,) nearest to all others, which lies in a cluster where the mean may lie between two."""
     return points[np.linalg.norm(points[:, None] - points[None], axis=2).sum(1).argmin()]
+
+
+def apart(middles, words):
+    """Places (x, y) of words, in shares of the axes, at their `middles` or above, where they cover no other."""
+    placed = {}
+    for index in sorted(range(len(words)), key=lambda index: middles[index][1]):
+        x, y = middles[index]
+        for other, (left, low) in sorted(placed.items(), key=lambda item: item[1][1]):
+            if abs(x - left) < WORD[0] * (len(words[index]) + len(words[other])) / 2 and abs(y - low) < WORD[1]:
+                y = low + WORD[1]
+        placed[index] = x, y
+    return [placed[index] for index in range(len(words))]

@@ -1,0 +1,34 @@
+"""How a teacher answers queries. A defended one may want a key with the image, or keep most logits to itself.
+
+A rule lies in the file of its defence: `"release": "stingy"` in a student's params.json finds the class derived from
+`Release` in method/defend/stingy.py. So every attack meets every defence.
+"""
+
+from dataclasses import dataclass
+
+
+class Release:
+    """The rule "logits": images (N, 3, H, W) are answered with the teacher's logits (N, C).
+
+    teacher: the frozen network. params: the student's keys, those in `Params` among them. Other rules change the
+    images on their way in, or the logits on their way out.
+    """
+
+    @dataclass
+    class Params:
+        """The keys that this rule adds to a student's params.json; see `utils.keys.key`."""
+
+    def __init__(self, teacher, params):
+        self.teacher, self.params = teacher, params
+
+    def query(self, images):
+        return images
+
+    def answer(self, logits):
+        return logits
+
+    def __call__(self, images, with_features=False):
+        """Logits; with `with_features`, what an attacker inside the teacher sees: (features, logits)."""
+        features, logits = self.teacher(self.query(images), with_features=True)
+        logits = self.answer(logits)
+        return (features, logits) if with_features else logits

@@ -1,0 +1,264 @@
+"""A table from one command: planned, run over two seeds, killed, run again, skipped, and printed in every format."""
+
+import csv
+import fcntl
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, experiment, files, grow, metrics, same_weights, script, with_teacher
+
+from utils import checkpoint, executors, plan, report, tables
+
+# Worked out by hand: {target: runs}. Sweeps: values times rows, and the networks that none of the rows changes.
+RUNS = {
+    "table1": 4 + 1 + 8,
+    "table2": 3 + (3 + 1 + 3) + 2 * (1 + 4 + 1 + 4),
+    "table3": 3 + (3 + 1 + 3) + 2 * (1 + 4 + 1 + 4),
+    "table4": 3 + 3 * (1 + 4),
+    "table5": 4 + 4 + 4 + 2 * 2,
+    "omega": 6 * 5 + 1,
+    "tau_s": 6 * 14 + 4,
+    "alpha": 5 * 8 + 2,
+    "samples": 5 * 12 + 2,
+    "adversary": 3 + 3 * (1 + 4),
+    "students": 4 + 4 + 4 + 2 * 2,
+}
+
+
+def planned(*argv):
+    """{experiment: those it needs} in the order of a dry run, and what the last line says."""
+    done = script("reproduce.py", *argv, "--dry_run")
+    assert done.status == 0, done.err
+    rows = [re.split(r"\s{2,}", line.strip()) for line in done.out.splitlines()[2:-2]]
+    return {row[0]: row[2].split(", ") if len(row) > 2 else [] for row in rows}, done.out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("target", RUNS)
+def test_dry_run_lists_each_run_once_after_what_it_needs(target):
+    found, last = planned(target)
+    assert len(found) == RUNS[target] and last.startswith(f"{RUNS[target]} runs, ")
+    order = list(found)
+    assert all(order.index(need) < order.index(run) for run, needs in found.items() for need in needs)
+
+
+def test_every_target_is_counted_above():
+    assert set(tables.read_targets()) == set(RUNS)
+
+
+def test_a_folder_is_all_that_is_in_it():
+    folders = [path.parent for path in (ROOT / "experiments/digits").rglob("params.json") if "=" not in str(path)]
+    assert sorted(planned("experiments/digits")[0]) == sorted(str(path.relative_to(ROOT)) for path in folders)
+
+
+def test_seeds_run_beside_the_experiment_with_the_teacher_of_their_own():
+    before = {path for path in (ROOT / "experiments").rglob("*,seed=17*")}
+    found, _ = planned("table1", "--seeds", "0", "17")
+    assert len(found) == 2 * 13
+    assert found["experiments/CIFAR10/kd_nasty_resnet18/cnn,seed=17"] == [
+        "experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18,seed=17"
+    ]
+    assert found["experiments/CIFAR10/kd_normal_resnet18/cnn"] == ["experiments/CIFAR10/baseline/resnet18"]
+    assert {path for path in (ROOT / "experiments").rglob("*,seed=17*")} == before
+
+
+def test_a_teacher_from_elsewhere_is_not_trained(tmp_path):
+    teacher = experiment(tmp_path / "teacher")
+    experiment(tmp_path / "student", **with_teacher(teacher))
+    (teacher / "best_model.tar").touch()
+    assert planned(tmp_path / "student")[1] == "2 runs, 1 of them to do: 2 epochs"
+    (teacher / "params.json").unlink()
+    assert planned(tmp_path / "student")[1] == "1 runs, 1 of them to do: 2 epochs"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking
+def test_what_fails_is_named_and_the_rest_goes_on(tmp_path):
+    root = grow(tmp_path)
+    raw = json.loads((root / "kd_nasty/nasty/params.json").read_text())
+    (root / "kd_nasty/nasty/params.json").write_text(json.dumps(raw | {"learning_rate": 1e38, "optimizer": "sgd"}))
+    done = script("reproduce.py", tmp_path, "--jobs", "2")
+    assert done.status == 1
+    failed = [line for line in done.err.splitlines() if line.startswith(str(tmp_path))]
+    assert len(failed) == 2 and "Traceback" not in done.err
+    assert failed[0].startswith(f"{root}/kd_nasty/nasty: failed: Epoch 1/2: the loss is not finite")
+    assert failed[1].startswith(f"{root}/kd_nasty/student: left out")
+    assert [path.parent.name for path in sorted(tmp_path.rglob("last_model.tar"))] == ["student", "teacher", "student"]
+    assert done.out.count("finished") == 3 and "kd_normal/student" in done.out.partition("\n\n")[2]
+
+
+# The miniature: a copy of the project with experiments of its own
+
+TABLE = {
+    "title": "Miniature",
+    "source": "nobody, 2021",
+    "columns": ["teacher", "student"],
+    "rows": [
+        {"name": "student baseline", "cells": [None, ["mini/baseline/student", 50.0]]},
+        {"name": "normal", "cells": [["mini/baseline/teacher", 50.0], ["mini/kd_normal/student", 50.0]]},
+        {"name": "nasty", "cells": [["mini/kd_nasty/nasty", 50.0], ["mini/kd_nasty/student", 50.0]]},
+    ],
+}
+SWEEP = {
+    "title": "Weight",
+    "source": "nobody, 2021",
+    "key": "weight",
+    "values": [0, 0.1],
+    "rows": [{"name": "student", "experiment": "mini/kd_nasty/student", "change": "teacher"}],
+}
+NEW_METHOD = '''"""A paper of tomorrow, 2031: min_s CE(t(x), s(x))"""
+
+from method.attack.kd import KD
+
+
+class Copycat(KD):
+    def losses(self, images, labels):
+        return super().losses(images, self.teacher(images).argmax(1))
+'''
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("project")
+    for name in ("method", "model", "utils"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, root)
+    mini = grow(root / "experiments/mini", Path("experiments/mini"))
+    experiment(root / "experiments/endless", num_epochs=100_000)
+    (root / "method/attack/copycat.py").write_text(NEW_METHOD)
+    own = with_teacher(Path("experiments/mini/baseline/teacher"), method="copycat")
+    experiment(mini.parent / "new/student", **own)
+    (mini.parent / "tables.json").write_text(json.dumps({"mini": TABLE, "sweep": SWEEP}))
+    return root
+
+
+def reproduce(project, *argv):
+    command = [sys.executable, "reproduce.py", *argv, "--jobs", "2"]
+    log = open(project / "output", "w")
+    return subprocess.Popen(command, cwd=project, stdout=log, stderr=subprocess.STDOUT)
+
+
+def waited(condition, seconds=60):
+    """Whether `condition` comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def unlocked(folder):
+    """Whether no process is training in `folder`."""
+    with open(folder / "training.log") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def killed(project):
+    """The miniature beside an experiment without end, killed with SIGKILL once the first run has finished."""
+    process, endless = reproduce(project, "experiments/endless", "mini"), project / "experiments/endless"
+    assert waited(lambda: "finished" in (project / "output").read_text()), (project / "output").read_text()
+    process.kill()
+    process.wait()
+    yield endless
+    shutil.rmtree(endless, ignore_errors=True)  # where nothing can be written a run ends, if it has not already
+
+
+def test_killed_with_its_children(killed):
+    """The runs of a killed `reproduce.py` end with it, so that the same command can take them up again."""
+    assert waited(lambda: unlocked(killed), seconds=10)
+
+
+@pytest.fixture(scope="module")
+def finished(project, killed):
+    """The same again with two seeds, a sweep and a method that is new, to the end; what it printed."""
+    process = reproduce(project, "mini", "sweep", "experiments/new", "--seeds", "0", "1")
+    output = (project / "output").read_text() if process.wait(timeout=120) is not None else ""
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture
+def inside(project, finished, monkeypatch):
+    """This process works in the miniature project."""
+    for module in (checkpoint, executors, plan, tables):
+        monkeypatch.setattr(module, "ROOT", project)
+    return project / "experiments/mini"
+
+
+def test_it_went_on_after_the_kill_and_ended_in_the_table(project, finished):
+    folders = sorted(path.parent for path in (project / "experiments").rglob("last_model.tar"))
+    runs = [str(path.relative_to(project / "experiments")) for path in folders if path.name != "endless"]
+    seeds = ["", ",seed=1"]
+    assert sorted(runs) == sorted(
+        [f"mini/baseline/{name}{seed}" for name in ("student", "teacher") for seed in seeds]
+        + [f"mini/kd_normal/student{seed}" for seed in seeds]
+        + [f"mini/kd_nasty/{name}{seed}" for name in ("nasty", "student") for seed in seeds]
+        + [f"mini/kd_nasty/nasty{seed},weight=0" for seed in seeds]
+        + [f"mini/kd_nasty/student{seed},teacher.weight=0" for seed in seeds]
+        + [f"new/student{seed}" for seed in seeds]
+    )
+    assert all(len(metrics(folder)) == 2 for folder in folders if folder.name != "endless")
+    assert "Miniature" in finished and "n=2" in finished and "Traceback" not in finished
+
+
+def test_seeds_are_paired(inside):
+    for kind, teacher in (("kd_normal", "baseline/teacher"), ("kd_nasty", "kd_nasty/nasty")):
+        for seed in ("", ",seed=1"):
+            state = torch.load(inside / f"{kind}/student{seed}/last_model.tar", weights_only=True)
+            assert list(state["origins"]) == [f"experiments/mini/{teacher}{seed}/best_model.tar"]
+            assert state["params"]["seed"] == (1 if seed else 0)
+
+
+def test_runs_are_what_the_scripts_give(inside, trained):
+    for name in ("baseline/teacher", "baseline/student", "kd_normal/student", "kd_nasty/nasty", "kd_nasty/student"):
+        assert same_weights(inside / name / "best_model.tar", trained / name / "best_model.tar")
+        assert not same_weights(inside / name / "last_model.tar", inside / f"{name},seed=1/last_model.tar")
+
+
+def test_running_it_again_changes_nothing(inside):
+    before = files(inside.parent)
+    assert planned("mini", "sweep", "--seeds", "0", "1")[1] == "14 runs, 0 of them to do: 0 epochs"
+    done = script("reproduce.py", "mini", "sweep", "--seeds", "0", "1")
+    assert done.status == 0 and "n=2" in done.out and "running" not in done.out
+    assert files(inside.parent) == before
+
+
+@pytest.mark.parametrize("style", report.FORMATS)
+def test_its_table_in_every_format(inside, style):
+    done = script("results.py", "mini", "--format", style)
+    assert done.status == 0, done.err
+    best = [max(line["test"]["acc"] for line in metrics(inside / f"kd_nasty/student{s}")) for s in ("", ",seed=1")]
+    mean = sum(best) / 2
+    if style in ("json", "csv"):
+        found = json.loads(done.out) if style == "json" else list(csv.DictReader(io.StringIO(done.out)))
+        entry = next(e for e in found if (e["row"], e["column"]) == ("nasty", "student"))
+        assert float(entry["best"]) == pytest.approx(mean) and int(entry["n"]) == 2
+        assert float(entry["best_sd"]) == pytest.approx(abs(best[0] - best[1]) / 2**0.5)
+    else:
+        assert f"{mean:.2f} ± {abs(best[0] - best[1]) / 2**0.5:.2f}" in done.out
+
+
+def test_the_sweep_has_a_column_for_each_value(inside):
+    found = json.loads(script("results.py", "sweep", "--format", "json").out)
+    assert [(entry["column"], entry["n"]) for entry in found] == [("weight 0", 2), ("weight 0.1", 2)]
+    paths = [entry["experiment"] for entry in found]
+    assert paths == ["mini/kd_nasty/student,teacher.weight=0", "mini/kd_nasty/student"]
+    weight = json.loads((inside / "kd_nasty/nasty,weight=0/params.json").read_text())["weight"]
+    assert weight == 0
+
+
+def test_one_file_makes_a_method(inside):
+    state = torch.load(inside.parent / "new/student/last_model.tar", weights_only=True)
+    assert state["params"]["method"] == "copycat"
+    assert not same_weights(inside.parent / "new/student/last_model.tar", inside / "kd_normal/student/last_model.tar")
