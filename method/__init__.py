@@ -29,6 +29,11 @@ class Method:
         self.params, self.zoo = params, zoo
         self.model = zoo.trained(params)
 
+    @property
+    def trained(self):
+        """What the optimizer trains, and what is in train mode meanwhile: the network, or a part of it, or more."""
+        return self.model
+
     def losses(self, images, labels):
         """{"loss": the scalar to minimise, and any other terms to log} for what `batches` yields."""
         raise NotImplementedError

@@ -33,6 +33,7 @@ NETWORKS = {
 def build(model_name, num_classes, image_size=32, **options):
     """A new network for square images of `image_size` pixels a side; options: see `options`."""
     network = find(model_name)(num_classes, **options)
+    network.num_classes = num_classes
     only = getattr(network, "image_size", image_size)
     if image_size != only:
         raise UserError(f"{model_name} takes {only}x{only} images, not {image_size}x{image_size}")

@@ -227,11 +227,11 @@ def test_runs_are_what_the_scripts_give(inside, trained):
 
 
 def test_running_it_again_changes_nothing(inside):
-    before = files(inside.parent)
+    before = files(inside)
     assert planned("mini", "sweep", "--seeds", "0", "1")[1] == "14 runs, 0 of them to do: 0 epochs"
     done = script("reproduce.py", "mini", "sweep", "--seeds", "0", "1")
     assert done.status == 0 and "n=2" in done.out and "running" not in done.out
-    assert files(inside.parent) == before
+    assert files(inside) == before
 
 
 @pytest.mark.parametrize("style", report.FORMATS)

@@ -21,11 +21,11 @@ def leave():
 
 
 class Step(nn.Module):
-    """`method.losses` as a module that owns the trained network, which is what DistributedDataParallel wraps."""
+    """`method.losses` as a module that owns what is trained, which is what DistributedDataParallel wraps."""
 
     def __init__(self, method):
         super().__init__()
-        self.model, self.losses = method.model, method.losses
+        self.trained, self.losses = method.trained, method.losses
 
     def forward(self, *batch):
         return self.losses(*batch)
@@ -40,7 +40,7 @@ def parallel(method, device):
     if WORLD_SIZE == 1:
         return method.losses
     if device.type == "cuda":
-        method.model = nn.SyncBatchNorm.convert_sync_batchnorm(method.model)
+        nn.SyncBatchNorm.convert_sync_batchnorm(method.trained)  # in place
     return DistributedDataParallel(Step(method))
 
 

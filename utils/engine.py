@@ -2,6 +2,7 @@
 
 import os
 import time
+from operator import length_hint
 
 import numpy as np
 import torch
@@ -98,11 +99,12 @@ def train_epoch(method, losses, loader, optimizer, title):
 
     losses: `method.losses`, or what stands for it when several processes train together.
     """
-    method.model.train()
+    method.trained.train()
     means = Means()
     quiet = True if distributed.RANK else None  # None: quiet where there is no terminal
-    with tqdm(total=len(loader), desc=title, unit="step", leave=False, disable=quiet) as bar:
-        for step, batch in enumerate(method.batches(loader), 1):
+    batches = method.batches(loader)
+    with tqdm(total=length_hint(batches, len(loader)), desc=title, unit="step", leave=False, disable=quiet) as bar:
+        for step, batch in enumerate(batches, 1):
             terms = losses(*batch)
             optimizer.zero_grad(set_to_none=True)
             (terms["loss"] * loader.weight if loader.weight != 1 else terms["loss"]).backward()
@@ -119,20 +121,28 @@ def train_epoch(method, losses, loader, optimizer, title):
 
 
 @torch.no_grad()
-def score(network, loader):
-    """{"acc": accuracy in percent, "loss": mean cross-entropy} of `network` over all images of `loader`."""
+def score(network, loader, further=None):
+    """{"acc": accuracy in percent, "loss": mean cross-entropy} of `network` over all images of `loader`.
+
+    further: a function of (images, labels, logits) that returns {name: mean over these images} to be averaged as well.
+    """
     network.eval()
     means = Means()
     for images, labels in loader:
         logits = network(images)
-        correct = (logits.argmax(1) == labels).double().mean()
-        means.add({"acc": 100 * correct, "loss": F.cross_entropy(logits, labels)}, len(images))
+        terms = {"acc": accuracy(logits, labels), "loss": F.cross_entropy(logits, labels)}
+        means.add(terms | (further(images, labels, logits) if further else {}), len(images))
     return means.values()
+
+
+def accuracy(logits, labels):
+    """Percent of the images whose highest logit is the label's."""
+    return 100 * (logits.argmax(1) == labels).double().mean()
 
 
 def train(method, loader, test_loader, params, run):
     """Train `method` until `params.num_epochs`, from wherever the run folder `run` stands."""
-    optimizer = make_optimizer(params, method.model)
+    optimizer = make_optimizer(params, method.trained)
     first = run.restore(method, optimizer)
     losses = distributed.parallel(method, next(method.model.parameters()).device)
     for epoch in range(first, params.num_epochs):

@@ -189,7 +189,7 @@ def resolve(values):
 
 
 def differences(old, new):
-    """Lines that name the keys in which two dictionaries of resolved parameters differ; `num_epochs` may grow."""
+    """Lines that name the keys in which two dictionaries of parameters differ; `num_epochs` may grow."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
@@ -197,3 +197,9 @@ def differences(old, new):
         if name not in IGNORED and before != after and not grown:
             lines.append(f'"{name}": there {json.dumps(before)}, here {json.dumps(after)}')
     return lines
+
+
+def defaults(values):
+    """{key: default} of the keys that have one, for a run with these checked parameters (a dictionary)."""
+    fields = schema(values).items()
+    return {name: field.default for name, field in fields if field.default is not dataclasses.MISSING}

@@ -11,7 +11,7 @@ from pathlib import Path
 from utils import checkpoint
 from utils.distributed import RANK
 from utils.errors import Diverged, UserError
-from utils.params import differences
+from utils.params import defaults, differences
 
 
 class Run:
@@ -39,7 +39,8 @@ class Run:
                 f"{checkpoint.shown(self.last)}: not written by this project's scripts, so a run cannot go on from "
                 "it; move it away to train anew, or start from its weights in another folder with --resume"
             )
-        lines = differences(state["params"], self.params)
+        # A key that is younger than the run had what is its default now.
+        lines = differences(defaults(self.params) | state["params"], self.params)
         if lines:
             raise UserError(
                 f"{checkpoint.shown(self.folder)}: holds the results of a run with other parameters; use another "

@@ -30,17 +30,15 @@ def curves(runs, labels=None):
         raise UserError(f"--labels: {len(labels)} labels for {len(groups)} experiments (their seeds count once)")
     histories = [read_group(*item) for item in groups.items()]
     panels = list(dict.fromkeys(quantity for history in histories for quantity in history))
-    panels.sort(key=lambda panel: (panel[0] != "test", panel[1] == "loss" and panel[0] == "test"))
+    panels.sort(key=lambda panel: panel[0] != "test")
 
     figure, axes = style.panels(len(panels), 3 if len(panels) > 4 else min(2, len(panels)), 1.65)
     for panel, ax in zip(panels, axes, strict=True):
-        for index, history in enumerate(histories):
-            if panel in history:
-                draw(ax, history[panel], style.look(index), index / len(histories))
+        logged = {index: history[panel] for index, history in enumerate(histories) if panel in history}
+        for index, values in logged.items():
+            draw(ax, values, style.look(index), index / len(histories))
         if panel[1].startswith("acc"):
-            ax.set_ylim(
-                bottom=max(ax.get_ylim()[0], floor([history[panel] for history in histories if panel in history]))
-            )
+            limit(ax, [values.mean(0) for values in logged.values()])
         style.name(ax, NAMES.get(panel) or " ".join(panel).replace("train ", "training "))
         ax.xaxis.get_major_locator().set_params(integer=True)
     style.name_horizontal(axes, "epoch")
@@ -57,10 +55,12 @@ def draw(axes, values, look, offset):
         style.band(axes, epochs, middle, values.std(0, ddof=1), look["color"])
 
 
-def floor(accuracies):
-    """Where the axis may begin: the start of training, far below all that comes, must not flatten the rest."""
-    late = [mean for values in accuracies for mean in values.mean(0)[values.shape[1] // 2 :]]
-    return min(late) - max(2.0, max(late) - min(late))
+def limit(axes, means):
+    """Cut off the start of training where it lies so far below all that comes that it would flatten the rest."""
+    late = np.concatenate([mean[len(mean) // 2 :] for mean in means])
+    low, high = late.min() - max(2, 1.5 * np.ptp(late)), max(mean.max() for mean in means)
+    if low > axes.get_ylim()[0]:
+        axes.set_ylim(low, high + 0.06 * (high - low))
 
 
 def group(runs):

@@ -56,7 +56,7 @@ def bars(axes, probabilities, true, top):
     axes.bar(range(len(probabilities)), probabilities, color=colours, width=0.75)
     axes.plot(true, probabilities[true] + 0.09 * top, marker="v", color=marked, clip_on=False)
     axes.set(xlim=(-0.6, len(probabilities) - 0.4), ylim=(0, top))
-    axes.yaxis.get_major_locator().set_params(nbins=3)
+    axes.yaxis.get_major_locator().set_params(nbins=3, steps=(1, 2, 5, 10))
     axes.grid(axis="y")
 
 

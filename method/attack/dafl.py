@@ -1,0 +1,55 @@
+"""DAFL, Data-Free Learning of Student Networks: Chen et al., ICCV 2019.
+
+min_G  a_oh CE(t(Gz), argmax t(Gz)) + a_ie Σ_k p̄_k log₁₀ p̄_k − a_act mean|features_t(Gz)|
+min_s  KL( σ(t(Gz)) ‖ σ(s(Gz)) ),  Gz constant
+
+G    the generator; it emits normalised images       features_t  the layer before the teacher's classifier, pooled
+z    noise, normal                                   p̄_k         mean of σ(t(Gz))_k over the batch
+s    the student, trained                            σ           softmax
+t    the teacher, frozen                             a_…         weights: one-hot, information entropy, activation
+
+Both optimizers step once per iteration, on the same images. The defaults are those of CIFAR-10.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from method.datafree import Generating
+from utils.keys import key
+from utils.losses import cross_entropy, kl
+
+
+def dafl_loss(features, logits, a_oh, a_ie, a_act):
+    """The generator's loss: (loss, one-hot, information entropy, activation), scalars, from the teacher's answers.
+
+    features (N, F), logits (N, C).
+    """
+    one_hot = cross_entropy(logits, logits.argmax(1))
+    p = logits.softmax(1).mean(0)
+    entropy = (p * p.clamp_min(torch.finfo(p.dtype).tiny).log10()).sum()  # 0 log 0 = 0, without a NaN in the gradient
+    activation = -features.abs().mean()
+    return a_oh * one_hot + a_ie * entropy + a_act * activation, one_hot, entropy, activation
+
+
+class DAFL(Generating):
+    @dataclass
+    class Params(Generating.Params):
+        iterations_per_epoch: int = key("there is no training set to pass over", default=120, low=1)
+        noise_size: int = key("length of z", default=1000, low=1)
+        generator_learning_rate: float = key("of its Adam", default=0.02, above=0)
+        generator_gamma: float = key("factor of its learning rate at the epochs of schedule", default=1.0, above=0)
+        a_oh: float = key("weight of the one-hot term", default=0.05, low=0)
+        a_ie: float = key("weight of the information entropy", default=5.0, low=0)
+        a_act: float = key("weight of the activation", default=0.01, low=0)
+
+    def iteration(self):
+        images = self.generate()
+        features, logits = self.teacher(images, with_features=True)
+        weights = self.params.a_oh, self.params.a_ie, self.params.a_act
+        loss, one_hot, entropy, activation = dafl_loss(features, logits, *weights)
+        self.step_generator({"generator": loss, "one_hot": one_hot, "entropy": entropy, "activation": activation})
+        yield images.detach(), logits.detach()
+
+    def losses(self, images, teacher_logits):
+        return {"loss": kl(teacher_logits, self.model(images)), **self.generator_terms}

@@ -1,0 +1,103 @@
+"""DeepInversion: Yin et al., CVPR 2020. Images out of the teacher's batch norm, then distillation from them.
+
+min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x: the images of the first equation, in method/inversion.py
+
+s  the student, trained    t  the teacher, frozen    σ_T  softmax(·/T)
+
+`new_batches` batches of images are made as each epoch begins, until there are `image_batches`; an epoch is a pass over
+all so far. With a_c > 0, Adaptive DeepInversion, the student of that moment takes part. Each batch is kept in the run
+folder, images/N.tar: an interruption loses none. Who reads batch norm holds the network: the images are made from it,
+past any release rule. What the student learns from is the rule's answers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from method.datafree import Batches, DataFree, pixels
+from method.inversion import check, invert
+from utils import checkpoint, data
+from utils.errors import UserError
+from utils.keys import key
+from utils.losses import kl
+
+
+class DeepInversion(DataFree):
+    @dataclass
+    class Params(DataFree.Params):
+        temperature: float = key("T, of the distillation and of JS", default=3.0, above=0)
+        image_batches: int = key("synthesised in all, of batch_size images each", default=1000, low=1)
+        new_batches: int = key("synthesised as an epoch begins", default=10, low=1)
+        inversion_steps: int = key("of a batch of images", default=2000, low=1)
+        inversion_learning_rate: float = key("of the Adam that changes pixels", default=0.05, above=0)
+        jitter: int = key("shift of the images in a step, pixels at most", default=2, low=0)
+        a_tv: float = key("weight of the total variation", default=2.5e-5, low=0)
+        a_l2: float = key("weight of the L2 norm", default=0.0, low=0)
+        a_f: float = key("weight of the batch-norm statistics", default=10.0, low=0)
+        a_c: float = key("weight of 1 − JS; above 0 the student takes part", default=0.0, low=0)
+
+    def __init__(self, params, zoo):
+        super().__init__(params, zoo)
+        check(self.teacher.teacher)
+        self.pool = []  # (images, half (N, H, W, 3) from 0 to 255 but not clipped, labels, terms)
+
+    def losses(self, images, labels):
+        divergence = kl(self.teacher(images), self.model(images), self.params.temperature)
+        return {"loss": self.params.temperature**2 * divergence, **self.inversion_terms}
+
+    def batches(self, loader):
+        count = min(self.params.image_batches, (loader.epoch + 1) * self.params.new_batches)
+        return Batches(self.epoch(loader.epoch, count), count)
+
+    def epoch(self, epoch, count):
+        p, device = self.params, self.zoo.device
+        for number in range(len(self.pool), count):
+            batch = self.read(number) or self.make(number, epoch)
+            self.pool.append((batch["images"].to(device), batch["labels"].to(device), batch["terms"]))
+        images, labels, terms = zip(*self.pool, strict=True)
+        logged = terms[-1] if count > epoch * p.new_batches else {}  # only where images were made
+        self.inversion_terms = {name: torch.tensor(value, device=device) for name, value in logged.items()}
+        kinds = self.zoo.spec.augmentation if p.augmentation else ()
+        split = data.Split(torch.cat(images), torch.cat(labels))
+        loader = data.Loader(split, self.zoo.spec, p.batch_size, kinds, shuffle=True, seed=p.seed)
+        loader.set_epoch(epoch)
+        yield from loader
+        self.draw_grid(epoch, images[-1].permute(0, 3, 1, 2) / 255)
+
+    def read(self, number):
+        """Batch `number` from the run folder, or None where there is none that was made in the same way."""
+        file = self.folder and self.image_file(f"{number:04}.tar")
+        batch = checkpoint.read(file) if file and file.exists() else {}
+        return batch if batch.get("made_from") == self.made_from() else None
+
+    def make(self, number, epoch):
+        """Synthesise batch `number`, a function of the seed and, with a_c > 0, of the student."""
+        p, name = self.params, f"{number:04}.tar"
+        if p.a_c > 0 and number < epoch * p.new_batches:
+            raise UserError(f"images/{name} is missing, its student has learned since: move *.tar away to train anew")
+        seed = int(np.random.SeedSequence((p.seed, number, 5)).generate_state(1, np.uint64)[0] >> 1)
+        labels = torch.randint(
+            self.zoo.spec.num_classes, (p.batch_size,), generator=torch.Generator().manual_seed(seed)
+        )
+        own = {"student": self.model.eval(), "seed": seed, "title": f"Images {number + 1}/{p.image_batches}"}
+        x, terms = invert(self.teacher.teacher, labels.to(self.zoo.device), **own, **self.settings())
+        self.model.train()
+        batch = {"terms": {name: value.item() for name, value in terms.items()}, "made_from": self.made_from()}
+        batch |= {"images": (255 * pixels(x, self.zoo.spec)).permute(0, 2, 3, 1).half().contiguous(), "labels": labels}
+        if self.folder:
+            checkpoint.save(self.image_file(name), batch)
+        return batch
+
+    def settings(self):
+        p, spec = self.params, self.zoo.spec
+        own = {"image_size": spec.image_size, "flip": "flip" in spec.augmentation}
+        own |= {"steps": p.inversion_steps, "learning_rate": p.inversion_learning_rate, "jitter": p.jitter}
+        return own | {"a_tv": p.a_tv, "a_l2": p.a_l2, "a_f": p.a_f, "a_c": p.a_c, "T": p.temperature}
+
+    def made_from(self):
+        """What the images depend on: with a_c > 0 on the student's keys too."""
+        keys, own = vars(self.params), {"seed", "batch_size", "precision", "dataset"}
+        if self.params.a_c > 0:
+            own = keys.keys() - {"num_epochs", "num_workers", "cuda", "grid_every"}
+        return {name: keys[name] for name in own} | self.settings() | self.zoo.origins

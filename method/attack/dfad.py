@@ -1,0 +1,51 @@
+"""DFAD, Data-Free Adversarial Distillation: Fang et al., 2019 (arXiv 1912.11006).
+
+min_s max_G  D,   D = E_z mean| s(Gz) − t(Gz) |,  on the logits
+
+G    the generator; it emits normalised images       s    the student, trained
+z    noise, normal                                   t    the teacher, frozen
+
+An iteration is one step of the generator and five of the student, each with fresh z. The paper's has the student's
+first; round and round it is the same, and so each of the student's steps has a generator's step before it to log.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from method.datafree import Generating
+from method.defend.stingy import NOTHING
+from utils.keys import key
+
+
+def dfad_loss(logits, teacher_logits):
+    """D: the mean of |s − t| over a batch and its classes, logits (N, C) both; those withheld are left out."""
+    withheld = teacher_logits <= NOTHING
+    difference = (logits - teacher_logits).masked_fill(withheld, 0.0)
+    return difference.abs().sum() / (~withheld).sum()
+
+
+class DFAD(Generating):
+    @dataclass
+    class Params(Generating.Params):
+        iterations_per_epoch: int = key("there is no training set to pass over", default=50, low=1)
+        student_steps: int = key("of the student, to one of the generator", default=5, low=1)
+        noise_size: int = key("length of z", default=256, low=1)
+        generator_learning_rate: float = key("of its Adam, at the first epoch", default=0.001, above=0)
+        generator_gamma: float = key("factor of its learning rate at the epochs of schedule", default=0.1, above=0)
+
+    @property
+    def student_steps(self):
+        return self.params.student_steps
+
+    def iteration(self):
+        images = self.generate()
+        self.step_generator({"generator": -dfad_loss(self.model(images), self.teacher(images))})
+        for _ in range(self.student_steps):
+            with torch.no_grad():  # not around the yield: what trains the student runs inside that
+                images = self.generate()
+                teacher_logits = self.teacher(images)
+            yield images, teacher_logits
+
+    def losses(self, images, teacher_logits):
+        return {"loss": dfad_loss(self.model(images), teacher_logits), **self.generator_terms}

@@ -1,0 +1,62 @@
+"""Sequence of students (SCM): Jandial et al., ECCV 2022. Each student is the next one's teacher.
+
+    min_{s_1 … s_G}  Σ_g  α T² KL( σ_T(sg[s_{g−1}(x)]) ‖ σ_T(s_g(x)) ) + (1 − α) CE(σ(s_g(x)), y),   s_0 = t
+
+s_g  the students, trained; all of one architecture     σ_T  softmax(·/T)
+t    the teacher, frozen                                T    temperature
+y    the label                                          α    share of the teacher
+G    `generations`                                      sg   stops the gradient
+
+The network that is saved, and whose accuracy is `acc`, is the last, s_G; `acc_ensemble` is that of the mean of all
+students' probabilities. Of the paper we know this outline only, so the equation is OURS, and so is that the students
+train side by side: s_g listens to s_{g−1} as it is at that step, in train mode. So every student sees the whole
+schedule, in one run of G times the cost, and no other student's training depends on G.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from method.attack.kd import KD, kd_loss
+from utils.engine import accuracy, score
+from utils.keys import key
+
+
+def scm_loss(students_logits, teacher_logits, labels, T, alpha):
+    """(loss, T² KL, cross-entropy), sums over the students. students_logits: s_1 … s_G, each (N, C)."""
+    teachers = [teacher_logits, *(logits.detach() for logits in students_logits[:-1])]
+    terms = [kd_loss(s, t, labels, T, alpha) for s, t in zip(students_logits, teachers, strict=True)]
+    return tuple(sum(values) for values in zip(*terms, strict=True))
+
+
+class SCM(KD):
+    @dataclass
+    class Params(KD.Params):
+        generations: int = key("G, students in the sequence", default=3, low=1)
+
+    def __init__(self, params, zoo):
+        super().__init__(params, zoo)
+        self.earlier = nn.ModuleList(zoo.trained(params) for _ in range(params.generations - 1))
+        self.students = nn.ModuleList([*self.earlier, self.model])
+
+    @property
+    def trained(self):
+        return self.students
+
+    def losses(self, images, labels):
+        T, alpha = self.params.temperature, self.params.alpha
+        students_logits = [student(images) for student in self.students]
+        loss, distillation, ce = scm_loss(students_logits, self.teacher(images), labels, T, alpha)
+        return {"loss": loss, "distillation": distillation, "ce": ce}
+
+    def evaluate(self, loader):
+        self.earlier.eval()
+        return score(self.model, loader, self.ensemble)
+
+    def ensemble(self, images, labels, logits):
+        votes = [z.softmax(1) for z in [logits, *(student(images) for student in self.earlier)]]
+        return {"acc_ensemble": accuracy(torch.stack(votes).mean(0), labels)}
+
+    def extra(self):
+        return {"earlier": self.earlier}

@@ -1,0 +1,88 @@
+"""Mildly Nasty Teachers, 2021: the nasty teacher's loss, with less of the network for it to spoil.
+
+    min_f  CE(σ(f(x)), y) − ω T² KL( σ_T(f'(x)) ‖ σ_T(f_A(x)) )            (Nasty Teacher's eq. 2, where f' is f)
+
+    variant       f                                          trained              f'
+    "half"        from random weights                        all of it            head( sg[features(x)] ): the KL's
+                                                                                  gradient reaches the last layer only
+    "light"       from f_A's weights                         its last layer       f
+    "light_deep"  two new linear layers of widths L and C    these two            f
+                  on f_A's features
+
+f, f_A, T, ω as in nasty.py; L is `width`; sg stops the gradient. What is not trained stays in eval mode.
+Ours: L's default, and that nothing stands between the two layers of "light_deep". So they amount to one, and the
+checkpoint is an ordinary one of `model_name`; the two are beside it under "extra", for a run to go on with.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from method.defend.nasty import Nasty, nasty_loss
+from model.network import at_least_float32
+from utils.errors import UserError
+from utils.keys import key
+from utils.losses import cross_entropy, kl
+
+
+def half_loss(logits, head_logits, adversary_logits, labels, T, weight):
+    """(loss, cross-entropy, T² KL): `head_logits` equal `logits`, but only the last layer has a gradient from them."""
+    ce, divergence = cross_entropy(logits, labels), T**2 * kl(head_logits, adversary_logits, T)
+    return ce - weight * divergence, ce, divergence
+
+
+class MildlyNasty(Nasty):
+    @dataclass
+    class Params(Nasty.Params):
+        variant: str = key("what may be spoilt", choices=("half", "light", "light_deep"))
+        width: int = key("L of light_deep, outputs of its first layer", default=64, low=1)
+
+    def __init__(self, params, zoo):
+        super().__init__(params, zoo)
+        self.layers = None
+        if params.variant == "half":
+            return
+        if params.model_name != params.adversarial_model:
+            raise UserError(f'"model_name": {params.variant} starts from a {params.adversarial_model}, its adversary')
+        if not params.resume:
+            zoo.fill(self.model, params.adversarial_resume)
+        self.model.eval().requires_grad_(False)
+        self.name, self.last = list(self.model.named_modules())[-1]  # in all networks the classifier comes last
+        if params.variant == "light_deep":
+            inputs, width = self.last.weight.shape[1], params.width
+            layers = nn.Sequential(nn.Linear(inputs, width), nn.Linear(width, self.model.num_classes))
+            self.layers = layers.to(zoo.device)
+        else:
+            self.last.requires_grad_(True)
+
+    @property
+    def trained(self):
+        return self.model if self.params.variant == "half" else self.layers or self.last
+
+    def losses(self, images, labels):
+        T, weight, adversary = self.params.temperature, self.params.weight, self.adversary(images)
+        if self.params.variant == "half":
+            features, logits = self.model(images, with_features=True)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.model.bf16):
+                head_logits = at_least_float32(self.model.head(features.detach()))
+            terms = half_loss(logits, head_logits, adversary, labels, T, weight)
+        else:
+            logits = functional_call(self.model, self.folded(), (images,)) if self.layers else self.model(images)
+            terms = nasty_loss(logits, adversary, labels, T, weight)
+        return dict(zip(("loss", "ce", "divergence"), terms, strict=True))
+
+    def folded(self):
+        """The weights of the one layer that the two amount to: W₂(W₁h + b₁) + b₂ = (W₂W₁)h + (W₂b₁ + b₂)."""
+        first, second = self.layers
+        weight = (second.weight @ first.weight).view_as(self.last.weight)
+        return {f"{self.name}.weight": weight, f"{self.name}.bias": second.weight @ first.bias + second.bias}
+
+    def evaluate(self, loader):
+        if self.layers:
+            self.model.load_state_dict({n: w.detach() for n, w in self.folded().items()}, strict=False)
+        return super().evaluate(loader)
+
+    def extra(self):
+        return {"layers": self.layers} if self.layers else {}

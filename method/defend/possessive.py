@@ -1,0 +1,91 @@
+"""Reversed Maximize Learning, the "possessive teacher": Zhang et al., J. Frontiers of Computer Science and Technology
+20(1), 2026 (preprint 2023).
+
+Published is the idea: reverse the sort order of the original network's logits; a binary probability decouples the
+target from the other classes. The equation is not, so this one is OUR RECONSTRUCTION, and so are all its weights:
+
+    min_f  CE(σ(f(x)), y) + β_t T² KL( b_A ‖ b ) + β_n T² KL( q_N ‖ p_N )
+
+    f    the network trained              b, b_A  (P_y, 1 − P_y) of σ_T(f(x)), of σ_T(f_A(x))
+    f_A  the original: frozen, normal     N       the classes other than the label y
+    T    temperature                      p_N     softmax over N of f(x)/T
+    β_t  `beta_target`                    q_N     softmax over N of z/T, z being f_A's logits of N with the order
+    β_n  `beta_others`                            reversed: the highest value goes to the lowest class, and so on
+
+Where f_A is wrong on x, b_A contradicts the label, and that image has no β_t term. Two variants of the last term,
+ours too, are `order` "flat": q_N uniform; and "away", from the original's order: − β_n T² KL( p_N ‖ f_A's ).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from method import Method
+from utils.engine import score
+from utils.keys import key
+from utils.losses import cross_entropy, kl
+
+
+def possessive_loss(logits, adversary_logits, labels, T, beta_target, beta_others, order="reversed"):
+    """(loss, cross-entropy, T² KL of the target, T² KL of the others), from logits (N, C) twice and labels (N,)."""
+    ce = cross_entropy(logits, labels)
+    p, b = split(logits, labels, T)
+    a, b_A = split(adversary_logits, labels, T)
+    right = adversary_logits.argmax(1) == labels
+    target = T**2 * (right * (b_A.exp() * (b_A - b)).sum(1)).mean()
+    if order == "away":
+        others = -(T**2) * kl(p, a, T)
+    else:
+        others = T**2 * kl(reverse(a) if order == "reversed" else torch.zeros_like(a), p, T)
+    return ce + beta_target * target + beta_others * others, ce, target, others
+
+
+def split(logits, labels, T):
+    """The logits of the other classes (N, C − 1), and log (P_y, 1 − P_y) of softmax(logits/T), (N, 2)."""
+    classes = torch.arange(logits.shape[1] - 1, device=logits.device)
+    others = logits.gather(1, classes + (classes >= labels[:, None]))
+    both = torch.stack((logits.gather(1, labels[:, None])[:, 0] / T, (others / T).logsumexp(1)), 1)
+    return others, both.log_softmax(1)
+
+
+def reverse(logits):
+    """The same values in each row, so that the place of the highest has the lowest, and so on."""
+    values, places = logits.sort(dim=1, descending=True, stable=True)
+    return torch.empty_like(logits).scatter(1, places, values.flip(1))
+
+
+def rank_correlation(one, other):
+    """Spearman's, of each row of two matrices (N, M), averaged over rows; equal values share a rank."""
+    ranks = [((z[:, :, None] > z[:, None]).double() - (z[:, :, None] < z[:, None]).double()).sum(2) for z in (one, other)]
+    a, b = ranks  # of mean 0
+    return ((a * b).sum(1) / ((a * a).sum(1) * (b * b).sum(1)).sqrt().clamp_min(1)).mean()
+
+
+class Possessive(Method):
+    @dataclass
+    class Params:
+        adversarial_model: str = key("architecture of the original network, f_A")
+        adversarial_resume: str = key("its checkpoint: another experiment's best_model.tar")
+        temperature: float = key("T of both divergences", above=0)
+        beta_target: float = key("β_t, weight of the target's divergence", default=1.0, low=0)
+        beta_others: float = key("β_n, weight of the other classes' divergence", default=1.0, low=0)
+        order: str = key("of the other classes", default="reversed", choices=("reversed", "away", "flat"))
+
+    def __init__(self, params, zoo):
+        super().__init__(params, zoo)
+        self.adversary = zoo.frozen(params.adversarial_model, params.adversarial_resume)
+
+    def losses(self, images, labels):
+        p = self.params
+        settings = p.temperature, p.beta_target, p.beta_others, p.order
+        terms = possessive_loss(self.model(images), self.adversary(images), labels, *settings)
+        return dict(zip(("loss", "ce", "target", "others"), terms, strict=True))
+
+    def evaluate(self, loader):
+        return score(self.model, loader, self.compare)
+
+    def compare(self, images, labels, logits):
+        original = self.adversary(images)
+        agreement = 100 * (logits.argmax(1) == original.argmax(1)).double().mean()
+        others = (split(z, labels, 1.0)[0] for z in (logits, original))
+        return {"rank_correlation": rank_correlation(*others), "agreement": agreement}

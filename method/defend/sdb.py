@@ -1,0 +1,98 @@
+"""Safe Distillation Box: Ye et al., AAAI 2022. Everyone may infer; who holds the key, an image K, may distil too.
+
+    x_k = λ x + (1 − λ) K                                                       a query with the key
+    min_f  2 CE(σ(f(x)), y) + CE(σ(f(x_k)), y)                                  embedding of the key
+      − w [ T² KL(σ_T(f(x)) ‖ σ_T(f_A(x))) − KL(σ(f(x)) ‖ sg[σ(f(x_k))]) ]      disturbance of knowledge
+      + M( σ_T(f_A(x)), σ_T(f(x_k)) )                                           preservation
+      ± η [ 0.01 M(relu f_A(x), relu f(x_k)) − M(relu f_R(x), relu f(x_k)) ]    augmentation
+
+f    the network trained                            λ, w, η  `mix`, `weight`, `eta`
+f_A  the original: frozen, normal                   T        temperature
+f_R  of f's architecture, random weights, frozen    M        mean squared error; sg stops the gradient
+
+As printed the sign ± is −, which pulls f(x_k) towards f_R and away from f_A. Its purpose is the contrary, and the
+default here: `eta_sign` "purpose" is +, "printed" is −. λ is 0.9 as released; the paper's is 0.5. K and f_R are
+functions of the seed; where a run folder lies, K lies beside it as key.tar. This file also is the rule "sdb": t(x_k).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from method import Method
+from method.image_key import ImageKey, derived, draw, read
+from method.release import Release
+from utils import checkpoint
+from utils.distributed import RANK
+from utils.engine import accuracy, score
+from utils.errors import UserError
+from utils.keys import key
+from utils.losses import cross_entropy, kl
+from utils.params import model_options
+
+
+def sdb_loss(logits, keyed, adversary, random, labels, T, weight, eta, sign):
+    """(loss, embedding, disturbance, preservation, augmentation) from logits (N, C): f(x), f(x_k), f_A(x), f_R(x).
+
+    The brackets are without their weights; sign: 1 or −1, of the last.
+    """
+    embedding = 2 * cross_entropy(logits, labels) + cross_entropy(keyed, labels)
+    disturbance = T**2 * kl(logits, adversary, T) - kl(logits, keyed.detach())
+    preservation = F.mse_loss((keyed / T).softmax(1), (adversary / T).softmax(1))
+    near, far = (F.mse_loss(keyed.relu(), other.relu()) for other in (adversary, random))
+    augmentation = 0.01 * near - far
+    loss = embedding - weight * disturbance + preservation + sign * eta * augmentation
+    return loss, embedding, disturbance, preservation, augmentation
+
+
+class SDB(Method):
+    @dataclass
+    class Params:
+        adversarial_model: str = key("architecture of the original network, f_A")
+        adversarial_resume: str = key("its checkpoint: another experiment's best_model.tar")
+        temperature: float = key("T of disturbance and preservation", above=0)
+        mix: float = key("λ, share of the image in a query with the key", default=0.9, above=0, high=1)
+        weight: float = key("w of the disturbance", default=1.0, low=0)
+        eta: float = key("η of the augmentation", default=0.001, low=0)
+        eta_sign: str = key("of the augmentation", default="purpose", choices=("purpose", "printed"))
+
+    def __init__(self, params, zoo):
+        super().__init__(params, zoo)
+        self.adversary = zoo.frozen(params.adversarial_model, params.adversarial_resume)
+        self.key = ImageKey(draw(zoo.spec, params.seed), params.mix, zoo.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derived(params.seed, "random network"))
+            self.random = zoo.fresh(params.model_name, **model_options(params)).eval().requires_grad_(False)
+
+    def batches(self, loader):
+        if self.folder and RANK == 0:
+            extra = {"key": self.key.state_dict()}
+            checkpoint.save(self.folder / "key.tar", {"extra": extra, "params": {"mix": self.params.mix}})
+        return loader
+
+    def losses(self, images, labels):
+        p, logits, keyed = self.params, self.model(images), self.model(self.key(images))
+        settings = p.temperature, p.weight, p.eta, 1 if p.eta_sign == "purpose" else -1
+        terms = sdb_loss(logits, keyed, self.adversary(images), self.random(images), labels, *settings)
+        return dict(zip(("loss", "embedding", "disturbance", "preservation", "augmentation"), terms, strict=True))
+
+    def evaluate(self, loader):
+        return score(self.model, loader, lambda x, labels, _: {"acc_key": accuracy(self.model(self.key(x)), labels)})
+
+    def extra(self):
+        return {"key": self.key}
+
+
+class Keyed(Release):
+    @dataclass
+    class Params:
+        key_resume: str = key("the key: key.tar of the teacher's run folder, or a checkpoint of that teacher")
+        mix: float | None = key("λ of the queries; null: what the teacher was trained with", default=None, above=0, high=1)
+
+    def __init__(self, teacher, params):
+        super().__init__(teacher, params)
+        image, mix = read(params.key_resume, params.dataset)
+        if not torch.equal(image, read(params.teacher_resume, params.dataset)[0]):
+            raise UserError(f"{checkpoint.shown(checkpoint.locate(params.key_resume))}: the key of another teacher")
+        self.query = ImageKey(image, params.mix or mix, next(teacher.parameters()).device)

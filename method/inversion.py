@@ -1,0 +1,110 @@
+"""Images out of what a network's batch norm remembers: the first half of DeepInversion, Yin et al., CVPR 2020.
+
+min_x  CE(t(x), y) + a_tv TV(x) + a_l2 ‖x‖₂ + a_f Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ ) + a_c (1 − JS(s(x), t(x)))
+
+x     a batch of normalised images, shifted and flipped by chance in each step
+y     their classes                    m_l, v_l   running mean and variance of batch norm l
+t     the network that is inverted     μ_l, σ²_l  mean and variance of what x brings there
+s     a student of it, or none         TV         ‖·‖₂ of the differences of neighbours in four directions, added up
+a_…   weights                          JS         Jensen-Shannon divergence of the softmax at temperature T
+"""
+
+import math
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from model.network import at_least_float32
+from utils.errors import Diverged, UserError
+from utils.losses import cross_entropy, kl
+
+
+def invert(
+    network, labels, image_size, *, steps=2000, learning_rate=0.05, a_tv=2.5e-5, a_l2=0.0, a_f=10.0, a_c=0.0,
+    student=None, T=3.0, jitter=2, flip=True, seed=0, title=None,
+):  # fmt: skip
+    """(normalised images, float32 (N, 3, H, W), of the classes `labels` (N,); {term: scalar} of the last step).
+
+    network, student: in eval mode. jitter: shift at most, in pixels. flip: whether a mirrored image is one too.
+    seed: start, shifts and flips are a function of it. title: of a progress bar. UserError: there is no batch norm.
+    """
+    check(network)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(labels), 3, image_size, image_size, generator=generator).to(labels.device).requires_grad_()
+    shifts = torch.randint(-jitter, jitter + 1, (steps, 2), generator=generator).tolist()
+    flips = (torch.rand(steps, generator=generator) < 0.5 * flip).tolist()
+    optimizer = torch.optim.Adam([x], learning_rate, fused=True)
+    quiet = None if title else True  # None: quiet where there is no terminal
+    with distances(network) as found:
+        for shift, mirrored in tqdm(zip(shifts, flips, strict=True), title, steps, leave=False, disable=quiet):
+            seen = x.roll(shift, (2, 3))
+            seen = (seen.flip(3) if mirrored else seen).contiguous(memory_format=torch.channels_last)
+            found.clear()
+            logits = network(seen)
+            others = student(seen) if a_c > 0 else None
+            terms = inversion_loss(seen, labels, logits, sum(found), others, a_tv, a_l2, a_f, a_c, T)
+            optimizer.zero_grad(set_to_none=True)
+            terms["inversion"].backward(inputs=[x])
+            optimizer.step()
+    terms = {name: value.detach() for name, value in terms.items()}
+    if not x.isfinite().all():
+        raise Diverged(", ".join(f"{name} {value:.4g}" for name, value in terms.items()))
+    return x.detach(), terms
+
+
+def inversion_loss(x, labels, logits, bn, student_logits, a_tv, a_l2, a_f, a_c, T):
+    """The equation: {"inversion": its value, and each term}. bn: the sum over batch norms. student_logits or None."""
+    terms = {"ce": cross_entropy(logits, labels), "tv": total_variation(x), "l2": x.norm(), "bn": bn}
+    loss = terms["ce"] + a_tv * terms["tv"] + a_l2 * terms["l2"] + a_f * terms["bn"]
+    if student_logits is not None:
+        terms["js"] = jensen_shannon(student_logits, logits, T)
+        loss = loss + a_c * (1 - terms["js"])
+    return {"inversion": loss} | terms
+
+
+def total_variation(x):
+    """TV of a batch (N, 3, H, W): to the right, down, and along both diagonals."""
+    across, down = x[..., :-1] - x[..., 1:], x[..., :-1, :] - x[..., 1:, :]
+    rising, falling = x[..., 1:, :-1] - x[..., :-1, 1:], x[..., :-1, :-1] - x[..., 1:, 1:]
+    return across.norm() + down.norm() + rising.norm() + falling.norm()
+
+
+def distance(x, mean, variance):
+    """‖μ(x) − mean‖₂ + ‖σ²(x) − variance‖₂ for the input x (N, C, …) of a batch norm."""
+    x = at_least_float32(x).transpose(0, 1).flatten(1)
+    return (x.mean(1) - mean).norm() + (x.var(1, correction=0) - variance).norm()
+
+
+def jensen_shannon(p, q, T):
+    """½ KL(σ_T(p) ‖ m) + ½ KL(σ_T(q) ‖ m) of two sets of logits (N, C); m is the mean of both distributions."""
+    p, q = F.log_softmax(p / T, 1), F.log_softmax(q / T, 1)
+    m = torch.logaddexp(p, q) - math.log(2)
+    return (kl(p, m) + kl(q, m)) / 2  # the softmax of log-probabilities are the probabilities
+
+
+@contextmanager
+def distances(network):
+    """A list, to which each forward pass of `network` appends the `distance` at each of its batch norms."""
+    found = []
+
+    def look(layer, inputs):
+        found.append(distance(inputs[0], layer.running_mean, layer.running_var))
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in batch_norms(network)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def batch_norms(network):
+    return [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+
+
+def check(network):
+    if not batch_norms(network):
+        raise UserError(f"{type(network).__name__} has no batch norm, whose statistics DeepInversion starts from")

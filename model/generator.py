@@ -1,0 +1,52 @@
+"""The image generator of DAFL (Chen et al., ICCV 2019) and DFAD (Fang et al., 2019).
+
+Linear to 2w×S/4×S/4, BN, up ×2, conv 2w, BN, leaky ReLU, up ×2, conv w, BN, leaky ReLU, conv 3, tanh, BN; w = 64.
+The last batch norm has no weights of its own: each channel of a batch has mean 0 and variance 1, as an image of the
+training set has that was normalised by its mean and deviation. So what comes out is a *normalised* image, for the
+teacher and the student as it is; people see it after `x * std + mean`.
+"""
+
+import torch
+from torch import nn
+
+from model.network import at_least_float32
+from utils.errors import UserError
+
+
+def block(in_channels, out_channels):
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(in_channels, out_channels, 3, padding=1),
+        nn.BatchNorm2d(out_channels),
+        nn.LeakyReLU(0.2, inplace=True),
+    )
+
+
+class Generator(nn.Module):
+    """Noise z, float (N, noise_size), to normalised images, float32 (N, 3, image_size, image_size).
+
+    channels: of the first convolution, the second has half. As in `Network`, `forward` sets the precision.
+    """
+
+    bf16 = False
+
+    def __init__(self, image_size, noise_size, channels=128):
+        super().__init__()
+        if image_size % 4:
+            raise UserError(f"the generator doubles an image twice: {image_size} pixels a side are not divisible by 4")
+        self.shape = channels, image_size // 4, image_size // 4
+        self.linear = nn.Linear(noise_size, channels * (image_size // 4) ** 2)
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(channels),
+            block(channels, channels),
+            block(channels, channels // 2),
+            nn.Conv2d(channels // 2, 3, 3, padding=1),
+            nn.Tanh(),
+        )
+        self.normalise = nn.BatchNorm2d(3, affine=False)
+
+    def forward(self, noise):
+        with torch.autocast(noise.device.type, torch.bfloat16, enabled=self.bf16):
+            start = self.linear(noise).unflatten(1, self.shape)
+            images = self.layers(start.contiguous(memory_format=torch.channels_last))
+        return self.normalise(at_least_float32(images))
