@@ -6,6 +6,7 @@
 Shown are the best epoch (by test accuracy, as published) and the last; over several seeds, mean ± standard deviation.
 """
 
+from utils.errors import UserError
 from utils.experiment import Parser, one_line_errors
 from utils.report import FORMATS, report
 
@@ -16,6 +17,8 @@ def main():
     parser.add_argument("--format", choices=FORMATS, default="text")
     args = parser.parse_args()
     with one_line_errors():
+        if len(args.target) > 1 and args.format in ("csv", "json"):
+            raise UserError(f"--format {args.format}: one target at a time")
         for target in args.target:
             print(report(target, args.format))
 

@@ -1,4 +1,4 @@
-"""The key of a Safe Distillation Box (method/defend/sdb.py): an image, drawn, laid over queries, and read from files."""
+"""The key of a Safe Distillation Box (method/defend/sdb.py), an image: drawn, laid over queries, read from files."""
 
 import numpy as np
 import torch

@@ -119,7 +119,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, space):
     path = tmp_path / "last_model.tar"
     checkpoint.save(path, {"state_dict": {"a": torch.ones(3)}})
     before = path.read_bytes()
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="No space left"):
         checkpoint.replace(path, lambda file: Full(file, space).write(b"x" * 2000))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -145,5 +145,6 @@ def test_truncated_anywhere(tmp_path, legacy):
     whole = path.read_bytes()
     for length in [*range(0, 600, 37), *(rng.randrange(len(whole)) for _ in range(60))]:
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"x\.tar: truncated, or no checkpoint"):
+        # Before torch 1.6, cut inside a name it is not told from one with another name, which is not loaded either.
+        with pytest.raises(UserError, match=r"x\.tar: (truncated, or no checkpoint|holds more than plain tensors)"):
             checkpoint.read(path)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from conftest import ROOT, TINY, experiment, files, metrics, same_weights, script, train, with_teacher
 
 from utils import params, plan
@@ -122,7 +123,19 @@ def test_differences():
         '"gamma": there 0.1, here 0.2',
         '"seed": there 0, here 1',
     ]
-    assert params.differences(old, old | {"new": 1}) == ['"new": there null, here 1']
+
+
+def test_a_run_may_go_on_with_a_key_that_is_younger_than_it(tmp_path):
+    """At its default value, that is."""
+    folder = experiment(tmp_path / "x", num_epochs=1)
+    train(folder)
+    state = torch.load(folder / "last_model.tar", weights_only=True)
+    del state["params"]["momentum"]
+    torch.save(state, folder / "last_model.tar")
+    assert "finished" in train(folder).out
+    (folder / "params.json").write_text(json.dumps(TINY | {"num_epochs": 1, "momentum": 0.5}))
+    done = script("train_scratch.py", "--save_path", folder)
+    assert done.status == 2 and '"momentum": there 0.9, here 0.5' in done.err
 
 
 # --set

@@ -1,9 +1,11 @@
 """Checkpoints: plain tensors in the released layout, written whole or not at all, and never unpickled."""
 
 import hashlib
+import io
 import os
 import pickle
 import shlex
+import warnings
 from pathlib import Path
 
 import torch
@@ -20,42 +22,70 @@ def locate(path):
 
 
 def save(path, content):
-    """Write the dictionary `content` as a checkpoint."""
-    replace(path, lambda file: torch.save(content, file))
+    """Write the dictionary `content` as a checkpoint. UserError: the disk is full, say."""
+    buffer = io.BytesIO()  # torch.save hides what went wrong with a file
+    torch.save(content, buffer)
+    replace(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def replace(path, write):
     """Call `write` with a binary file, so that a kill at any moment leaves the old `path` or the new one, whole."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read(path):
-    """The dictionary in a checkpoint, on the CPU. UserError: missing, truncated, or more than plain tensors."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{shown(path)}: there is no such checkpoint{remedy(path)}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path, advice=None):
+    """The dictionary in a checkpoint, on the CPU. UserError: missing, truncated, or more than plain tensors.
+
+    advice: what to do about it, instead of the command that makes it.
+    """
+    path = Path(path)
+    advice = remedy(path) if advice is None else f"; {advice}"
+    if not path.is_file():
+        raise UserError(f"{shown(path)}: there is no such checkpoint{advice}")
+    try:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            if not file.read(2).startswith((b"PK", b"\x80")):
+                raise EOFError("neither a zip file nor a pickle")
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error):
-            raise UserError(f"{shown(path)}: truncated, or no checkpoint{remedy(path)}") from None
-        raise UserError(f"{shown(path)}: holds more than plain tensors; not loaded, as it could run code") from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError):
-        raise UserError(f"{shown(path)}: truncated, or no checkpoint{remedy(path)}") from None
+        if any(word in str(error) for word in ("Unsupported", "GLOBAL", "allowlist")):  # it would have to be called
+            raise UserError(f"{shown(path)}: holds more than plain tensors; not loaded, as it could run code") from None
+        raise UserError(f"{shown(path)}: truncated, or no checkpoint{advice}") from None
+    except Exception:  # a damaged file fails in a dozen ways
+        raise UserError(f"{shown(path)}: truncated, or no checkpoint{advice}") from None
     if not isinstance(content, dict):
         raise UserError(f'{shown(path)}: no checkpoint; it must be a dictionary with a "state_dict"')
     return content
 
 
+def peek(path):
+    """What `read` returns, its tensors left on the disk; {} for a file that cannot be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:
+        return {}
+
+
+def best_is_behind(last, best):
+    """Whether `last`, the content of a last_model.tar, is the best epoch, and the file `best` is not yet."""
+    return last["best"][0] == last["epoch"] - 1 and peek(best).get("epoch") != last["epoch"]
+
+
 def state_dict(content, path):
     """The weights of a checkpoint, without the prefixes that DataParallel and torch.compile put before names."""
     weights = content.get("state_dict", content)
-    if not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f'{shown(path)}: no checkpoint; it must be a dictionary with a "state_dict"')
     return {strip(name): value for name, value in weights.items()}
 
@@ -81,6 +111,7 @@ def fill(network, content, path):
         made_by = f' It holds a "{made_by}".' if made_by else ""
         kind = f"{type(network).__name__} for {network.num_classes} classes"
         raise UserError(f"{shown(path)}: other weights than a {kind} has: {', '.join(misfits)}.{made_by}")
+    weights = {name: weight.to(wanted[name].dtype) for name, weight in weights.items()}
     network.load_state_dict(weights, assign=next(network.parameters()).is_meta)
 
 

@@ -156,9 +156,10 @@ def train(method, loader, test_loader, params, run):
         run.log(title)
         try:
             means = train_epoch(method, losses, loader, optimizer, title)
+            seconds = time.perf_counter() - start
+            test = method.evaluate(test_loader)
         except Diverged as error:
             raise Diverged(f"{title}: the loss is not finite any more: {error}. {HINT} {run.fallback()}") from None
-        seconds = time.perf_counter() - start
         run.end_epoch(
             method,
             optimizer,
@@ -166,7 +167,7 @@ def train(method, loader, test_loader, params, run):
                 "epoch": epoch + 1,
                 "lr": rate,
                 "train": means.values(),
-                "test": method.evaluate(test_loader),
+                "test": test,
                 "seconds": round(seconds, 3),
                 "images_per_second": round(means.images / seconds, 1),
             },

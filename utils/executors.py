@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import threading
 
 import torch
 
@@ -35,6 +36,12 @@ def work(folder, data_dir, download, gpu=None, threads=None):
             return "interrupted"
 
 
+def end_with_parent():
+    """End this process when the one that started it is gone, even if that was killed."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
 class Local:
     """`jobs` processes at once on this machine, each on the GPU that has the fewest, or on its share of the cores."""
 
@@ -57,6 +64,7 @@ class Local:
 
     @staticmethod
     def work_and_tell(sender, *arguments):
+        threading.Thread(target=end_with_parent, daemon=True).start()
         sender.send(work(*arguments))
 
     def wait(self, seconds):

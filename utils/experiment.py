@@ -55,6 +55,8 @@ def add_data_flags(parser):
 def main(kind, args):
     """What a training script does: train the experiment in `args.save_path`, or score it, with one-line errors."""
     with one_line_errors():
+        if args.evaluate is not None and args.set:
+            raise UserError("--evaluate scores what there is; --set makes a run")
         folder, params = prepare(kind, args)
         if args.evaluate is None:
             train(folder, params, args.data_dir, args.gpu_id, args.download)
@@ -87,8 +89,7 @@ def one_line_errors():
 def prepare(kind, args):
     """(run folder, checked parameters) that the command line asks for."""
     folder = args.save_path
-    raw = parameters.read(folder / "params.json")
-    found = parameters.kind_of(raw)
+    found = parameters.kind_in(folder / "params.json")
     if found != kind:
         script = parameters.SCRIPTS[found]
         raise UserError(f"{folder}: is an experiment for {script}: python {script} --save_path {folder}")
@@ -121,6 +122,7 @@ def train(folder, params, data_dir, gpu_id=None, download=False):
     engine.seed_everything(params.seed, epoch=-1)
     learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))
     learner.folder = run.folder
+    run.check_origins(learner.zoo.origins)
     share = distributed.RANK, distributed.WORLD_SIZE
     loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share)
     with run.opened(environment.describe(device, params.precision)):

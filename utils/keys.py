@@ -17,6 +17,9 @@ def key(about, default=dataclasses.MISSING, **limits):
     return dataclasses.field(default=default, kw_only=True, metadata={"about": about, **limits})
 
 
+LARGEST = 2**63 - 1  # whole number: what is more fits no tensor
+
+
 def wrong(name, value, field):
     """What is wrong with the type or the range of `value`: a list of no or one line."""
     shown = json.dumps(value)
@@ -28,7 +31,7 @@ def wrong(name, value, field):
     if value is None or isinstance(value, (str, list)):
         return []
     bad = (
-        not math.isfinite(value)
+        (abs(value) > LARGEST if isinstance(value, int) else not math.isfinite(value))
         or value < limits.get("low", -math.inf)
         or value > limits.get("high", math.inf)
         or value <= limits.get("above", -math.inf)

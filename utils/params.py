@@ -107,10 +107,20 @@ def kind_of(raw):
     return "defend" if "adversarial_model" in raw or "adversarial_resume" in raw else "scratch"
 
 
+def kind_in(path):
+    """`kind_of` the params.json `path`."""
+    try:
+        return kind_of(read(path))
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(shown(path)) else f"{shown(path)}: {error}") from None
+
+
 def check(raw, path):
     """`raw` with defaults filled in, as a namespace. UserError lists everything that is wrong with it."""
     raw = dict(raw)
     try:
+        if "method" in raw and not isinstance(raw["method"], str):
+            raise UserError(f'"method": must be a string, not {json.dumps(raw["method"])}')
         raw.setdefault("method", {"scratch": "scratch", "defend": "nasty", "attack": "kd"}[kind_of(raw)])
         fields = schema(raw)
     except UserError as error:
@@ -126,7 +136,7 @@ def check(raw, path):
             values[name] = raw[name]
             problems += wrong(name, raw[name], field)
         elif field.default is not dataclasses.MISSING:
-            values[name] = field.default
+            values[name] = list(field.default) if isinstance(field.default, tuple) else field.default
         else:
             problems.append(f'missing key "{name}": {field.metadata["about"]}')
     if not problems:

@@ -4,9 +4,7 @@ import json
 import re
 from pathlib import Path
 
-import torch
-
-from utils import params
+from utils import checkpoint, params
 from utils.checkpoint import ROOT
 from utils.errors import UserError
 
@@ -36,7 +34,8 @@ class Plan:
         tags = {name: value for name, value in wanted.items() if raw.get(name, 0 if name == "seed" else None) != value}
         raw |= tags
         for name in resumes(raw):
-            source, file = str(Path(raw[name]).parent), Path(raw[name]).name
+            path = Path(checkpoint.shown(checkpoint.locate(raw[name])))
+            source, file = str(path.parent), path.name
             if (ROOT / source / "params.json").is_file():
                 made_in, its_tags = self._add(source, teacher_changes, {}, seed, (*above, folder))
                 raw[name] = f"{made_in}/{file}"
@@ -65,8 +64,9 @@ def resumes(raw):
 
 def derived_path(folder, changes):
     """`folder`,key=value,… for a run of the same experiment with some keys changed, spelt so that shells accept it."""
+    folder = Path(folder) if Path(folder).name not in ("", "..") else Path(folder).resolve()
     spelt = [f"{name}={re.sub('[^A-Za-z0-9._+-]+', '-', str(value)).strip('-')}" for name, value in changes.items()]
-    return Path(folder).with_name(",".join([Path(folder).name, *sorted(spelt)]))
+    return folder.with_name(",".join([folder.name, *sorted(spelt)]))
 
 
 def write_params(folder, raw):
@@ -78,7 +78,7 @@ def write_params(folder, raw):
             path.write_text(json.dumps(raw, indent=4) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    lines = params.differences(raw, params.read(path))
+    lines = params.differences(params.read(path), raw)
     if lines:
         raise UserError(f"{path}: is there already and says something else:\n  " + "\n  ".join(lines))
 
@@ -98,13 +98,13 @@ def experiments_below(folder, with_runs=False):
 
 def epochs_done(folder):
     """How many epochs the run in `folder` has behind it; with a best_model.tar alone, from elsewhere say, infinite."""
-    folder = ROOT / folder
-    if (folder / "last_model.tar").exists():
-        try:
-            return torch.load(folder / "last_model.tar", map_location="cpu", weights_only=True, mmap=True)["epoch"]
-        except Exception:
-            return 0  # the run itself will say what is wrong with it
-    return float("inf") if (folder / "best_model.tar").exists() else 0
+    last, best = ROOT / folder / "last_model.tar", ROOT / folder / "best_model.tar"
+    if not last.exists():
+        return float("inf") if best.exists() else 0
+    state = checkpoint.peek(last)
+    if not {"epoch", "best"} <= state.keys():
+        return 0  # the run itself will say what is wrong with it
+    return state["epoch"] - checkpoint.best_is_behind(state, best)
 
 
 def epochs_logged(folder):

@@ -43,6 +43,8 @@ def report_table(table, style="text"):
     title = (
         f"{table.title} ({table.source})\nTest accuracy in %; in brackets: minus the same student's without a teacher."
     )
+    if style == "latex":
+        title = "% " + title.replace("\n", "\n% ")
     return f"{title}\n\n{draw(lines, ['', '', *table.columns], style)}"
 
 

@@ -33,7 +33,7 @@ class Run:
                     "from; move best_model.tar away to train anew"
                 )
             return {}
-        state = checkpoint.read(self.last)
+        state = checkpoint.read(self.last, "move it away to train anew")
         if not {"params", "optim_dict", "epoch", "best"} <= state.keys():
             raise UserError(
                 f"{checkpoint.shown(self.last)}: not written by this project's scripts, so a run cannot go on from "
@@ -46,6 +46,8 @@ class Run:
                 f"{checkpoint.shown(self.folder)}: holds the results of a run with other parameters; use another "
                 "folder, or move its *.tar away:\n  " + "\n  ".join(lines)
             )
+        if RANK == 0 and checkpoint.best_is_behind(state, self.best):
+            checkpoint.save(self.best, state)  # a kill came between the two
         return state
 
     @contextlib.contextmanager
@@ -110,7 +112,6 @@ class Run:
     def restore(self, method, optimizer):
         """Bring `method` and `optimizer` to where the run stands; the number of epochs done."""
         if self.state:
-            self.check_origins(method.zoo.origins)
             method.model.load_state_dict(self.state["state_dict"])
             optimizer.load_state_dict(self.state["optim_dict"])
             for name, item in method.extra().items():
@@ -123,6 +124,9 @@ class Run:
         return self.epoch
 
     def check_origins(self, origins):
+        """UserError where a teacher's file has changed since the run began. origins: {path: fingerprint}."""
+        if not self.state:
+            return
         changed = [path for path, digest in origins.items() if self.state["origins"].get(path, digest) != digest]
         if changed:
             raise UserError(
@@ -131,7 +135,7 @@ class Run:
             )
 
     def end_epoch(self, method, optimizer, record):
-        """Log the epoch and save it: metrics first, last_model.tar last, since a run goes on from that."""
+        """Log the epoch and save it: metrics first, then last_model.tar, from which a run goes on."""
         epoch, test = record["epoch"], record["test"]
         if test["acc"] >= self.best_acc:
             self.best_epoch, self.best_acc = epoch - 1, test["acc"]
@@ -154,9 +158,9 @@ class Run:
             "origins": method.zoo.origins,
             "environment": self.environment,
         }
+        checkpoint.save(self.last, content)
         if self.best_epoch == epoch - 1:
             checkpoint.save(self.best, content)
-        checkpoint.save(self.last, content)
 
 
 def shown_terms(terms):

@@ -13,7 +13,7 @@ from pathlib import Path
 from utils import plan as plans
 from utils.checkpoint import ROOT
 from utils.errors import UserError, suggest
-from utils.params import read
+from utils.params import check, read
 
 # 0.975 quantile of Student's t for 1, 2, … degrees of freedom
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -66,7 +66,9 @@ def t_975(freedom):
     if freedom <= len(T_975):
         return T_975[freedom - 1]
     z = statistics.NormalDist().inv_cdf(0.975)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def read_targets():
@@ -131,10 +133,10 @@ def summarise(runs):
     summary = Summary([], [], [])
     for run in runs:
         path = run / "metrics.jsonl"
-        accuracies = (
-            [json.loads(line)["test"]["acc"] for line in path.read_text().splitlines()] if path.exists() else []
-        )
-        length = read(run / "params.json")["num_epochs"]
+        text = path.read_text() if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a run may be writing its next line just now
+        accuracies = [json.loads(line)["test"]["acc"] for line in whole.splitlines()]
+        length = check(read(run / "params.json"), run / "params.json").num_epochs
         if len(accuracies) >= length:
             summary.best.append(max(accuracies))
             summary.last.append(accuracies[-1])

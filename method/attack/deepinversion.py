@@ -1,8 +1,7 @@
 """DeepInversion: Yin et al., CVPR 2020. Images out of the teacher's batch norm, then distillation from them.
 
-min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x: the images of the first equation, in method/inversion.py
-
-s  the student, trained    t  the teacher, frozen    σ_T  softmax(·/T)
+min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images, by the equation in method/inversion.py
+s      the student, trained                  t  the teacher, frozen        σ_T  softmax(·/T)
 
 `new_batches` batches of images are made as each epoch begins, until there are `image_batches`; an epoch is a pass over
 all so far. With a_c > 0, Adaptive DeepInversion, the student of that moment takes part. Each batch is kept in the run
@@ -51,16 +50,15 @@ class DeepInversion(DataFree):
         return Batches(self.epoch(loader.epoch, count), count)
 
     def epoch(self, epoch, count):
-        p, device = self.params, self.zoo.device
+        p, spec, device = self.params, self.zoo.spec, self.zoo.device
         for number in range(len(self.pool), count):
             batch = self.read(number) or self.make(number, epoch)
             self.pool.append((batch["images"].to(device), batch["labels"].to(device), batch["terms"]))
         images, labels, terms = zip(*self.pool, strict=True)
         logged = terms[-1] if count > epoch * p.new_batches else {}  # only where images were made
         self.inversion_terms = {name: torch.tensor(value, device=device) for name, value in logged.items()}
-        kinds = self.zoo.spec.augmentation if p.augmentation else ()
-        split = data.Split(torch.cat(images), torch.cat(labels))
-        loader = data.Loader(split, self.zoo.spec, p.batch_size, kinds, shuffle=True, seed=p.seed)
+        split, kinds = data.Split(torch.cat(images), torch.cat(labels)), spec.augmentation if p.augmentation else ()
+        loader = data.Loader(split, spec, p.batch_size, kinds, shuffle=True, seed=p.seed)
         loader.set_epoch(epoch)
         yield from loader
         self.draw_grid(epoch, images[-1].permute(0, 3, 1, 2) / 255)
@@ -77,9 +75,7 @@ class DeepInversion(DataFree):
         if p.a_c > 0 and number < epoch * p.new_batches:
             raise UserError(f"images/{name} is missing, its student has learned since: move *.tar away to train anew")
         seed = int(np.random.SeedSequence((p.seed, number, 5)).generate_state(1, np.uint64)[0] >> 1)
-        labels = torch.randint(
-            self.zoo.spec.num_classes, (p.batch_size,), generator=torch.Generator().manual_seed(seed)
-        )
+        labels = torch.arange(number * p.batch_size, (number + 1) * p.batch_size) % self.zoo.spec.num_classes
         own = {"student": self.model.eval(), "seed": seed, "title": f"Images {number + 1}/{p.image_batches}"}
         x, terms = invert(self.teacher.teacher, labels.to(self.zoo.device), **own, **self.settings())
         self.model.train()
@@ -91,9 +87,9 @@ class DeepInversion(DataFree):
 
     def settings(self):
         p, spec = self.params, self.zoo.spec
-        own = {"image_size": spec.image_size, "flip": "flip" in spec.augmentation}
+        own = {"image_size": spec.image_size, "flip": "flip" in spec.augmentation, "T": p.temperature}
         own |= {"steps": p.inversion_steps, "learning_rate": p.inversion_learning_rate, "jitter": p.jitter}
-        return own | {"a_tv": p.a_tv, "a_l2": p.a_l2, "a_f": p.a_f, "a_c": p.a_c, "T": p.temperature}
+        return own | {"a_tv": p.a_tv, "a_l2": p.a_l2, "a_f": p.a_f, "a_c": p.a_c}
 
     def made_from(self):
         """What the images depend on: with a_c > 0 on the student's keys too."""

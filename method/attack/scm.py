@@ -9,8 +9,8 @@ G    `generations`                                      sg   stops the gradient
 
 The network that is saved, and whose accuracy is `acc`, is the last, s_G; `acc_ensemble` is that of the mean of all
 students' probabilities. Of the paper we know this outline only, so the equation is OURS, and so is that the students
-train side by side: s_g listens to s_{g−1} as it is at that step, in train mode. So every student sees the whole
-schedule, in one run of G times the cost, and no other student's training depends on G.
+train side by side: s_g listens to s_{g−1} as it is at that step, in train mode. So one run of G times the cost has them
+all, and each sees the whole schedule.
 """
 
 from dataclasses import dataclass

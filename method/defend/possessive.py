@@ -55,10 +55,14 @@ def reverse(logits):
 
 
 def rank_correlation(one, other):
-    """Spearman's, of each row of two matrices (N, M), averaged over rows; equal values share a rank."""
-    ranks = [((z[:, :, None] > z[:, None]).double() - (z[:, :, None] < z[:, None]).double()).sum(2) for z in (one, other)]
-    a, b = ranks  # of mean 0
+    """Spearman's, of each row of two matrices (N, M), averaged over rows."""
+    a, b = ranks(one), ranks(other)
     return ((a * b).sum(1) / ((a * a).sum(1) * (b * b).sum(1)).sqrt().clamp_min(1)).mean()
+
+
+def ranks(values):
+    """Twice the rank of each value in its row of (N, M), less the mean; equal values share a rank."""
+    return ((values[:, :, None] > values[:, None]).sum(2) - (values[:, :, None] < values[:, None]).sum(2)).double()
 
 
 class Possessive(Method):

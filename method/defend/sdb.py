@@ -88,7 +88,7 @@ class Keyed(Release):
     @dataclass
     class Params:
         key_resume: str = key("the key: key.tar of the teacher's run folder, or a checkpoint of that teacher")
-        mix: float | None = key("λ of the queries; null: what the teacher was trained with", default=None, above=0, high=1)
+        mix: float | None = key("λ of the queries; null: the teacher's", default=None, above=0, high=1)
 
     def __init__(self, teacher, params):
         super().__init__(teacher, params)

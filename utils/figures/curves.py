@@ -38,7 +38,7 @@ def curves(runs, labels=None):
         for index, values in logged.items():
             draw(ax, values, style.look(index), index / len(histories))
         if panel[1].startswith("acc"):
-            limit(ax, [values.mean(0) for values in logged.values()])
+            limit(ax, list(logged.values()))
         style.name(ax, NAMES.get(panel) or " ".join(panel).replace("train ", "training "))
         ax.xaxis.get_major_locator().set_params(integer=True)
     style.name_horizontal(axes, "epoch")
@@ -52,15 +52,22 @@ def draw(axes, values, look, offset):
     every = max(1, len(epochs) // 6)
     axes.plot(epochs, middle, **look, markevery=(int(offset * every), every))
     if len(values) > 1:
-        style.band(axes, epochs, middle, values.std(0, ddof=1), look["color"])
+        style.band(axes, epochs, middle, deviation(values), look["color"])
 
 
-def limit(axes, means):
+def limit(axes, accuracies):
     """Cut off the start of training where it lies so far below all that comes that it would flatten the rest."""
-    late = np.concatenate([mean[len(mean) // 2 :] for mean in means])
-    low, high = late.min() - max(2, 1.5 * np.ptp(late)), max(mean.max() for mean in means)
+    late = [values[:, values.shape[1] // 2 :] for values in accuracies]
+    edges = [values.mean(0) + sign * deviation(values) for values in late for sign in (-1, 1)]
+    lowest, highest = min(map(np.min, edges)), max(map(np.max, [*edges, *(values.mean(0) for values in accuracies)]))
+    low = lowest - max(2, highest - lowest)
     if low > axes.get_ylim()[0]:
-        axes.set_ylim(low, high + 0.06 * (high - low))
+        axes.set_ylim(low, highest + 0.06 * (highest - low))
+
+
+def deviation(values):
+    """Over the seeds, the rows of `values`; of a single one 0."""
+    return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
 def group(runs):

@@ -1,0 +1,167 @@
+"""Attackers who know better: their equations in float64, and what each promises."""
+
+import pytest
+import torch
+from conftest import TINY, experiment, metrics, script, with_teacher
+from test_losses import LABELS, check, logits, softmax, written_ce, written_kl
+
+import method
+import model
+from method.attack.averager import class_means
+from method.attack.htc import htc_loss
+from method.attack.scm import scm_loss
+from method.attack.skeptical import skeptical_loss, stages
+from model.zoo import Zoo
+from utils import data, engine, params
+
+SETTINGS = [(1.0, 0.3), (4.0, 0.9), (20.0, 0.9)]
+DIGITS = data.DATASETS["digits"]
+
+
+def written_kd(student, teacher, T, alpha):
+    return alpha * T**2 * written_kl(teacher, student, T) + (1 - alpha) * written_ce(student, LABELS.tolist())
+
+
+@pytest.mark.parametrize(("T", "alpha"), SETTINGS)
+def test_htc_loss_has_two_temperatures(T, alpha):
+    def written(student, teacher):
+        divergence = 0.0
+        for s, t in zip(student, teacher, strict=True):
+            divergence += written_kl([[z / T for z in t]], [s], 1.0) / len(student)
+        return alpha * divergence + (1 - alpha) * written_ce(student, LABELS.tolist())
+
+    student, teacher = logits(0), logits(1).detach()
+    check(htc_loss(student, teacher, LABELS, T, alpha)[0], written, student, teacher)
+    assert softmax([1.0, 2.0], 1e9) == pytest.approx([0.5, 0.5])
+
+
+def test_class_means():
+    z = logits(0).detach()
+    means = class_means(z, LABELS)  # 0, 6, 3, 3, 1
+    for i, j in ((0, 0), (1, 1), (4, 4)):
+        torch.testing.assert_close(means[i], z[j])
+    torch.testing.assert_close(means[2], (z[2] + z[3]) / 2)
+    assert torch.equal(means[2], means[3])
+
+
+@pytest.mark.parametrize(("T", "alpha"), SETTINGS)
+def test_scm_loss(T, alpha):
+    constants = [logits(seed).tolist() for seed in (0, 2)]
+
+    def written(first, second, third, teacher):
+        pairs = (first, teacher), (second, constants[0]), (third, constants[1])
+        return sum(written_kd(student, own, T, alpha) for student, own in pairs)
+
+    students, teacher = [logits(0), logits(2), logits(3)], logits(1).detach()
+    loss, distillation, ce = scm_loss(students, teacher, LABELS, T, alpha)
+    check(loss, written, *students, teacher)
+    assert loss.item() == pytest.approx((alpha * distillation + (1 - alpha) * ce).item())
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize(("T", "alpha"), SETTINGS)
+def test_skeptical_loss(T, alpha, beta):
+    constant = logits(3).tolist()
+
+    def written(shallow, listener, final, teacher):
+        own = written_kd(listener, teacher, T, alpha)
+        return own + sum(written_kd(output, constant, T, beta) for output in (shallow, final))
+
+    heads, final, teacher = [logits(2), logits(3)], logits(0), logits(1).detach()
+    loss, distillation, ce_listener, ce = skeptical_loss(heads, final, teacher, LABELS, T, alpha, beta)
+    check(loss, written, *heads, final, teacher)
+    assert ce.item() == pytest.approx(written_ce(final.tolist(), LABELS.tolist()))
+    assert ce_listener.item() == pytest.approx(written_ce(heads[1].tolist(), LABELS.tolist()))
+    assert distillation.item() == pytest.approx(T**2 * written_kl(teacher.tolist(), heads[1].tolist(), T))
+
+
+COUNTS = {"net": 3, "resnet8": 3, "resnet18": 4, "preresnet20": 3, "resnext29": 3, "mobilenetv2": 7}
+COUNTS |= {"shufflenetv2": 3, "densenet121": 4, "mlp": 0}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_stages_of_every_network(name):
+    with torch.device("meta"):
+        network = model.build(name, 10).eval()
+        shapes = []
+        for part in stages(network):
+            part.register_forward_hook(lambda part, inputs, output: shapes.append(output.shape))
+        network.features(torch.empty(2, 3, 32, 32))
+    assert len(shapes) == COUNTS[name]
+    assert all(len(shape) == 4 for shape in shapes)
+    assert [shape[-1] for shape in shapes] == sorted((shape[-1] for shape in shapes), reverse=True)
+
+
+def build(trained, name, **changes):
+    raw = TINY | with_teacher(trained / "kd_nasty/nasty", method=name, **changes)
+    checked = params.check(raw, "params.json")
+    learner = method.find(name)(checked, Zoo(DIGITS, torch.device("cpu")))
+    loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)
+    return learner, loader, engine.make_optimizer(checked, learner.trained)
+
+
+def test_only_the_listeners_stages_hear_the_teacher(trained):
+    """The teacher's term has a gradient in the first two stages and the second head, and nowhere else."""
+    learner, loader, _ = build(trained, "skeptical")
+    terms = learner.losses(*next(iter(loader)))
+    parts = dict(model=learner.model, heads=learner.heads)
+    named = {f"{part}.{name}": p for part, owner in parts.items() for name, p in owner.named_parameters()}
+    gradients = torch.autograd.grad(terms["distillation"], list(named.values()), allow_unused=True)
+    heard = {name.rpartition(".")[0] for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
+    assert heard == {"model.conv1", "model.bn1", "model.conv2", "heads.1.0", "heads.1.4"}
+
+
+def test_heads_are_trained_but_not_part_of_the_student(trained):
+    learner, loader, optimizer = build(trained, "skeptical", stages=[2, 3])
+    before = [p.clone() for p in learner.heads.parameters()]
+    engine.train_epoch(learner, learner.losses, loader, optimizer, "")
+    assert not any(torch.equal(a, b) for a, b in zip(before, learner.heads.parameters(), strict=True))
+    statistics = [b.clone() for b in learner.heads.buffers()]
+    scores = learner.evaluate(loader)
+    assert 0 <= scores["acc_listener"] <= 100
+    assert all(torch.equal(a, b) for a, b in zip(statistics, learner.heads.buffers(), strict=True))
+    assert learner.model.state_dict().keys() == model.build("net", 10).state_dict().keys()
+
+
+@pytest.mark.parametrize("wanted", [[], [0], [4], [2, 1], [1, 1]])
+def test_stages_that_are_not_there(wanted, trained, tmp_path):
+    folder = experiment(tmp_path / "x", **with_teacher(trained / "kd_nasty/nasty", method="skeptical", stages=wanted))
+    done = script("train_kd.py", "--save_path", folder)
+    assert done.status == 2 and '"stages": net has 3' in done.err and len(done.err.splitlines()) == 1
+
+
+def test_a_network_without_stages(trained, tmp_path):
+    keys = with_teacher(trained / "kd_nasty/nasty", method="skeptical", model_name="mlp", num_channels=None)
+    done = script("train_kd.py", "--save_path", experiment(tmp_path / "x", **keys))
+    assert done.status == 2 and '"stages": mlp has 0' in done.err
+
+
+def test_scm_trains_every_student_and_scores_their_ensemble(trained):
+    learner, loader, optimizer = build(trained, "scm")
+    before = [[p.clone() for p in student.parameters()] for student in learner.students]
+    assert len(before) == 3 and not torch.equal(before[0][0], before[1][0])
+    engine.train_epoch(learner, learner.losses, loader, optimizer, "")
+    for old, student in zip(before, learner.students, strict=True):
+        assert any(not torch.equal(a, b) for a, b in zip(old, student.parameters(), strict=True))
+    scores = learner.evaluate(loader)
+    assert 0 <= scores["acc_ensemble"] <= 100 and not any(student.training for student in learner.students)
+
+
+def test_scm_of_one_student_is_kd(trained):
+    terms = {}
+    for name, more in (("kd", {}), ("scm", {"generations": 1})):
+        engine.seed_everything(0, epoch=-1)
+        learner, loader, _ = build(trained, name, **more)
+        terms[name] = learner.losses(*next(iter(loader)))
+    assert all(torch.equal(terms["kd"][name], terms["scm"][name]) for name in ("loss", "distillation", "ce"))
+
+
+@pytest.mark.parametrize("name", ["skeptical", "htc", "scm", "averager"])
+@pytest.mark.parametrize("rule", [{}, {"release": "stingy", "rho": 0.2}], ids=["logits", "stingy"])
+def test_every_attack_meets_every_rule(name, rule, trained, tmp_path):
+    keys = with_teacher(trained / "kd_nasty/nasty", method=name, **rule)
+    folder = experiment(tmp_path / "x", **keys)
+    done = script("train_kd.py", "--save_path", folder)
+    assert done.status == 0, done.err
+    assert len(metrics(folder)) == 2
+    assert script("train_kd.py", "--save_path", folder, "--evaluate").status == 0

@@ -1,0 +1,408 @@
+"""Possessive, key-based, stingy and mildly nasty teachers: equations in float64, files, and what is refused."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, experiment, metrics, script, with_teacher
+from test_losses import LABELS, check, logits, softmax, written_ce, written_kl
+
+import method
+import model
+from method import image_key
+from method.defend.mildly_nasty import half_loss
+from method.defend.possessive import possessive_loss, rank_correlation, reverse, split
+from method.defend.sdb import sdb_loss
+from method.defend.stingy import NOTHING, sparse
+from method.release import Release
+from model.zoo import Zoo
+from utils import checkpoint, data, engine, params, plan
+from utils.errors import UserError
+from utils.losses import kl
+
+DIGITS = data.DATASETS["digits"]
+
+
+def others(row, label):
+    return [z for c, z in enumerate(row) if c != label]
+
+
+def reversed_order(row):
+    """The value at rank k, from the top, goes to the class at rank k from the bottom."""
+    classes = sorted(range(len(row)), key=lambda c: -row[c])
+    target = [0.0] * len(row)
+    for k, c in enumerate(classes):
+        target[c] = row[classes[len(row) - 1 - k]]
+    return target
+
+
+def half_right():
+    """Logits of an adversary that is right on the first and third image only."""
+    z = logits(1).detach()
+    for i, label in enumerate(LABELS.tolist()):
+        z[i, label] = 9.0 if i in (0, 2) else -9.0
+    return z
+
+
+@pytest.mark.parametrize("order", ["reversed", "away", "flat"])
+@pytest.mark.parametrize("T", [1.0, 4.0, 20.0])
+def test_possessive_loss(order, T):
+    def written_terms(rows, originals):
+        target = last = 0.0
+        for row, original, label in zip(rows, originals, LABELS.tolist(), strict=True):
+            b_A, b = softmax(original, T)[label], softmax(row, T)[label]
+            if max(original) == original[label]:
+                target += b_A * math.log(b_A / b) + (1 - b_A) * math.log((1 - b_A) / (1 - b))
+            own, wanted = others(row, label), others(original, label)
+            if order == "away":
+                last -= written_kl([own], [wanted], T)
+            else:
+                last += written_kl([reversed_order(wanted) if order == "reversed" else [0.0] * len(own)], [own], T)
+        return written_ce(rows, LABELS.tolist()), T**2 * target / len(rows), T**2 * last / len(rows)
+
+    def written(rows, originals):
+        ce, target, last = written_terms(rows, originals)
+        return ce + 0.7 * target + 0.3 * last
+
+    own, original = logits(0), half_right()
+    loss, *terms = possessive_loss(own, original, LABELS, T, 0.7, 0.3, order)
+    check(loss, written, own, original)
+    assert [term.item() for term in terms] == pytest.approx(written_terms(own.tolist(), original.tolist()), rel=1e-9)
+
+
+def test_possessive_loss_is_smallest_where_the_order_is_reversed():
+    original, z = half_right(), logits(0)
+    optimizer = torch.optim.LBFGS([z], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        last = possessive_loss(z, original, LABELS, 4.0, 0.0, 1.0)[3]
+        last.backward()
+        return last
+
+    optimizer.step(loss)
+    assert loss().item() == pytest.approx(0, abs=1e-7)
+    assert rank_correlation(*(split(m, LABELS, 1.0)[0] for m in (z, original))).item() == pytest.approx(-1)
+
+
+def test_reverse_keeps_the_values_and_inverts_the_ranks():
+    z = logits(1).detach()
+    assert torch.equal(reverse(z).sort(1).values, z.sort(1).values)
+    assert torch.equal(reverse(reverse(z)), z)
+    assert rank_correlation(reverse(z), z).item() == pytest.approx(-1)
+
+
+def test_rank_correlation_is_spearmans():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, (20, 9)), rng.integers(0, 6, (20, 9))  # with many equal values
+    expected = np.mean([stats.spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)])
+    assert rank_correlation(torch.tensor(a), torch.tensor(b)).item() == pytest.approx(expected)
+    assert rank_correlation(torch.zeros(2, 5), torch.rand(2, 5)).item() == 0  # no order, and no NaN
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("T", "weight"), [(4.0, 1.0), (20.0, 0.3)])
+def test_sdb_loss(T, weight, sign):
+    constant = logits(2).tolist()  # sg[f(x_k)]
+
+    def mean_square(one, other):
+        return sum((a - b) ** 2 for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)) / 35
+
+    def written_terms(own, keyed, original, random):
+        labels = LABELS.tolist()
+        soft, relu = (lambda m: [softmax(r, T) for r in m]), (lambda m: [[max(z, 0) for z in r] for r in m])
+        return (
+            2 * written_ce(own, labels) + written_ce(keyed, labels),
+            T**2 * written_kl(own, original, T) - written_kl(own, constant, 1.0),
+            mean_square(soft(original), soft(keyed)),
+            0.01 * mean_square(relu(original), relu(keyed)) - mean_square(relu(random), relu(keyed)),
+        )
+
+    def written(*rows):
+        embedding, disturbance, preservation, augmentation = written_terms(*rows)
+        return embedding - weight * disturbance + preservation + sign * 0.05 * augmentation
+
+    arguments = logits(0), logits(2), logits(1).detach(), logits(3).detach()
+    loss, *terms = sdb_loss(*arguments, LABELS, T, weight, 0.05, sign)
+    check(loss, written, *arguments)
+    expected = written_terms(*(a.tolist() for a in arguments))
+    assert [term.item() for term in terms] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("T", [1.0, 4.0])
+def test_half_loss_is_equation_2_and_spares_the_features(T):
+    own, head, adversary = logits(0), logits(2), logits(1).detach()
+
+    def written(rows, head_rows, originals):
+        return written_ce(rows, LABELS.tolist()) - 0.3 * T**2 * written_kl(head_rows, originals, T)
+
+    check(half_loss(own, head, adversary, LABELS, T, 0.3)[0], written, own, head, adversary)
+
+
+def test_stingy_keeps_the_highest_logits_and_the_divergence_finite():
+    z, student = logits(0).float().detach(), logits(1).float().detach().requires_grad_()
+    kept = sparse(z, 3)
+    assert torch.equal(kept.topk(3).values, z.topk(3).values) and (kept == NOTHING).sum() == 5 * 4
+    for T in (1.0, 20.0, 1e6):
+        assert torch.equal((kept / T).softmax(1) > 0, kept > NOTHING)
+        divergence = kl(kept, student, T)
+        assert divergence.isfinite() and torch.autograd.grad(divergence, student)[0].isfinite().all()
+    assert torch.equal(sparse(z, 7), z)
+
+
+class Teacher(torch.nn.Module):
+    """Answers with the first pixels."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, images, with_features=False):
+        return images, images.flatten(1)[:, : self.num_classes]
+
+
+@pytest.mark.parametrize(
+    ("rho", "classes", "kept"),
+    [(0.2, 10, 2), (0.1, 100, 10), (0.1, 200, 20), (0.29, 100, 29), (1, 10, 10), (0.19, 10, 1)],
+)
+def test_stingy_release(rho, classes, kept):
+    rule = method.find_release("stingy")(Teacher(classes), params_of(rho=rho))
+    assert ((rule(torch.rand(4, 3, 9, 9)) > NOTHING).sum(1) == kept).all()
+
+
+def params_of(**values):
+    return type("Params", (), values)
+
+
+def test_stingy_release_without_a_logit():
+    with pytest.raises(UserError, match="leaves no logit"):
+        method.find_release("stingy")(Teacher(10), params_of(rho=0.09))
+
+
+def test_logits_is_the_plain_rule():
+    assert method.find_release("logits") is Release
+    images = torch.rand(2, 3, 4, 4)
+    assert torch.equal(Release(Teacher(5), None)(images), images.flatten(1)[:, :5])
+
+
+@pytest.fixture(scope="module")
+def sdb(tmp_path_factory, trained):
+    """A teacher with a key: its run folder."""
+    return teacher(tmp_path_factory.mktemp("sdb") / "teacher", trained, method="sdb")
+
+
+def defended(trained, **changes):
+    """The keys of a defended teacher, for params.json."""
+    source = {"adversarial_model": "net", "adversarial_resume": str(trained / "baseline/teacher/best_model.tar")}
+    return source | {"temperature": 4} | changes
+
+
+def teacher(folder, trained, **changes):
+    done = script("train_nasty.py", "--save_path", experiment(folder, **defended(trained, **changes)))
+    assert done.status == 0, done.err
+    return folder
+
+
+def test_the_key_is_a_function_of_the_seed_and_an_image():
+    state = torch.get_rng_state()
+    one, again, other = (image_key.draw(DIGITS, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == (1, 3, 32, 32)
+    pixels = one * torch.tensor(DIGITS.std)[:, None, None] + torch.tensor(DIGITS.mean)[:, None, None]
+    assert 0 <= (pixels * 255).round().min() < 5 and 250 < (pixels * 255).round().max() <= 254
+    assert (pixels * 255 - (pixels * 255).round()).abs().max() < 1e-3
+    keyed = image_key.ImageKey(one, 0.9, "cpu")(torch.ones(2, 3, 32, 32))
+    torch.testing.assert_close(keyed, (0.9 + 0.1 * one).expand(2, -1, -1, -1))
+
+
+def test_sdb_starts_from_the_weights_of_its_seed_and_its_random_network_is_another(trained):
+    def learner(seed):
+        checked = params.check(experiment_keys(trained, method="sdb", seed=seed), "params.json")
+        engine.seed_everything(seed, epoch=-1)
+        return method.find("sdb")(checked, Zoo(DIGITS, torch.device("cpu")))
+
+    one, again, other = learner(0), learner(0), learner(1)
+    engine.seed_everything(0, epoch=-1)
+    plain = model.build("net", 10, num_channels=4)
+    assert checkpoint.digest(one.model) == checkpoint.digest(plain) != checkpoint.digest(one.random)
+    assert checkpoint.digest(one.random) == checkpoint.digest(again.random) != checkpoint.digest(other.random)
+    for network in (one.random, one.adversary):
+        assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
+def experiment_keys(trained, **changes):
+    return TINY | defended(trained, **changes)
+
+
+def test_sdb_keeps_its_key_and_scores_with_and_without(sdb):
+    own, mix = image_key.read(sdb / "key.tar", "digits")
+    assert mix == 0.9
+    for name in ("last_model.tar", "best_model.tar"):
+        assert torch.equal(image_key.read(sdb / name, "digits")[0], own)
+    assert torch.equal(own, image_key.draw(DIGITS, 0))
+    for line in metrics(sdb):
+        assert list(line["train"]) == ["loss", "embedding", "disturbance", "preservation", "augmentation"]
+        assert {"acc", "acc_key"} <= line["test"].keys()
+        terms = line["train"]
+        total = terms["embedding"] - terms["disturbance"] + terms["preservation"] + 0.001 * terms["augmentation"]
+        assert terms["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def student(folder, teacher, **changes):
+    return experiment(folder, **with_teacher(teacher, **changes))
+
+
+@pytest.mark.parametrize("name", ["key.tar", "best_model.tar", "last_model.tar"])
+def test_a_student_with_the_key_asks_with_it(name, sdb, tmp_path):
+    folder = student(tmp_path / "x", sdb, release="sdb", key_resume=str(sdb / name), method="kd")
+    assert script("train_kd.py", "--save_path", folder).status == 0
+    checked = params.load(folder)
+    learner = method.find("kd")(checked, Zoo(DIGITS, torch.device("cpu")))
+    images, network = torch.rand(4, 3, 32, 32), learner.teacher.teacher
+    keyed = 0.9 * images + (1 - 0.9) * image_key.draw(DIGITS, 0)
+    torch.testing.assert_close(learner.teacher(images), network(keyed))
+    checked.mix = 0.5
+    other = method.find("kd")(checked, Zoo(DIGITS, torch.device("cpu"))).teacher(images)
+    torch.testing.assert_close(other, network(0.5 * images + 0.5 * image_key.draw(DIGITS, 0)))
+
+
+def test_the_key_is_an_edge_of_the_plan(sdb, tmp_path):
+    folder = student(tmp_path / "x", sdb, release="sdb", key_resume=str(sdb / "key.tar"))
+    assert sorted(plan.resumes(params.read(folder / "params.json"))) == ["key_resume", "teacher_resume"]
+    planned = plan.Plan()
+    planned.add(str(folder))
+    assert planned.dependencies(str(folder)) == {str(sdb)}
+
+
+REFUSED = {  # name: (keys, from the folders of an SDB teacher, of the trained experiments and of files; words)
+    "unknown rule": (lambda s, t, f: {"release": "stiny"}, 'unknown release "stiny"', 'did you mean "stingy"?'),
+    "no logit": (lambda s, t, f: {"release": "stingy", "rho": 0.05}, '"rho": 0.05 of 10 classes leaves no logit'),
+    "rho 0": (lambda s, t, f: {"release": "stingy", "rho": 0}, '"rho": must be at most 1 and above 0, not 0'),
+    "no rho": (lambda s, t, f: {"release": "stingy"}, 'missing key "rho"'),
+    "rho of the plain rule": (lambda s, t, f: {"rho": 0.2}, 'unknown key "rho"'),
+    "no key": (lambda s, t, f: {"release": "sdb"}, 'missing key "key_resume"'),
+    "key of the plain rule": (lambda s, t, f: {"key_resume": "k.tar"}, 'unknown key "key_resume"'),
+    "λ 0": (lambda s, t, f: keyed(s, mix=0), '"mix": must be at most 1 and above 0, not 0'),
+    "λ above 1": (lambda s, t, f: keyed(s, mix=1.5), '"mix": must be at most 1 and above 0, not 1.5'),
+    "missing key file": (lambda s, t, f: keyed(f / "nowhere"), "nowhere/key.tar: there is no such checkpoint"),
+    "no key file": (lambda s, t, f: keyed(f / "text"), "text/key.tar: holds more than plain tensors"),
+    "file without a key": (lambda s, t, f: keyed(f / "empty"), "empty/key.tar: holds no key"),
+    "key of another shape": (lambda s, t, f: keyed(f / "large"), "large/key.tar: a key of 64x64, not 32x32"),
+    "key of another teacher": (lambda s, t, f: keyed(f / "other"), "other/key.tar: the key of another teacher"),
+    "teacher without a key": (
+        lambda s, t, f: keyed(s, teacher_resume=str(t / "kd_nasty/nasty/best_model.tar")),
+        "nasty/best_model.tar: holds no key; only teachers of the method sdb have one",
+    ),
+}  # fmt: skip
+
+
+def keyed(folder, **changes):
+    return {"release": "sdb", "key_resume": str(folder / "key.tar")} | changes
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_students_are_refused(name, sdb, trained, tmp_path):
+    for folder in ("text", "empty", "large", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "text/key.tar").write_text("key")
+    checkpoint.save(tmp_path / "empty/key.tar", {"extra": {}, "params": {"mix": 0.9}})
+    for folder, size, seed in (("large", 64, 0), ("other", 32, 1)):
+        image = torch.rand(1, 3, size, size) + seed
+        checkpoint.save(tmp_path / folder / "key.tar", {"extra": {"key": {"image": image}}, "params": {"mix": 0.9}})
+    keys, *words = REFUSED[name]
+    folder = student(tmp_path / "x", sdb, **keys(sdb, trained, tmp_path))
+    done = script("train_kd.py", "--save_path", folder)
+    assert done.status == 2 and not done.out and len(done.err.splitlines()) == 1
+    assert all(word in done.err for word in words), done.err
+    assert sorted(path.name for path in folder.iterdir()) == ["params.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"method": "sdb", "mix": 0}, '"mix": must be'),
+        ({"method": "sdb", "mix": 1.01}, '"mix": must be'),
+        ({"method": "sdb", "eta_sign": "plus"}, '"eta_sign": "plus" is none of purpose, printed'),
+        ({"method": "possessive", "order": "forward"}, '"order": "forward" is none of reversed, away, flat'),
+        ({"method": "possessive", "beta_others": -1}, '"beta_others": must be at least 0'),
+        ({"method": "mildly_nasty", "weight": 0.1, "variant": "heavy"}, '"variant": "heavy" is none of'),
+        ({"method": "mildly_nasty", "weight": 0.1, "variant": "light", "num_channels": 8}, "other weights than a Net"),
+        ({"method": "mildly_nasty", "weight": 0.1, "variant": "light", "model_name": "mlp", "num_channels": None},
+         "light starts from a net, its adversary"),
+        ({"method": "stingy"}, '"release": "stingy" in a student\'s params.json'),
+    ],
+)  # fmt: skip
+def test_teachers_are_refused(changes, word, trained, tmp_path):
+    done = script("train_nasty.py", "--save_path", experiment(tmp_path / "x", **defended(trained, **changes)))
+    assert done.status == 2 and word in done.err and len(done.err.splitlines()) == 1, done.err
+
+
+def test_possessive_logs_its_checks(trained, tmp_path):
+    folder = teacher(tmp_path / "x", trained, method="possessive")
+    for line in metrics(folder):
+        assert list(line["train"]) == ["loss", "ce", "target", "others"]
+        assert -1 <= line["test"]["rank_correlation"] <= 1 and 0 <= line["test"]["agreement"] <= 100
+
+
+def build(trained, **changes):
+    checked = params.check(experiment_keys(trained, method="mildly_nasty", weight=0.1, **changes), "params.json")
+    learner = method.find("mildly_nasty")(checked, Zoo(DIGITS, torch.device("cpu")))
+    loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)
+    return learner, loader, engine.make_optimizer(checked, learner.trained)
+
+
+def test_half_spoils_the_last_layer_only(trained):
+    """The gradient of all other weights is that of the cross-entropy."""
+    learner, loader, _ = build(trained, variant="half")
+    batch = next(iter(loader))
+    terms = learner.losses(*batch)
+    named = dict(learner.model.named_parameters())
+    both, ce = ([*torch.autograd.grad(terms[t], list(named.values()), retain_graph=True)] for t in ("loss", "ce"))
+    differ = {name for name, a, b in zip(named, both, ce, strict=True) if not torch.allclose(a, b, atol=1e-7)}
+    assert differ == {"fc2.weight", "fc2.bias"}
+
+
+@pytest.mark.parametrize("variant", ["light", "light_deep"])
+def test_light_trains_the_last_layer_only(variant, trained):
+    learner, loader, optimizer = build(trained, variant=variant, width=5)
+    origin = {name: value.clone() for name, value in learner.adversary.state_dict().items()}
+    assert all(torch.equal(value, origin[name]) for name, value in learner.model.state_dict().items())
+    first = engine.train_epoch(learner, learner.losses, loader, optimizer, "").values()
+    assert not any(part.training for name, part in learner.model.named_modules() if name != "fc2")
+    for _ in range(5):
+        last = engine.train_epoch(learner, learner.losses, loader, optimizer, "").values()
+    learner.evaluate(loader)
+    assert last["loss"] < first["loss"]
+    changed = {name for name, value in learner.model.state_dict().items() if not torch.equal(value, origin[name])}
+    assert changed == {"fc2.weight", "fc2.bias"}
+    if variant == "light_deep":
+        images = next(iter(loader))[0]
+        features = learner.model.features(images)
+        torch.testing.assert_close(learner.model(images), learner.layers(features))
+        assert torch.linalg.matrix_rank(learner.model.fc2.weight) == 5
+
+
+@pytest.mark.parametrize("name", model.names())
+def test_the_classifier_is_the_last_part_of_every_network(name):
+    with torch.device("meta"):
+        network = model.build(name, 7).eval()
+        features = network.features(torch.empty(2, 3, 32, 32))
+        outputs = network.head(features)
+    last = list(network.modules())[-1]
+    assert last.weight.shape[:2] == (7, features.shape[1]) and last.bias.shape == (7,) and outputs.shape == (2, 7)
+
+
+@pytest.mark.parametrize("variant", ["light", "light_deep"])
+def test_a_light_teacher_is_an_ordinary_teacher_and_resumes(variant, trained, tmp_path):
+    keys = {"method": "mildly_nasty", "weight": 0.1, "variant": variant, "width": 6}
+    whole = teacher(tmp_path / "whole", trained, **keys)
+    cut = teacher(tmp_path / "cut", trained, **keys, num_epochs=1)
+    shutil.copy(whole / "params.json", cut)
+    assert script("train_nasty.py", "--save_path", cut).status == 0
+    assert metrics(whole) == metrics(cut)
+    assert script("train_kd.py", "--save_path", student(tmp_path / "student", whole)).status == 0
+    scored = script("train_nasty.py", "--save_path", whole, "--evaluate")
+    assert f"acc: {max(line['test']['acc'] for line in metrics(whole)):.2f}" in scored.out
