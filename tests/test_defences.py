@@ -288,7 +288,7 @@ REFUSED = {  # name: (keys, from the folders of an SDB teacher, of the trained e
     "λ 0": (lambda s, t, f: keyed(s, mix=0), '"mix": must be at most 1 and above 0, not 0'),
     "λ above 1": (lambda s, t, f: keyed(s, mix=1.5), '"mix": must be at most 1 and above 0, not 1.5'),
     "missing key file": (lambda s, t, f: keyed(f / "nowhere"), "nowhere/key.tar: there is no such checkpoint"),
-    "no key file": (lambda s, t, f: keyed(f / "text"), "text/key.tar: holds more than plain tensors"),
+    "no key file": (lambda s, t, f: keyed(f / "text"), "text/key.tar: truncated, or no checkpoint"),
     "file without a key": (lambda s, t, f: keyed(f / "empty"), "empty/key.tar: holds no key"),
     "key of another shape": (lambda s, t, f: keyed(f / "large"), "large/key.tar: a key of 64x64, not 32x32"),
     "key of another teacher": (lambda s, t, f: keyed(f / "other"), "other/key.tar: the key of another teacher"),

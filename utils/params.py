@@ -47,7 +47,7 @@ class Common:
     seed: int = key("of initial weights, batches and augmentation", default=0, low=0)
     precision: str = key(
         "fp32, bf16 (autocast, losses in float32) or auto: bf16 where the hardware has it",
-        default="auto",
+        default="fp32",
         choices=("fp32", "bf16", "auto"),
     )
     num_workers: int = key("accepted and ignored: images live on the device", default=0, low=0)

@@ -11,8 +11,9 @@ f_A  the original: frozen, normal                   T        temperature
 f_R  of f's architecture, random weights, frozen    M        mean squared error; sg stops the gradient
 
 As printed the sign ± is −, which pulls f(x_k) towards f_R and away from f_A. Its purpose is the contrary, and the
-default here: `eta_sign` "purpose" is +, "printed" is −. λ is 0.9 as released; the paper's is 0.5. K and f_R are
-functions of the seed; where a run folder lies, K lies beside it as key.tar. This file also is the rule "sdb": t(x_k).
+default here: `eta_sign` "purpose" is +, "printed" is −. With + the loss has no lower bound, and f(x_k) may grow without
+limit: watch `augmentation`. λ is 0.9 as released; the paper's is 0.5. K and f_R are functions of the seed; K is kept in
+the run folder as key.tar. This file also is the rule "sdb": t(x_k).
 """
 
 from dataclasses import dataclass
