@@ -4,11 +4,14 @@ import contextlib
 import io
 import json
 import multiprocessing
+import os
 import runpy
 import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when PyTorch is imported, here and in the scripts that tests start
 
 import pytest
 import torch

@@ -43,7 +43,7 @@ def test_a_released_file_needs_no_new_key():
         "weight_decay": 5e-4,
         "label_smoothing": 0.0,
         "subset_percent": 1.0,
-        "precision": "auto",
+        "precision": "fp32",
         "seed": 0,
         "resume": None,
     }

@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import socket
 import threading
 
 import torch
@@ -96,9 +97,12 @@ class Ray:
             raise UserError("--ray needs Ray: pip install ray") from None
         self.ray, self.arguments, self.running = ray, (data_dir, download), {}
         try:
+            if address and ":" in address:  # Ray itself would try for minutes
+                host, port = address.removeprefix("ray://").rsplit(":", 1)
+                socket.create_connection((host, int(port)), timeout=10).close()
             environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="error")
-        except (ConnectionError, RuntimeError, ValueError) as problem:
+        except (OSError, RuntimeError, ValueError) as problem:
             raise UserError(f"--ray {address}: no Ray cluster answers there: {problem}") from None
         gpus = 1 / jobs if ray.cluster_resources().get("GPU") else 0
         self.task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(work)
