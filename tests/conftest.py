@@ -121,6 +121,7 @@ def start(folder, name, output):
 
 def in_child(name, folder, output):
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
     sys.stdout = sys.stderr = open(output, "a", encoding="utf-8", buffering=1)
     sys.argv = [name, "--save_path", folder]
     runpy.run_path(str(ROOT / name), run_name="__main__")
