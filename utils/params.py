@@ -109,10 +109,11 @@ def kind_of(raw):
 
 def kind_in(path):
     """`kind_of` the params.json `path`."""
+    raw = read(path)
     try:
-        return kind_of(read(path))
+        return kind_of(raw)
     except UserError as error:
-        raise UserError(str(error) if str(error).startswith(shown(path)) else f"{shown(path)}: {error}") from None
+        raise UserError(f"{shown(path)}: {error}") from None
 
 
 def check(raw, path):
