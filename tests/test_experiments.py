@@ -17,7 +17,7 @@ TREE = {
 TARGETS = json.loads((ROOT / "tables.json").read_text())
 TARGETS = {name: target for name, target in TARGETS.items() if isinstance(target, dict)}  # a string is another name
 SWEEPS = {name: target for name, target in TARGETS.items() if "key" in target}
-TABLES = {name: target for name, target in TARGETS.items() if "key" not in target}
+TABLES = {name: target for name, target in TARGETS.items() if "columns" in target}
 
 # The 60 released folders; settings per data set: schedule, gamma, epochs, temperature, weight (omega).
 RELEASED = {

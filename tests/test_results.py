@@ -9,7 +9,7 @@ import re
 import pytest
 from conftest import experiment, script, with_teacher
 
-from utils import plan, report, tables
+from utils import plan, records, report, tables
 
 # A textbook's 0.975 quantiles of Student's t: {degrees of freedom: quantile}
 QUANTILES = {
@@ -28,6 +28,15 @@ MINI = {
     ],
 }
 
+MATRIX = {
+    "title": "A matrix",
+    "source": "nobody, 2022",
+    "alone": "mini/baseline/student",
+    "yardstick": {"label_smoothing": 0.1},
+    "attacks": {"kd": {}, "hotter": {"temperature": 50}},
+    "defences": {"normal": "mini/kd_normal/student", "nasty": "mini/kd_nasty/student"},
+}
+
 
 def log(folder, *accuracies):
     lines = [{"epoch": i, "test": {"acc": acc, "loss": 1.0}} for i, acc in enumerate(accuracies, 1)]
@@ -37,7 +46,7 @@ def log(folder, *accuracies):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project root with the table `mini`: three seeds of the baseline, two of a student, the rest unfinished."""
-    for module in (plan, tables):
+    for module in (plan, records, tables):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     root, named = tmp_path / "experiments/mini", tables.Path("experiments/mini")
     for seed, best in (("", 80.0), (",seed=1", 82.0), (",seed=2", 87.0)):
@@ -48,13 +57,23 @@ def project(tmp_path, monkeypatch):
     nasty = with_teacher(named / "baseline/teacher", "adversarial")
     log(experiment(root / "kd_nasty/nasty", num_epochs=160, **nasty), *range(12))
     experiment(root / "kd_nasty/student", **with_teacher(named / "kd_nasty/nasty"))
-    (tmp_path / "experiments/tables.json").write_text(json.dumps({"mini": MINI, "other": "mini"}))
+    (tmp_path / "experiments/tables.json").write_text(json.dumps({"mini": MINI, "other": "mini", "matrix": MATRIX}))
     return root
+
+
+@pytest.fixture
+def matrix(project):
+    """The table `matrix`: the yardstick and the normal teacher's students run, of the nasty one's nothing finished."""
+    smoothed = experiment(project / "baseline/student,label_smoothing=0.1", label_smoothing=0.1)
+    log(smoothed, 83.5, 83.25)
+    teacher = with_teacher(tables.Path("experiments/mini/baseline/teacher"))
+    log(experiment(project / "kd_normal/student,temperature=50", **teacher | {"temperature": 50}), 85.0, 86.0)
+    return project
 
 
 @pytest.mark.parametrize("freedom", QUANTILES)
 def test_quantiles_of_t(freedom):
-    assert tables.t_975(freedom) == pytest.approx(QUANTILES[freedom], abs=6e-4)
+    assert records.t_975(freedom) == pytest.approx(QUANTILES[freedom], abs=6e-4)
 
 
 @pytest.mark.parametrize(
@@ -66,15 +85,15 @@ def test_quantiles_of_t(freedom):
     ],
 )
 def test_prediction_interval(accuracies, mean, half_width):
-    summary = tables.Summary(accuracies, accuracies, [])
+    summary = records.Summary(accuracies, accuracies, [])
     for sign in (-1, 1):
         assert summary.inside(mean + sign * 0.999 * half_width) is True
         assert summary.inside(mean + sign * 1.001 * half_width) is False
 
 
 def test_no_interval_without_two_runs_or_a_published_number():
-    assert tables.Summary([80], [80], []).inside(80) is None
-    assert tables.Summary([80, 81], [80, 81], []).inside(None) is None
+    assert records.Summary([80], [80], []).inside(80) is None
+    assert records.Summary([80, 81], [80, 81], []).inside(None) is None
 
 
 def entries(project, style, target="mini"):
@@ -125,6 +144,38 @@ def test_markdown(project):
         ["", "last", "", ""],
         ["", "paper", "89.00", "61.00 (-9.00)"],
     ]
+
+
+def test_matrix(matrix):
+    text = report.report("matrix", "markdown")
+    header, _, *rows = grid(text)
+    assert header == ["defence", "teacher", "kd", "hotter", "strongest attack", "minus yardstick"]
+    assert rows == [  # the student alone has 83, with label smoothing 83.5
+        ["normal", "91.50", "+1.50 ± 0.71", "+3.00", "hotter +3.00", "+2.50"],
+        ["nasty", "12/160 epochs", "–", "–", "", ""],
+    ]
+    assert "83.00 ± 3.61 n=3" in text and "label_smoothing 0.1, 83.50 (+0.50)" in text
+
+
+@pytest.mark.parametrize("style", ["json", "csv"])
+def test_numbers_of_a_matrix(matrix, style):
+    cells = entries(matrix, style, "matrix")
+    assert len(cells) == 2 + 2 * 3
+    found = {place: float(cell["best"]) for place, cell in cells.items() if cell["best"] not in (None, "")}
+    assert found == {
+        ("alone", "student"): 83.0,
+        ("yardstick", "student"): 83.5,
+        ("normal", "teacher"): 91.5,
+        ("normal", "kd"): 84.5,
+        ("normal", "hotter"): 86.0,
+    }
+
+
+@pytest.mark.parametrize("style", report.FORMATS)
+def test_a_matrix_of_which_nothing_has_run(matrix, style):
+    for path in matrix.rglob("metrics.jsonl"):
+        path.unlink()
+    assert "normal" in report.report("matrix", style)
 
 
 def test_latex(project):

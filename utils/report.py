@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from utils import plan as plans
 from utils import tables
+from utils.records import minus, record, split_seed
 
 STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 FORMATS = (*STYLES, "csv", "json")
@@ -18,42 +19,92 @@ def report(target, style="text"):
     """The results of a target, a folder or a name in experiments/tables.json, as a string."""
     if tables.is_folder(target):
         return report_folder(target, style)
-    return report_table(tables.load_table(target), style)
+    table = tables.load_table(target)
+    return (report_matrix if isinstance(table, tables.Matrix) else report_table)(table, style)
 
 
 def report_table(table, style="text"):
     """A target as the paper prints it, the paper's numbers below each row of ours, as a string."""
-    numbers = tables.published()
-    records = [[cell and tables.record(tables.run_of(cell), numbers) for cell in cells] for _, cells in table.rows]
-    rows = [name for name, _ in table.rows]
+    rows, records = read_records(table)
     if style not in STYLES:
-        cells = [
-            {"row": row, "column": column} | entry
-            for row, entries in zip(rows, records, strict=True)
-            for column, entry in zip(table.columns, entries, strict=True)
-            if entry
-        ]
-        return dump(cells, style)
+        return dump(flat(table, rows, records), style)
     lines = []
     for row, entries in zip(rows, records, strict=True):
         lines.append([row, "best", *(entry and shown_best(entry) for entry in entries)])
         lines.append(["", "last", *(entry and shown(entry["last"], entry["last_sd"]) for entry in entries)])
         if any(entry and entry["published"] for entry in entries):
             lines.append(["", "paper", *(entry and shown_published(entry) for entry in entries)])
-    title = (
-        f"{table.title} ({table.source})\nTest accuracy in %; in brackets: minus the same student's without a teacher."
+    about = "Test accuracy in %; in brackets: minus the same student's without a teacher."
+    return titled(table, about, draw(lines, ["", "", *table.columns], style), style)
+
+
+def report_matrix(matrix, style="text"):
+    """What each attack gains over the student alone, for each defence, and which one gains most, as a string."""
+    rows, records = read_records(matrix)
+    alone, smoothed = (record(tables.run_of(cell), {}) for cell in (matrix.alone, matrix.yardstick))
+    if style not in STYLES:
+        own = {"alone": alone, "yardstick": smoothed}.items()
+        own = [{"row": name, "column": "student"} | entry for name, entry in own]
+        return dump([*own, *flat(matrix, rows, records)], style)
+    changed = ", ".join(f"{name} {value}" for name, value in matrix.yardstick.changes.items())
+    lines = []
+    for row, (teacher, *attacks) in zip(rows, records, strict=True):
+        name, best = strongest(matrix, attacks) or ("", None)
+        over = minus(best and best["best"], smoothed["best"])
+        lines.append([row, shown_best(teacher), *(shown_gain(entry, alone) for entry in attacks)])
+        lines[-1] += [f"{name} {shown_gain(best, alone)}" if best else "", signed(over)]
+    about = (
+        f"Best test accuracy in %: the teacher's; the students' minus that of the student alone, {shown_best(alone)}."
+        f"\nThe yardstick is the student alone with {changed}, {shown_best(smoothed)} ({shown_gain(smoothed, alone)})."
     )
+    headers = ["defence", *matrix.columns, "strongest attack", "minus yardstick"]
+    return titled(matrix, about, draw(lines, headers, style), style)
+
+
+def strongest(matrix, attacks):
+    """(name, record) of the attack whose student is best; None where no student is finished."""
+    known = [pair for pair in zip(matrix.columns[1:], attacks, strict=True) if pair[1]["best"] is not None]
+    return max(known, key=lambda pair: pair[1]["best"], default=None)
+
+
+def shown_gain(entry, alone):
+    """ "-1.48 ± 0.33": over the student alone; the deviation is the student's own."""
+    gain = minus(entry["best"], alone["best"])
+    if gain is None:
+        return entry["unfinished"] or "–"
+    return signed(gain) + (f" ± {entry['best_sd']:.2f}" if entry["best_sd"] is not None else "")
+
+
+def read_records(table):
+    """(names of the rows, for each row a record or None a column)."""
+    numbers = tables.published()
+    records = [[cell and record(tables.run_of(cell), numbers) for cell in cells] for _, cells in table.rows]
+    return [name for name, _ in table.rows], records
+
+
+def flat(table, rows, records):
+    """The records of a table, one after the other, each with its row and column."""
+    return [
+        {"row": row, "column": column} | entry
+        for row, entries in zip(rows, records, strict=True)
+        for column, entry in zip(table.columns, entries, strict=True)
+        if entry
+    ]
+
+
+def titled(table, about, drawn, style):
+    title = f"{table.title} ({table.source})\n{about}"
     if style == "latex":
         title = "% " + title.replace("\n", "\n% ")
-    return f"{title}\n\n{draw(lines, ['', '', *table.columns], style)}"
+    return f"{title}\n\n{drawn}"
 
 
 def report_folder(folder, style="text"):
     """Every experiment in `folder`, its seeds together, as a string."""
     numbers = tables.published()
     paths = [Path(path) for path in plans.experiments_below(folder, with_runs=True)]
-    runs = sorted({str(path.with_name(tables.split_seed(path.name)[0])) for path in paths})
-    records = [tables.record(run, numbers) for run in runs]
+    runs = sorted({str(path.with_name(split_seed(path.name)[0])) for path in paths})
+    records = [record(run, numbers) for run in runs]
     begun = [entry["experiment"] for entry in records if entry["n"] or entry["unfinished"]]
     records = [
         r for r in records if r["experiment"] in begun or not any(b.startswith(r["experiment"] + ",") for b in begun)

@@ -9,7 +9,7 @@ import numpy as np
 from utils.checkpoint import shown
 from utils.errors import UserError
 from utils.figures import style
-from utils.tables import runs_of, split_seed
+from utils.records import runs_of, split_seed
 
 NAMES = {
     ("test", "acc"): "test accuracy (%)",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import params, tables
+from utils import params, records, tables
 from utils.errors import UserError, suggest
 from utils.figures import style
 
@@ -83,7 +83,7 @@ def read_lines(target, data):
     for index, (name, cells) in enumerate(tables.load_table(target).rows):
         accuracies, left_out = {}, []
         for value, cell in zip(data["values"], cells, strict=True):
-            summary = tables.summarise(tables.runs_of(tables.run_of(cell)))
+            summary = records.summarise(records.runs_of(tables.run_of(cell)))
             if summary.best:
                 accuracies[value] = summary.best
             if summary.unfinished or not summary.best:
@@ -94,7 +94,7 @@ def read_lines(target, data):
         shared = sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, zip(*siblings, strict=False)))
         title, role = " ".join(words[index][:shared]), " ".join(words[index][shared:])
         has_teacher = "teacher_resume" in params.read(tables.ROOT / experiments[index] / "params.json")
-        alone = tables.summarise(tables.runs_of(students[index])).best if has_teacher else []
+        alone = records.summarise(records.runs_of(students[index])).best if has_teacher else []
         lines.append(Line(name, students[index], title, role, accuracies, alone))
     return lines
 

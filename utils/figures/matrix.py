@@ -1,0 +1,64 @@
+"""Defences × attacks as a heat map: a matrix of experiments/tables.json."""
+
+import numpy as np
+
+from utils import tables
+from utils.errors import UserError, suggest
+from utils.figures import style
+from utils.records import minus, record
+
+MAP = "PuOr"  # orange: the student gains by the teacher; violet: it loses. Told apart by colour-blind readers.
+
+
+def matrix(target):
+    """What each student gains over the same student alone, in points of test accuracy; framed: the strongest attack.
+
+    Cells whose runs are not finished are empty. UserError: no such matrix, or nothing finished.
+    """
+    data = read_matrix(target)
+    alone, yardstick = (record(tables.run_of(cell), {})["best"] for cell in (data.alone, data.yardstick))
+    entries = [[record(tables.run_of(cell), {})["best"] for cell in cells] for _, cells in data.rows]
+    teachers, students = [best for best, *_ in entries], [others for _, *others in entries]
+    gains = np.array([[minus(best, alone) for best in row] for row in students], dtype=float)
+    if np.isnan(gains).all():
+        raise UserError(f"{target}: nothing is finished yet; make it with: python reproduce.py {target}")
+    rows = zip(data.rows, teachers, strict=True)
+    names = [name if best is None else f"{name} ({best:.1f})" for (name, _), best in rows]
+    figure, [[ax]] = style.grid(1, 1, 0.9 + 0.26 * len(names))
+    limit = np.nanmax(np.abs(gains))
+    image = ax.imshow(-gains, cmap=MAP, vmin=-limit, vmax=limit, aspect="auto")
+    ax.set_xticks(range(len(data.columns) - 1), data.columns[1:])
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    ax.spines[:].set_visible(False)
+    for row, values in enumerate(gains):
+        write(ax, row, values, limit)
+    bar = figure.colorbar(image, ax=ax, pad=0.02, format=lambda value, _: f"{-value:+g}")
+    bar.outline.set_visible(False)
+    bar.ax.invert_yaxis()
+    bar.set_label("student minus student alone")
+    shown = "" if yardstick is None else f"; label smoothing: {minus(yardstick, alone):+.2f}"
+    ax.set_xlabel(f"teacher (its accuracy) × attack. Student alone: {alone:.2f}{shown}")
+    return figure
+
+
+def write(ax, row, values, limit):
+    """The numbers of a row, white on dark cells, with a frame around the highest."""
+    from matplotlib.patches import Rectangle
+
+    for column, value in enumerate(values):
+        if not np.isnan(value):
+            colour = "white" if abs(value) > 0.6 * limit else "black"
+            ax.text(column, row, f"{value:+.2f}", ha="center", va="center", color=colour)
+    if not np.isnan(values).all():
+        corner = np.nanargmax(values) - 0.5, row - 0.5
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, linewidth=1.6, edgecolor="black", clip_on=False))
+
+
+def read_matrix(target):
+    """The Matrix of that name; a UserError lists those there are."""
+    matrices = [name for name, data in tables.read_targets().items() if "defences" in data]
+    table = tables.load_table(target) if target in tables.read_targets() else None
+    if not isinstance(table, tables.Matrix):
+        raise UserError(f'"{target}" is no matrix; there are {", ".join(matrices)}{suggest(target, matrices)}')
+    return table

@@ -1,0 +1,121 @@
+"""What the runs of an experiment came to: accuracies over its seeds, from their metrics.jsonl."""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import model
+from utils.checkpoint import ROOT
+from utils.params import check, read
+
+# 0.975 quantile of Student's t for 1, 2, … degrees of freedom
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+@dataclass
+class Summary:
+    """Accuracies in percent over the finished runs of an experiment, and how far the others are."""
+
+    best: list
+    last: list
+    unfinished: list  # "12/160 epochs"
+
+    def inside(self, published):
+        """Whether a published accuracy lies in the 95 % prediction interval, mean ± t(n−1) s √(1 + 1/n)."""
+        n = len(self.best)
+        if published is None or n < 2:
+            return None
+        spread = t_975(n - 1) * statistics.stdev(self.best) * math.sqrt(1 + 1 / n)
+        return abs(published - statistics.mean(self.best)) <= spread
+
+
+def t_975(freedom):
+    """0.975 quantile of Student's t: tabulated, and for more than 15 degrees of freedom its expansion in 1/freedom."""
+    if freedom <= len(T_975):
+        return T_975[freedom - 1]
+    z = statistics.NormalDist().inv_cdf(0.975)
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
+
+
+def runs_of(run):
+    """The run folder `run` and those beside it that differ in their seed alone, as far as they exist."""
+    wanted, folder = split_seed(Path(run).name)[0], (ROOT / run).parent
+    found = [path for path in folder.glob("*/params.json") if split_seed(path.parent.name)[0] == wanted]
+    return sorted((path.parent for path in found), key=lambda path: split_seed(path.name)[1])
+
+
+def split_seed(name):
+    """("cnn,alpha=0.5", 1) from "cnn,alpha=0.5,seed=1"; the seed is −1 where the name has none."""
+    tags = name.split(",")
+    seeds = [int(tag[5:]) for tag in tags if tag.startswith("seed=") and tag[5:].isdecimal()]
+    return ",".join(tag for tag in tags if not tag.startswith("seed=")), seeds[0] if seeds else -1
+
+
+def summarise(runs):
+    """The Summary of some run folders, from their metrics.jsonl."""
+    summary = Summary([], [], [])
+    for run in runs:
+        path = run / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a run may be writing its next line just now
+        accuracies = [json.loads(line)["test"]["acc"] for line in whole.splitlines()]
+        length = check(read(run / "params.json"), run / "params.json").num_epochs
+        if len(accuracies) >= length:
+            summary.best.append(max(accuracies))
+            summary.last.append(accuracies[-1])
+        elif accuracies:
+            summary.unfinished.append(f"{len(accuracies)}/{length} epochs")
+    return summary
+
+
+def record(run, numbers):
+    """All that is known of a run folder (seeds apart), as a flat dictionary; numbers: `published()`.
+
+    A student's difference is to its `baseline`.
+    """
+    summary, published = summarise(runs_of(run)), numbers.get(run)
+    experiment = Path(run).with_name(Path(run).name.split(",")[0])
+    raw = read(ROOT / experiment / "params.json")
+    teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")
+    alone = baseline(experiment, raw) if "teacher_resume" in raw else None
+    return {
+        "experiment": run.removeprefix("experiments/"),
+        "teacher": Path(teacher).parent.name if teacher else "",
+        "n": len(summary.best),
+        "best": mean(summary.best),
+        "best_sd": deviation(summary.best),
+        "last": mean(summary.last),
+        "last_sd": deviation(summary.last),
+        "difference": minus(mean(summary.best), mean(summarise(runs_of(alone)).best) if alone else None),
+        "published": published,
+        "published_difference": minus(published, numbers.get(alone)),
+        "published_inside": summary.inside(published),
+        "unfinished": ", ".join(summary.unfinished),
+    }
+
+
+def baseline(experiment, raw):
+    """The experiment in `baseline/` beside a student's folder that trains its network alone: its namesake, if any."""
+    folder = experiment.parent.parent / "baseline"
+    if (ROOT / folder / experiment.name / "params.json").exists():
+        return str(folder / experiment.name)
+    of_network = ("model_name", *model.options(raw["model_name"]))
+    others = {path.parent: read(path) for path in sorted((ROOT / folder).glob("*/params.json")) if "=" not in str(path)}
+    same = [path for path, other in others.items() if all(other.get(key) == raw.get(key) for key in of_network)]
+    return str(folder / same[0].name) if same else None
+
+
+def minus(a, b):
+    return None if a is None or b is None else a - b
+
+
+def mean(values):
+    return statistics.mean(values) if values else None
+
+
+def deviation(values):
+    return statistics.stdev(values) if len(values) > 1 else None
