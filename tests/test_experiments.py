@@ -17,6 +17,7 @@ TREE = {
 TARGETS = json.loads((ROOT / "tables.json").read_text())
 TARGETS = {name: target for name, target in TARGETS.items() if isinstance(target, dict)}  # a string is another name
 SWEEPS = {name: target for name, target in TARGETS.items() if "key" in target}
+MATRICES = {name: target for name, target in TARGETS.items() if "defences" in target}
 TABLES = {name: target for name, target in TARGETS.items() if "columns" in target}
 
 # The 60 released folders; settings per data set: schedule, gamma, epochs, temperature, weight (omega).
@@ -36,7 +37,13 @@ SETTINGS = {
     "CIFAR100": ([60, 120, 160], 0.2, 200, 20, 0.005),
     "TinyImageNet": ([60, 120, 160], 0.2, 200, 20, 0.01),
 }
-DEFENDED = ("nasty_", "possessive_", "sdb_")  # what a defended teacher's name begins with
+MILDLY_NASTY = ("half", "light", "light-deep")
+DEFENDED = (
+    "nasty_",
+    "possessive_",
+    "sdb_",
+    *(f"{variant}_" for variant in MILDLY_NASTY),
+)  # what a defended teacher's name begins with
 # Other papers' teachers, in none of Nasty Teacher's tables; resnet8 is a student of the possessive one.
 OTHERS = {
     "CIFAR10/baseline": "resnet8",
@@ -46,6 +53,10 @@ OTHERS = {
     "CIFAR100/kd_possessive_resnet18": "possessive_resnet18 shufflenetv2 mobilenetv2 resnet18",
     "CIFAR100/kd_sdb_resnet18": "sdb_resnet18 shufflenetv2 shufflenetv2_key mobilenetv2 mobilenetv2_key",
 }
+STUDENTS = {"CIFAR10": "cnn preresnet20 preresnet32 resnet18", "CIFAR100": "shufflenetv2 mobilenetv2 resnet18"}
+for dataset, students in STUDENTS.items():
+    OTHERS[f"{dataset}/kd_stingy_resnet18"] = students
+    OTHERS |= {f"{dataset}/kd_{kind}_resnet18": f"{kind}_resnet18 {students}" for kind in MILDLY_NASTY}
 OTHERS = {f"{folder}/{name}" for folder, names in OTHERS.items() for name in names.split()}
 OMEGA_CHAIN = "CIFAR10/kd_nasty_resnet18_omega_0.004"  # the weight the paper prints; in no table
 # The data-free attacks as published, PAPERS.md section 4; a_oh, a_ie, a_act of DAFL.
@@ -75,11 +86,13 @@ def expected(experiment):
     if folder == "baseline":
         return params
     kind, teacher = folder.split("_")[1:3]
-    own = f"{dataset}/baseline/{teacher}" if kind == "normal" else f"{dataset}/{folder}/{kind}_{teacher}"
+    own = f"{dataset}/baseline/{teacher}" if kind in ("normal", "stingy") else f"{dataset}/{folder}/{kind}_{teacher}"
     if not name.startswith(DEFENDED):
         resume = {"teacher_model": teacher, "teacher_resume": f"experiments/{own}/best_model.tar"}
-        keyed = {"release": "sdb", "key_resume": f"experiments/{own}/key.tar"} if name.endswith("_key") else {}
-        return params | resume | {"temperature": temperature, "alpha": 0.9} | keyed
+        release = {"release": "sdb", "key_resume": f"experiments/{own}/key.tar"} if name.endswith("_key") else {}
+        if kind == "stingy":
+            temperature, release = 20, {"release": "stingy", "rho": 0.2 if dataset == "CIFAR10" else 0.1}
+        return params | resume | {"temperature": temperature, "alpha": 0.9} | release
     adversary = folder.split("_adv_")[1] if "_adv_" in folder else teacher
     resume = {"adversarial_model": adversary.replace("cnn", "net")}
     resume["adversarial_resume"] = f"experiments/{dataset}/baseline/{adversary}/best_model.tar"
@@ -89,7 +102,8 @@ def expected(experiment):
     if kind == "sdb":
         weights = {"mix": 0.5 if folder.endswith("_lambda_0.5") else 0.9, "weight": 1, "eta": 0.001}
         return params | {"num_epochs": 200} | resume | {"method": "sdb", "temperature": temperature} | weights
-    return params | resume | {"temperature": temperature, "weight": 0.004 if OMEGA_CHAIN in own else weight}
+    mildly = {"method": "mildly_nasty", "variant": kind.replace("-", "_")} if kind in MILDLY_NASTY else {}
+    return params | resume | {"temperature": temperature, "weight": 0.004 if OMEGA_CHAIN in own else weight} | mildly
 
 
 def expected_data_free(dataset, folder, name):
@@ -155,6 +169,23 @@ def test_an_experiment_has_one_published_number():
 
 def test_table1_has_13_experiments():
     assert len({experiment for experiment, _ in cells(TABLES["table1"])}) == 4 + 1 + 8
+
+
+def test_matrices_have_every_method():
+    """Those that need no data of their own: the data-free attacks are in table6 and datafree."""
+    methods = {path.stem for kind in ("defend", "attack") for path in (ROOT.parent / "method" / kind).glob("[!_]*.py")}
+    for matrix in MATRICES.values():
+        students = [json.loads((ROOT / path / "params.json").read_text()) for path in matrix["defences"].values()]
+        teachers = [
+            json.loads((ROOT.parent / s["teacher_resume"]).with_name("params.json").read_text()) for s in students
+        ]
+        alone = json.loads((ROOT / matrix["alone"] / "params.json").read_text())
+        assert all(s[key] == value for s in students for key, value in alone.items() if key != "precision")
+        found = {changes.get("method", "kd") for changes in matrix["attacks"].values()}
+        found |= {teacher.get("method", "nasty") for teacher in teachers if "adversarial_model" in teacher}
+        found |= {student["release"] for student in students if "release" in student}
+        assert found == methods - set(DATA_FREE)
+        assert {t["variant"] for t in teachers if "variant" in t} == {"half", "light", "light_deep"}
 
 
 @pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)

@@ -30,6 +30,8 @@ RUNS = {
     "tau_s": 6 * 14 + 4,
     "alpha": 5 * 8 + 2,
     "samples": 5 * 12 + 2,
+    "matrix_CIFAR10": 2 + 7 + 9 * 5,
+    "matrix_CIFAR10-small": 2 + 7 + 9 * 5,
     "matrix_digits": 2 + 7 + 9 * 5,
     "matrix": 2 + 7 + 9 * 5,
     "adversary": 3 + 3 * (1 + 4),
