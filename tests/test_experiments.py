@@ -118,6 +118,15 @@ def expected_data_free(dataset, folder, name):
     return params | (dict(weights) if name == "dafl" else {})
 
 
+def read(experiment):
+    return json.loads((ROOT / experiment / "params.json").read_text())
+
+
+def source(params, role):
+    """The experiment that trains the "teacher" or the "adversarial" network."""
+    return params[f"{role}_resume"].removeprefix("experiments/").removesuffix("/best_model.tar")
+
+
 def cells(table):
     return [cell for row in table["rows"] for cell in row["cells"] if cell is not None]
 
@@ -138,13 +147,13 @@ def test_resume_is_an_experiment_with_that_model(experiment):
     params = TREE[experiment]
     for role in ("adversarial", "teacher"):
         if f"{role}_resume" in params:
-            source = params[f"{role}_resume"].removeprefix("experiments/").removesuffix("/best_model.tar")
-            assert params[f"{role}_resume"] == f"experiments/{source}/best_model.tar"
-            assert TREE[source]["dataset"] == params["dataset"]
-            assert TREE[source]["model_name"] == params[f"{role}_model"]
+            network = source(params, role)
+            assert params[f"{role}_resume"] == f"experiments/{network}/best_model.tar"
+            assert TREE[network]["dataset"] == params["dataset"]
+            assert TREE[network]["model_name"] == params[f"{role}_model"]
     if "key_resume" in params:
         assert params["key_resume"] == params["teacher_resume"].replace("best_model", "key")
-        assert TREE[source]["method"] == "sdb"
+        assert TREE[network]["method"] == "sdb"
 
 
 def test_tables_and_tree_name_the_same_experiments():
@@ -191,7 +200,7 @@ def test_matrices_have_every_method():
 @pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)
 def test_sweeps_start_from_experiments(sweep):
     for row in sweep["rows"]:
-        student = TREE[row["experiment"]]
-        teacher = student.get("teacher_resume", student.get("adversarial_resume", "")).removesuffix("/best_model.tar")
-        changed = {"own": student, "teacher": TREE.get(teacher.removeprefix("experiments/"))}[row["change"]]
+        changed = read(row["experiment"])
+        if row["change"] == "teacher":
+            changed = read(source(changed, "teacher"))
         assert sweep["key"] in changed or sweep["key"] == "subset_percent"

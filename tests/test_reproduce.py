@@ -27,6 +27,7 @@ RUNS = {
     "table6": 2 * (2 + 2),
     "datafree": 2 * (2 + 2 * 3),
     "omega": 6 * 5 + 1,
+    "omega_digits": 6 * 3 + 1,
     "tau_s": 6 * 14 + 4,
     "alpha": 5 * 8 + 2,
     "samples": 5 * 12 + 2,

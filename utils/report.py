@@ -15,10 +15,13 @@ STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 FORMATS = (*STYLES, "csv", "json")
 
 
-def report(target, style="text"):
-    """The results of a target, a folder or a name in experiments/tables.json, as a string."""
+def report(target, style="text", with_changed=True):
+    """The results of a target, a folder or a name in experiments/tables.json, as a string.
+
+    with_changed: for a folder, also runs with changed keys, "experiment,key=value"; those with other seeds always are.
+    """
     if tables.is_folder(target):
-        return report_folder(target, style)
+        return report_folder(target, style, with_changed)
     table = tables.load_table(target)
     return (report_matrix if isinstance(table, tables.Matrix) else report_table)(table, style)
 
@@ -99,10 +102,10 @@ def titled(table, about, drawn, style):
     return f"{title}\n\n{drawn}"
 
 
-def report_folder(folder, style="text"):
+def report_folder(folder, style="text", with_changed=True):
     """Every experiment in `folder`, its seeds together, as a string."""
     numbers = tables.published()
-    paths = [Path(path) for path in plans.experiments_below(folder, with_runs=True)]
+    paths = [Path(path) for path in plans.experiments_below(folder, with_runs=with_changed)]
     runs = sorted({str(path.with_name(split_seed(path.name)[0])) for path in paths})
     records = [record(run, numbers) for run in runs]
     begun = [entry["experiment"] for entry in records if entry["n"] or entry["unfinished"]]
