@@ -3,13 +3,18 @@
     python figures.py curves experiments/digits/*/cnn                   accuracy and losses, with a band over seeds
     python figures.py responses --normal FOLDER --nasty FOLDER          what two teachers answer to single images
     python figures.py tsne --normal FOLDER --nasty FOLDER               t-SNE of their features and logits
+    python figures.py inversion --teacher FOLDER FOLDER                 what their batch norm gives away; no data
     python figures.py sweep omega                                       an ablation of experiments/tables.json
+    python figures.py matrix matrix_digits                              its defences × attacks, as a heat map
 
 They need matplotlib, and t-SNE scikit-learn. The same command on the same runs writes the same files again.
 """
 
+import argparse
+
+from method.inversion import invert
 from utils.experiment import Parser, add_data_flags, one_line_errors
-from utils.figures import curves, responses, style, sweep, tsne
+from utils.figures import curves, inversion, matrix, responses, style, sweep, tsne
 
 
 def main():
@@ -24,12 +29,26 @@ DRAW = {
     "curves": lambda args: curves.curves(args.run, args.labels),
     "responses": lambda args: responses.responses(*teachers_and_data(args), args.images, args.temperature),
     "tsne": lambda args: tsne.tsne(*teachers_and_data(args), args.count),
+    "inversion": lambda args: inversion.inversion(args.teacher, args.labels, args.per_class, **settings(args)),
     "sweep": lambda args: sweep.sweep(args.target),
+    "matrix": lambda args: matrix.matrix(args.target),
+}
+INVERSION = {
+    "steps": "of the optimizer",
+    "learning_rate": "of the optimizer",
+    "a_f": "weight of the batch-norm statistics",
+    "a_tv": "weight of the total variation",
+    "a_l2": "weight of the L2 norm",
+    "seed": "of the noise that the images start from",
 }
 
 
 def teachers_and_data(args):
     return args.normal, args.nasty, args.data_dir, args.download
+
+
+def settings(args):
+    return {name: getattr(args, name) for name in ("batch_size", *INVERSION)}
 
 
 def parse():
@@ -47,9 +66,34 @@ def parse():
     add = flags(figures, "tsne", "t-SNE of features and logits of two teachers", teachers=True)
     add("--count", type=int, default=1000, metavar="N", help="test images (default: 1000)")
 
+    add = flags(figures, "inversion", "images of each class, made from what teachers' batch norm remembers")
+    add("--teacher", nargs="+", required=True, metavar="FOLDER", help="run folders, a panel for each")
+    add("--labels", nargs="+", metavar="TEXT", help="of the panels, in their order (default: folder names)")
+    add("--per_class", type=at_least(1), metavar="N", help="images of a class that are drawn (default: as many as fit)")
+    add("--batch_size", type=at_least(1), default=256, metavar="N", help="images made together (default: 256)")
+    for name, about in INVERSION.items():
+        default = invert.__kwdefaults__[name]
+        kind, about = at_least(name == "steps", type(default)), f"{about} (default: {default:g})"
+        add(f"--{name}", type=kind, default=default, metavar="N", help=about)
+
     add = flags(figures, "sweep", "accuracy over the values of a key, with a band over seeds")
     add("target", metavar="TARGET", help="an ablation of experiments/tables.json: omega, tau_s, alpha, samples, ...")
+
+    add = flags(figures, "matrix", "what students gain over being alone, for each defence and attack")
+    add("target", metavar="TARGET", help="a matrix of experiments/tables.json: matrix_digits, ...")
     return parser.parse_args()
+
+
+def at_least(low, kind=int):
+    """The type of a flag that is a finite number."""
+
+    def number(text):
+        if not low <= kind(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"must be at least {low:d}, not {text}")
+        return kind(text)
+
+    number.__name__ = kind.__name__
+    return number
 
 
 def flags(figures, name, about, teachers=False):

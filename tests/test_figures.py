@@ -7,10 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import experiment, grow, script
 
-from utils import plan, tables
-from utils.figures import curves, responses, style, sweep, teachers, tsne
+import model
+from method.datafree import pixels
+from method.inversion import invert
+from utils import checkpoint, data, engine, plan, records, tables
+from utils.figures import curves, inversion, matrix, responses, style, sweep, teachers, tsne
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
 
@@ -25,7 +29,7 @@ def log(folder, *accuracies, loss=1.0):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project root with the sweeps `temper`, two of its values run, and `many`, with more rows than a panel takes."""
-    for module in (plan, tables):
+    for module in (plan, records, tables):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     named = tables.Path("experiments/mini")
     root = grow(tmp_path / named, named)
@@ -35,7 +39,11 @@ def project(tmp_path, monkeypatch):
     ]
     temper = {"title": "", "source": "", "key": "temperature", "values": [2, 4, 8], "rows": rows}
     many = temper | {"rows": rows * 4}
-    (tmp_path / "experiments/tables.json").write_text(json.dumps({"temper": temper, "many": many, "word": "temper"}))
+    defences = {kind: f"mini/kd_{kind}/student" for kind in ("normal", "nasty")}
+    grid = {"alone": "mini/baseline/student", "yardstick": {"label_smoothing": 0.1}, "defences": defences}
+    grid |= {"title": "", "source": "", "attacks": {"kd": {}, "cold": {"temperature": 2}, "hot": {"temperature": 8}}}
+    targets = {"temper": temper, "many": many, "word": "temper", "grid": grid, "other": "grid"}
+    (tmp_path / "experiments/tables.json").write_text(json.dumps(targets))
     log(root / "baseline/student", 60.0, 70.0)
     for kind, low in (("normal", 70.0), ("nasty", 50.0)):
         base = root / f"kd_{kind}/student"
@@ -56,12 +64,14 @@ def commands(trained):
         "curves": ["curves", *(trained / name for name in ("baseline/student", "kd_normal/student", "kd_nasty/nasty"))],
         "responses": ["responses", *teacher_flags(trained)],
         "tsne": ["tsne", *teacher_flags(trained), "--count", 20],
+        "inversion": ["inversion", "--teacher", *teacher_flags(trained)[1::2], "--steps", 2, "--batch_size", 10],
         "temper": ["sweep", "temper"],
         "many": ["sweep", "many"],
+        "grid": ["matrix", "grid"],
     }
 
 
-@pytest.mark.parametrize("name", ["curves", "responses", "tsne", "temper", "many"])
+@pytest.mark.parametrize("name", ["curves", "responses", "tsne", "inversion", "temper", "many", "grid"])
 def test_files_are_the_same_each_time(name, trained, project, tmp_path):
     if name == "tsne":
         pytest.importorskip("sklearn", reason="t-SNE needs scikit-learn")
@@ -103,6 +113,17 @@ def test_names_of_curves(tmp_path):
     assert curves.short_names([tmp_path / "a/x"]) == ["x"]
 
 
+def test_a_matrix_has_gains_and_frames_the_strongest(project):
+    with style.sheet():
+        ax = matrix.matrix("other").axes[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["kd", "cold", "hot"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["normal", "nasty"]  # whose teachers have not run
+    numbers = {text.get_position(): text.get_text() for text in ax.texts}
+    # Alone 70; seeds of a student 79 and 81, and 59 and 61; with temperature 2, 71 and 72, and 51 and 52.
+    assert numbers == {(0, 0): "+10.00", (1, 0): "+1.50", (0, 1): "-10.00", (1, 1): "-18.50"}
+    assert [patch.get_xy() for patch in ax.patches] == [(-0.5, -0.5), (-0.5, 0.5)]
+
+
 def test_responses_are_softened_probabilities(trained):
     dataset, networks = teachers.load(trained / "baseline/teacher", trained / "kd_nasty/nasty")
     index = responses.first_of_classes(dataset.test.labels, 4)
@@ -117,6 +138,45 @@ def test_responses_are_softened_probabilities(trained):
             np.testing.assert_allclose([bar.get_height() for bar in bars], wanted[row], rtol=1e-5)
             assert len({bar.get_facecolor() for bar in bars}) == 2
             assert bars[row].get_facecolor() != bars[row + 1].get_facecolor()
+
+
+def test_inversion_draws_the_images_without_data(trained, monkeypatch, capsys):
+    monkeypatch.setattr(data, "load", None)
+    folders, own = [trained / "baseline/teacher", trained / "kd_nasty/nasty"], {"steps": 3, "seed": 1}
+    with style.sheet():
+        figure = inversion.inversion(folders, ["normal", "nasty"], per_class=2, batch_size=25, **own)
+    assert [ax.get_title() for ax in figure.axes] == ["normal", "nasty"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list("0123456789")
+    device = engine.pick_device()
+    dataset, networks = teachers.networks(folders, device)
+    lines = capsys.readouterr().out.splitlines()
+    for ax, network, folder, line in zip(figure.axes, networks, folders, lines, strict=True):
+        wanted = torch.arange(25, device=device) % 10
+        images, terms = invert(network, wanted, 32, flip=False, **own)
+        drawn = pixels(images, data.DATASETS[dataset]).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        picture = ax.images[0].get_array()
+        assert picture.shape == (10 * 34 - 2, 2 * 34 - 2, 3)
+        for row, column in ((0, 0), (3, 1), (9, 1)):
+            part = picture[34 * row : 34 * row + 32, 34 * column : 34 * column + 32]
+            np.testing.assert_array_equal(part, drawn[row + 10 * column])
+        right = 100 * (network(images).argmax(1) == wanted).double().mean()
+        assert line.startswith(f"{folder}: sees the class that was asked for in {right:.1f} % of 25 images")
+        assert f"{terms['bn']:.3g}" in line
+
+
+def test_inversion_of_a_teacher_without_batch_norm(tmp_path):
+    folder = experiment(tmp_path / "mlp", model_name="mlp", num_channels=None)
+    checkpoint.save(folder / "best_model.tar", {"state_dict": model.build("mlp", 10).state_dict()})
+    done = script("figures.py", "inversion", "--teacher", folder, "--output", tmp_path / "x")
+    assert (done.status, done.out) == (2, "")
+    assert "MLP has no batch norm" in done.err and done.err.count("\n") == 1
+
+
+def test_titles_fit_their_panels():
+    titles = {"nasty teacher": "nasty\nteacher", "kd_nasty_cnn/nasty_cnn": "kd_nasty_\ncnn/\nnasty_cnn", "cnn": "cnn"}
+    for title, wrapped in titles.items():
+        assert inversion.wrap(title, 10.5 * inversion.LETTER) == wrapped
+        assert inversion.wrap(title, 5) == title
 
 
 def test_sweep_numbers(project, capsys):
@@ -163,6 +223,17 @@ def test_labels_keep_apart():
         (["responses", "{teachers}", "--temperature", "hot"], "invalid float"),
         (["responses"], "required"),
         (["tsne", "{teachers}", "--count", "9"], "--count 9"),
+        (["inversion"], "required"),
+        (["inversion", "--teacher", "{project}/none"], "no such file"),
+        (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "{project}/baseline/teacher"], "make it with"),
+        (["inversion", "--teacher", "{project}/cifar", "{trained}/kd_nasty/nasty"], "nothing to compare"),
+        (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--labels", "a", "b"], "2 labels for 1 teachers"),
+        (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--batch_size", "9"], "must be at least 10, for 1 of"),
+        (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--per_class", "26"], "must be at least 260, for 26"),
+        (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--steps", "0"], "must be at least 1, not 0"),
+        (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--a_f", "-1"], "must be at least 0, not -1"),
+        (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--a_tv", "nan"], "must be at least 0, not nan"),
+        (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--a_l2", "few"], "invalid float value"),
         (["sweep", "tempr"], 'did you mean "temper"'),
         (["sweep", "word"], "no sweep"),
         (["sweep", "temper"], "python reproduce.py temper"),

@@ -1,4 +1,4 @@
-"""The two teachers that a figure compares, and what they answer."""
+"""The teachers that a figure compares, and what they answer."""
 
 from pathlib import Path
 
@@ -18,24 +18,27 @@ CLASSES = {
 def load(normal, nasty, data_dir="data", download=False):
     """(data set, two networks) of run folders with a best_model.tar. UserError: there is none, or other data sets.
 
-    On the CPU, in float32: a figure needs few images, and is then the same wherever it is made.
+    On the CPU: a figure needs few images, and is then the same wherever it is made.
     """
-    folders = [Path(normal).absolute(), Path(nasty).absolute()]
+    name, found = networks([normal, nasty], torch.device("cpu"))
+    return data.load(name, data_dir, "cpu", download=download), found
+
+
+def networks(folders, device):
+    """(name of the data set, of which no file is read, the networks of run folders in float32)."""
     settings = [params.load(folder) for folder in folders]
-    first, second = [setting.dataset for setting in settings]
-    if first != second:
-        raise UserError(f"{shown(normal)} is trained on {first}, {shown(nasty)} on {second}: nothing to compare")
-    zoo = Zoo(data.DATASETS[first], torch.device("cpu"))
-    networks = [
-        zoo.frozen(setting.model_name, folder / "best_model.tar")
-        for setting, folder in zip(settings, folders, strict=True)
-    ]
-    return data.load(first, data_dir, "cpu", download=download), networks
+    first = settings[0].dataset
+    for folder, setting in zip(folders, settings, strict=True):
+        if setting.dataset != first:
+            one, other = f"{shown(folders[0])} is trained on {first}", f"{shown(folder)} on {setting.dataset}"
+            raise UserError(f"{one}, {other}: nothing to compare")
+    zoo, files = Zoo(data.DATASETS[first], device), [Path(folder).absolute() / "best_model.tar" for folder in folders]
+    return first, [zoo.frozen(setting.model_name, file) for setting, file in zip(settings, files, strict=True)]
 
 
 def class_names(dataset):
-    """A name, or else the number, of each class."""
-    return CLASSES.get(dataset.name, tuple(map(str, range(dataset.spec.num_classes))))
+    """A name, or else the number, of each class of the data set of this name."""
+    return CLASSES.get(dataset, tuple(map(str, range(data.DATASETS[dataset].num_classes))))
 
 
 def outputs(network, dataset, index):

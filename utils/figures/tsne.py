@@ -23,7 +23,7 @@ def tsne(normal, nasty, data_dir="data", download=False, count=1000):
         raise UserError(f"--count {count}: must be at least 10")
     dataset, networks = teachers.load(normal, nasty, data_dir, download)
     index = (dataset.test.labels < MOST_CLASSES).nonzero()[:count, 0]
-    labels, names = dataset.test.labels[index].numpy(), teachers.class_names(dataset)
+    labels, names = dataset.test.labels[index].numpy(), teachers.class_names(dataset.name)
     if MOST_CLASSES < dataset.spec.num_classes:
         print(f"{dataset.name}: drawn are the first {MOST_CLASSES} of its {dataset.spec.num_classes} classes")
     perplexity = min(30, (len(index) - 1) / 3)
