@@ -2,14 +2,18 @@
 
     python benchmarks/epoch.py                                          net, preresnet20 and resnet18
     python benchmarks/epoch.py resnet18 --kind normal nasty kd          other kinds of steps
+    python benchmarks/epoch.py resnet18 --kind dafl dfad deepinversion  attacks without data, which have no reference
     python benchmarks/epoch.py net --steps 0                            whole epochs
     python benchmarks/epoch.py net preresnet20 --together 1 2 4 8       several runs at once
 
-Each line is the median of some rounds. A round is a few steps of ours, as many of the reference (reference.py), and
-one pass over our loader alone; seconds per epoch are of 50,000 images. Needs an otherwise idle machine.
+Each line is the median of some rounds. A round is a few steps of ours, as many of the reference (reference.py, in a
+process of its own), and one pass over our loader alone; seconds per epoch are of 50,000 images. An iteration (it) is a
+training step; of dafl and dfad a step of the generator and those of the student after it; of deepinversion a step on
+the pixels of a batch, whose images are finished after 2000. Needs an otherwise idle machine.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -21,8 +25,8 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import machine, together
-from benchmarks.pipelines import KINDS, Ours, Part, load_data, now, seconds_per_image, seconds_to_load, settings
-from benchmarks.reference import Reference
+from benchmarks.pipelines import DATA_FREE, KINDS, Inverting, Ours, load_data, now, seconds_to_load, settings, timed
+from benchmarks.reference import Apart
 from utils import engine, environment
 from utils.errors import UserError
 from utils.experiment import add_data_flags, one_line_errors
@@ -31,6 +35,8 @@ EPOCH = 50_000  # images
 COLUMNS = {
     "network": "network",
     "kind": "step",
+    "batch_size": "batch",
+    "iterations_per_second": "it/s",
     "images_per_second": "images/s",
     "reference_images_per_second": "reference",
     "epoch_seconds": "s/epoch",
@@ -50,15 +56,9 @@ def flags():
     add("network", nargs="*", default=["net", "preresnet20", "resnet18"], help="as in params.json")
     add("--kind", nargs="+", default=["normal"], choices=list(KINDS), help="training steps (default: normal)")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of ours (default: auto)")
-    add("--batch_size", type=at_least(1), default=128, metavar="N", help="default: 128")
+    add("--batch_size", type=at_least(1), metavar="N", help="default: 128; of the attacks without data as published")
     add("--steps", type=at_least(0), default=30, metavar="N", help="timed in a round; 0: a whole epoch (default: 30)")
-    add(
-        "--warmup",
-        type=at_least(1),
-        default=10,
-        metavar="N",
-        help="steps before them, not timed; 8 use up prefetched batches (default: 10)",
-    )
+    add("--warmup", type=at_least(1), default=10, metavar="N", help="not timed; 8 use up prefetches (default: 10)")
     add("--rounds", type=at_least(1), default=5, metavar="N", help="of which the median is taken (default: 5)")
     instead = parser.add_mutually_exclusive_group().add_argument
     instead("--together", nargs="+", type=at_least(1), metavar="N", help="instead: throughput of N runs at once")
@@ -80,53 +80,62 @@ def at_least(low):
 
 
 def compare(params, kind, dataset, device, args):
-    """One line of the table as {column: value}, and the seconds per image of each round."""
+    """One line of the table as {column: value}, and the seconds per image of each round. None: not of this kind."""
     peak = machine.matmul_peak(device, params.precision, args.matrix)
     machine.reset_memory(device)
-    ours, warmup = warmed_up(Ours, params, dataset, device, args)
-    memory = machine.peak_memory(device)
-    reference, reference_warmup = warmed_up(Reference, params, dataset, device, args)
+    start = now(device)
+    ours = (Inverting if kind == "deepinversion" else Ours)(params, dataset, device)
+    if args.warmup + args.steps > len(ours.loader):
+        raise UserError(f"--warmup and --steps: an epoch has only {len(ours.loader)} steps")
+    timed(ours, args.warmup, 0, device)
+    warmup, memory = now(device) - start, machine.peak_memory(device) / 2**20
     skipped = args.warmup if args.steps else 0
-    rounds = {"ours": [], "reference": [], "loading": []}
-    for _ in range(args.rounds):
-        for name, pipeline in (("ours", ours), ("reference", reference)):
-            steps = args.steps or len(pipeline.loader)
-            rounds[name].append(seconds_per_image(pipeline, steps, skipped, device))
-        rounds["loading"].append(seconds_to_load(ours.loader, device))
+    with contextlib.ExitStack() as stack:
+        rounds = {"ours": []}
+        if kind not in DATA_FREE:
+            reference = stack.enter_context(Apart(params, device, args.data_dir, args.images))
+            reference.seconds_per_image(args.warmup, 0)
+            rounds |= {"reference": [], "loading": []}
+        for _ in range(args.rounds):
+            part = timed(ours, args.steps or len(ours.loader), skipped, device)
+            rounds["ours"].append(part.seconds_per_image)
+            if kind not in DATA_FREE:
+                rounds["reference"].append(reference.seconds_per_image(args.steps, skipped))
+                rounds["loading"].append(seconds_to_load(ours.loader, device))
     if args.profile:
-        part = Part(ours.loader, args.warmup, 0, device)
-        title = f"{params.model_name}, {kind}, {params.precision}: {args.warmup} steps of {args.batch_size}"
-        machine.write_profile(args.profile, title, device, lambda: ours.train(part))
-    seconds, slow, loading = (median(rounds[name]) for name in ("ours", "reference", "loading"))
-    flops = machine.step_flops(params.model_name, kind, dataset.spec)
-    return {
+        title = f"{params.model_name}, {kind}, {params.precision}: {args.warmup} steps of {params.batch_size}"
+        machine.write_profile(args.profile, title, device, lambda: timed(ours, args.warmup, 0, device))
+    medians = {name: median(seconds) for name, seconds in rounds.items()}
+    line = {
         "network": params.model_name,
         "kind": kind,
         "precision": params.precision,
-        "images_per_second": 1 / seconds,
-        "reference_images_per_second": 1 / slow,
-        "epoch_seconds": EPOCH * seconds,
-        "reference_epoch_seconds": EPOCH * slow,
-        "ratio": slow / seconds,
-        "loading_percent": 100 * loading / seconds,
-        "peak_percent": 100 * flops / seconds / peak,
+        "batch_size": params.batch_size,
+        "iterations_per_second": part.steps / part.images / medians["ours"],
+        "images_per_second": 1 / medians["ours"],
         "peak_tflops": peak / 1e12,
-        "step_gflop_per_image": flops / 1e9,
-        "memory_mib": memory / 2**20,
+        "memory_mib": memory,
         "warmup_seconds": warmup,
-        "reference_warmup_seconds": reference_warmup,
         "rounds_seconds_per_image": rounds,
     }
+    if kind not in DATA_FREE:
+        flops = machine.step_flops(params.model_name, kind, dataset.spec)
+        line |= against_reference(**medians) | {
+            "peak_percent": 100 * flops / medians["ours"] / peak,
+            "step_gflop_per_image": flops / 1e9,
+        }
+    return dict.fromkeys(COLUMNS) | line
 
 
-def warmed_up(pipeline, params, dataset, device, args):
-    """A new pipeline after `args.warmup` steps, and the seconds that both took."""
-    start = now(device)
-    built = pipeline(params, dataset, device)
-    if args.warmup + args.steps > len(built.loader):
-        raise UserError(f"--warmup and --steps: an epoch has only {len(built.loader)} steps")
-    built.train(Part(built.loader, args.warmup, 0, device))
-    return built, now(device) - start
+def against_reference(ours, reference, loading):
+    """The columns that follow from seconds per image of the pipelines, and of our loader alone."""
+    return {
+        "reference_images_per_second": 1 / reference,
+        "epoch_seconds": EPOCH * ours,
+        "reference_epoch_seconds": EPOCH * reference,
+        "ratio": reference / ours,
+        "loading_percent": 100 * loading / ours,
+    }
 
 
 def at_once(params, kind, dataset, device, args):
@@ -146,6 +155,8 @@ def main(argv=None):
         device = engine.pick_device()
         precision = engine.resolve_precision(args.precision, device)
         jobs = [(settings(name, kind, args.batch_size, precision), kind) for name in args.network for kind in args.kind]
+        if args.together and "deepinversion" in args.kind:
+            raise UserError("--together: is for steps that train a network; those of deepinversion change pixels")
         dataset = load_data(args.data_dir, device, args.images)
         about = {
             "date": time.strftime("%Y-%m-%d %H:%M %z"),

@@ -1,6 +1,6 @@
 """The pipelines that `benchmarks/epoch.py` compares: this project's here, the released code's in reference.py.
 
-A pipeline has a `loader`, and `train(loader)` runs a training step on each of its batches.
+A pipeline has a `loader`, and `train(part)` runs a training step on each batch of a Part of it.
 """
 
 import itertools
@@ -9,28 +9,33 @@ import time
 import torch
 
 import method
+from method.datafree import Generating
+from method.inversion import invert
 from model.zoo import Zoo
 from utils import data, engine
 from utils import params as parameters
 from utils.errors import UserError
 
-KINDS = {"normal": "scratch", "nasty": "nasty", "kd": "kd"}
+DATA_FREE = {"dafl": 1024, "dfad": 256, "deepinversion": 256}  # kinds that need no images: the published batch size
+KINDS = {"normal": "scratch", "nasty": "nasty", "kd": "kd"} | {name: name for name in DATA_FREE}
 
 
 def settings(network, kind, batch_size, precision):
     """Checked parameters of a run on CIFAR-10 whose steps are those of `kind`, a key of KINDS.
 
-    The frozen network of a nasty or kd step has the architecture of the trained one. The learning rate is small,
-    so that random weights and labels do not diverge.
+    The frozen network has the architecture of the trained one. The learning rate is small, so that random weights
+    and labels do not diverge. batch_size: None stands for 128, or what is published of an attack without data.
     """
+    teacher = {"teacher_model": network, "teacher_resume": "random"}
     frozen = {
         "normal": {},
         "nasty": {"adversarial_model": network, "adversarial_resume": "random", "temperature": 4, "weight": 0.04},
-        "kd": {"teacher_model": network, "teacher_resume": "random", "temperature": 4, "alpha": 0.9},
+        "kd": teacher | {"temperature": 4, "alpha": 0.9},
     }
+    batch_size = batch_size or DATA_FREE.get(kind, 128)
     common = {"dataset": "cifar10", "num_epochs": 1, "learning_rate": 0.001, "schedule": [], "gamma": 0.1}
     common |= {"method": KINDS[kind], "model_name": network, "batch_size": batch_size, "precision": precision}
-    return parameters.check(common | frozen[kind], "benchmark")
+    return parameters.check(common | frozen.get(kind, teacher), "benchmark")
 
 
 def load_data(data_dir, device, images=50_000):
@@ -53,54 +58,101 @@ class RandomZoo(Zoo):
         return self.fresh(name).eval().requires_grad_(False)
 
 
+def learner(params, dataset, device):
+    return method.find(params.method)(params, RandomZoo(dataset.spec, device, params.precision == "bf16"))
+
+
 class Ours:
     """What the training scripts run: loader, method, optimizer and the engine's own steps."""
 
     def __init__(self, params, dataset, device):
-        zoo = RandomZoo(dataset.spec, device, params.precision == "bf16")
-        self.method = method.find(params.method)(params, zoo)
+        self.method = learner(params, dataset, device)
         self.optimizer = engine.make_optimizer(params, self.method.model)
         self.loader = dataset.train_loader(params.batch_size, params.augmentation)
+        if isinstance(self.method, Generating):
+            self.loader = Iterations(self.method, self.loader)
+            self.method.batches = iter  # of a Part, which times those that `loader` has the method make
 
-    def train(self, loader):
-        engine.train_epoch(self.method, self.method.losses, loader, self.optimizer, "ours")
+    def train(self, part):
+        engine.train_epoch(self.method, self.method.losses, part, self.optimizer, "ours")
+
+
+class Iterations:
+    """The batches of an attack with a generator, made anew in each pass: `per_step` to an iteration, of which len()."""
+
+    weight = 1.0  # of a loss; see `data.Loader`
+
+    def __init__(self, attack, loader):
+        self.make, self.loader = attack.batches, loader
+        self.per_step = attack.student_steps
+
+    def __iter__(self):
+        return iter(self.make(self.loader))
+
+    def __len__(self):
+        return len(self.make(self.loader)) // self.per_step
+
+
+class Inverting:
+    """DeepInversion's steps on the pixels of a batch, which its epochs consist of; its student's are those of kd.
+
+    `images` of a Part are not those that take part in its steps, but those that so many steps finish.
+    """
+
+    def __init__(self, params, dataset, device):
+        self.method = learner(params, dataset, device)
+        self.labels = torch.arange(params.batch_size, device=device) % dataset.spec.num_classes
+        self.loader = range(params.inversion_steps)
+
+    def train(self, part):
+        own = self.method.settings()
+        for steps in filter(None, (part.warmup, part.steps)):  # the last is timed
+            part.start = now(part.device)
+            invert(self.method.teacher.teacher, self.labels, **own | {"steps": steps})
+        part.end = now(part.device)
+        part.images = part.steps * len(self.labels) / len(self.loader)
 
 
 class Part:
-    """The first `warmup` + `steps` batches of a loader, with `start` and `end` of the training on the last `steps`.
+    """The first `warmup` + `steps` steps of a loader, with `start` and `end` of the training on the last `steps`.
 
-    Both are taken when the device has done its work. With warmup 0 the start of the epoch is timed too: the draws of
-    ours, the worker processes of the reference.
+    A step has one batch, or `loader.per_step`. Both times are taken when the device has done its work. With warmup 0
+    the start of the epoch is timed too: the draws of ours, the worker processes of the reference.
     """
 
     def __init__(self, loader, steps, warmup, device):
         self.loader, self.steps, self.warmup, self.device = loader, steps, warmup, device
+        self.per_step = getattr(loader, "per_step", 1)
 
     def __getattr__(self, name):
         """Whatever else the engine and methods ask a loader for, such as `epoch` and `weight`."""
         return getattr(self.loader, name)
 
     def __len__(self):
-        return self.warmup + self.steps
+        return (self.warmup + self.steps) * self.per_step
 
     def __iter__(self):
         self.start, self.images = now(self.device), 0
         batches = iter(self.loader)
-        yield from itertools.islice(batches, self.warmup)
+        yield from itertools.islice(batches, self.warmup * self.per_step)
         if self.warmup:
             self.start = now(self.device)
-        for images, labels in itertools.islice(batches, self.steps):
-            self.images += len(labels)
-            yield images, labels
+        for batch in itertools.islice(batches, self.steps * self.per_step):
+            self.images += len(batch[0])
+            yield batch
         # Here rather than after the loop, since a DataLoader's workers are stopped when this function ends.
         self.end = now(self.device)
 
+    @property
+    def seconds_per_image(self):
+        return (self.end - self.start) / self.images
 
-def seconds_per_image(pipeline, steps, warmup, device):
-    """Train on the first batches of an epoch: seconds per image, those of the first `warmup` steps left out."""
+
+def timed(pipeline, steps, warmup, device):
+    """Train on the first steps of an epoch: their Part, the first `warmup` left out of its times."""
     part = Part(pipeline.loader, steps, warmup, device)
     pipeline.train(part)
-    return (part.end - part.start) / part.images
+    return part
 
 
 def seconds_to_load(loader, device):

@@ -1,12 +1,14 @@
 """The benchmark runs; what it measures is not looked at."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 
-from benchmarks import epoch, machine
-from benchmarks.pipelines import Part
+from benchmarks import epoch, machine, pipelines
+from benchmarks.pipelines import DATA_FREE, Part
+from method.datafree import Generating
 from utils.data import DATASETS
 
 SMALL = ["--batch_size", "8", "--steps", "2", "--warmup", "1", "--rounds", "1", "--images", "64", "--matrix", "64"]
@@ -30,6 +32,25 @@ def test_table(tmp_path, capsys):
     assert "images/s" in capsys.readouterr().out
 
 
+def test_attacks_without_data(tmp_path, monkeypatch):
+    """An iteration of dafl is a step of the generator and one of the student, of dfad one and five; all are timed."""
+    steps, lengths, honest, invert = [], [], Generating.step_generator, pipelines.invert
+    monkeypatch.setattr(Generating, "step_generator", lambda *args: steps.append(args[0]) or honest(*args))
+    monkeypatch.setattr(pipelines, "invert", lambda *args, **own: lengths.append(own["steps"]) or invert(*args, **own))
+    lines = run(tmp_path, "net", "--kind", *DATA_FREE, "--profile", str(tmp_path / "profile.txt"))["results"]
+    assert Counter(type(attack).__name__ for attack in steps) == {"DAFL": 1 + 3 + 1, "DFAD": 1 + 3 + 1}
+    assert lengths == [1, 1, 2, 1]  # a first step; its warm-up and the timed ones of the round; the profile
+    for line, images in zip(lines, (8, 5 * 8, 8 / 2000), strict=True):
+        assert line["images_per_second"] == pytest.approx(images * line["iterations_per_second"])
+        assert line["ratio"] is line["reference_images_per_second"] is line["loading_percent"] is None
+        assert line["memory_mib"] > 0 and line["warmup_seconds"] > 0
+
+
+def test_batch_sizes_are_the_published_ones():
+    sizes = {kind: pipelines.settings("net", kind, None, "fp32").batch_size for kind in pipelines.KINDS}
+    assert sizes == {"normal": 128, "nasty": 128, "kd": 128, "dafl": 1024, "dfad": 256, "deepinversion": 256}
+
+
 def test_whole_epoch(tmp_path):
     assert run(tmp_path, "--steps", "0", "mlp")["results"][0]["epoch_seconds"] > 0
 
@@ -47,6 +68,33 @@ def test_part_counts_after_the_warmup():
     assert part.images == 10 and part.end >= part.start
 
 
+def test_a_step_of_several_batches():
+    class Pairs(list):
+        per_step = 2
+
+    part = Part(Pairs([torch.zeros(4, 3)] for _ in range(8)), 2, 1, torch.device("cpu"))
+    assert len(list(part)) == len(part) == 6 and part.images == 16
+
+
+def test_what_a_part_times():
+    """The work that an attack does between its batches counts, up to the last one's training and no further."""
+    log = []
+
+    def batches():
+        for number in range(9):
+            log.append(f"generator {number}")
+            yield [torch.zeros(4, 3)]
+
+    class Clock(Part):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            log.extend([name] * (name in ("start", "end")))
+
+    for _ in Clock(batches(), 1, 1, torch.device("cpu")):
+        log.append("student")
+    assert log == ["start", "generator 0", "student", "start", "generator 1", "student", "end"]
+
+
 def test_step_flops():
     """ResNet-18: 1.11 GFLOP forward for a 32x32 image, 0.555 billion multiplications."""
     forward = machine.step_flops("resnet18", "normal", DATASETS["cifar10"]) / 3
@@ -59,6 +107,10 @@ def test_step_flops():
     [
         (["resnet19"], "unknown network"),
         (["net", "--steps", "1000"], "an epoch has only"),
+        (["mlp", "--kind", "deepinversion"], "no batch norm"),
+        (["net", "--kind", "dafl", "--batch_size", "1"], '"batch_size": must be at least 2'),
+        (["net", "--kind", "dfad", "--steps", "50"], "an epoch has only 50 steps"),
+        (["net", "--kind", "deepinversion", "--together", "2"], "change pixels"),
         (["net", "--output", "no/such/folder/file"], "no/such/folder/file: must be a file in a folder"),
     ],
 )
