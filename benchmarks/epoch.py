@@ -56,6 +56,7 @@ def flags():
     add("network", nargs="*", default=["net", "preresnet20", "resnet18"], help="as in params.json")
     add("--kind", nargs="+", default=["normal"], choices=list(KINDS), help="training steps (default: normal)")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of ours (default: auto)")
+    add("--compile", action="store_true", help="ours with the key compile: a CUDA graph of the step")
     add("--batch_size", type=at_least(1), metavar="N", help="default: 128; of the attacks without data as published")
     add("--steps", type=at_least(0), default=30, metavar="N", help="timed in a round; 0: a whole epoch (default: 30)")
     add("--warmup", type=at_least(1), default=10, metavar="N", help="not timed; 8 use up prefetches (default: 10)")
@@ -154,7 +155,8 @@ def main(argv=None):
                 raise UserError(f"{path}: must be a file in a folder that exists")
         device = engine.pick_device()
         precision = engine.resolve_precision(args.precision, device)
-        jobs = [(settings(name, kind, args.batch_size, precision), kind) for name in args.network for kind in args.kind]
+        common = args.batch_size, precision, args.compile
+        jobs = [(settings(name, kind, *common), kind) for name in args.network for kind in args.kind]
         if args.together and "deepinversion" in args.kind:
             raise UserError("--together: is for steps that train a network; those of deepinversion change pixels")
         dataset = load_data(args.data_dir, device, args.images)

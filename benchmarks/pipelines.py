@@ -15,12 +15,13 @@ from model.zoo import Zoo
 from utils import data, engine
 from utils import params as parameters
 from utils.errors import UserError
+from utils.recorded import Recorder
 
 DATA_FREE = {"dafl": 1024, "dfad": 256, "deepinversion": 256}  # kinds that need no images: the published batch size
 KINDS = {"normal": "scratch", "nasty": "nasty", "kd": "kd"} | {name: name for name in DATA_FREE}
 
 
-def settings(network, kind, batch_size, precision):
+def settings(network, kind, batch_size, precision, compile=False):
     """Checked parameters of a run on CIFAR-10 whose steps are those of `kind`, a key of KINDS.
 
     The frozen network has the architecture of the trained one. The learning rate is small, so that random weights
@@ -35,6 +36,7 @@ def settings(network, kind, batch_size, precision):
     batch_size = batch_size or DATA_FREE.get(kind, 128)
     common = {"dataset": "cifar10", "num_epochs": 1, "learning_rate": 0.001, "schedule": [], "gamma": 0.1}
     common |= {"method": KINDS[kind], "model_name": network, "batch_size": batch_size, "precision": precision}
+    common |= {"compile": compile}
     return parameters.check(common | frozen.get(kind, teacher), "benchmark")
 
 
@@ -55,7 +57,7 @@ class RandomZoo(Zoo):
     """Its frozen networks have random weights: a step takes as long with any."""
 
     def frozen(self, name, path):
-        return self.fresh(name).eval().requires_grad_(False)
+        return self.freeze(self.fresh(name))
 
 
 def learner(params, dataset, device):
@@ -68,13 +70,14 @@ class Ours:
     def __init__(self, params, dataset, device):
         self.method = learner(params, dataset, device)
         self.optimizer = engine.make_optimizer(params, self.method.model)
+        self.recorder = Recorder(self.method, self.optimizer, device, print) if params.compile else None
         self.loader = dataset.train_loader(params.batch_size, params.augmentation)
         if isinstance(self.method, Generating):
             self.loader = Iterations(self.method, self.loader)
             self.method.batches = iter  # of a Part, which times those that `loader` has the method make
 
     def train(self, part):
-        engine.train_epoch(self.method, self.method.losses, part, self.optimizer, "ours")
+        engine.train_epoch(self.method, self.method.losses, part, self.optimizer, "ours", self.recorder)
 
 
 class Iterations:

@@ -1,6 +1,7 @@
 """Networks for one run: for its data set, on its device, in its precision."""
 
 import torch
+from torch import nn
 
 import model
 from utils import checkpoint
@@ -40,7 +41,19 @@ class Zoo:
         with torch.device("meta"):
             network = model.build(name, self.spec.num_classes, self.spec.image_size, **options)
         self.fill(network, path, content)
-        return self.place(network).eval().requires_grad_(False)
+        return self.freeze(network)
+
+    def freeze(self, network):
+        """The network in its place, in eval mode, without gradients.
+
+        Weights that autocast casts in each pass, as it keeps the casts of those alone that are trained, are cast here,
+        once and to the same bits.
+        """
+        network = self.place(network).eval().requires_grad_(False)
+        for part in network.modules():
+            if self.bf16 and isinstance(part, (nn.Conv2d, nn.Linear)):
+                part.to(torch.bfloat16)
+        return network
 
     def fill(self, network, path, content=None):
         file = checkpoint.locate(path)

@@ -116,6 +116,16 @@ def test_training_means_are_weighted_by_images():
     assert means.values() == pytest.approx({"loss": 4.5, "ce": 2.0, "numbers": 4.5})
 
 
+def test_means_are_exact_sums_in_double():
+    generator, sizes = torch.Generator().manual_seed(0), [128] * 40 + [7]
+    batches = [torch.randn(2, generator=generator) for _ in sizes]
+    means, sums = engine.Means(), [0.0, 0.0]
+    for values, images in zip(batches, sizes, strict=True):
+        means.add({"loss": values[0], "acc": values[1].double() / 3}, images)
+        sums = [sums[0] + values[0].item() * images, sums[1] + values[1].double().item() / 3 * images]
+    assert means.values() == {"loss": sums[0] / sum(sizes), "acc": sums[1] / sum(sizes)}
+
+
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("at", [1, 4])
 def test_a_loss_that_is_not_finite_stops_the_epoch(spoil, at):

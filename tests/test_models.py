@@ -14,6 +14,8 @@ from torch import nn
 
 import model
 from model import densenet, preresnet, shufflenetv2
+from model.zoo import Zoo
+from utils.data import DATASETS
 from utils.errors import UserError
 
 ZOO = json.loads(gzip.decompress((Path(__file__).parent / "data/zoo.json.gz").read_bytes()))["models"]
@@ -326,3 +328,22 @@ def test_refusals(arguments, options, message):
 def test_options_of_an_unknown_network_are_refused():
     with pytest.raises(UserError, match="unknown network"):
         model.options("resnet19")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_frozen_network_in_bf16_answers_with_autocasts_bits(name, device):
+    """Features, logits, and the gradient of the images, which attacks without data follow."""
+    zoo = Zoo(DATASETS["cifar10"], torch.device(device), bf16=True)
+    network = zoo.fresh(name)
+    images = torch.randn(4, 3, 32, 32, device=device)
+    with torch.no_grad():
+        network.train()(images)  # statistics of its own for the batch norm
+    found = []
+    for frozen in (copy.deepcopy(network).eval().requires_grad_(False), zoo.freeze(network)):
+        seen = images.clone().requires_grad_()
+        features, logits = frozen(seen, with_features=True)
+        (features.sum() + logits.square().sum()).backward()
+        found.append((features, logits, seen.grad))
+    assert all(map(torch.equal, *found))
+    assert {p.dtype for p in network.parameters() if p.dim() > 1} == {torch.bfloat16}

@@ -44,6 +44,7 @@ def test_a_released_file_needs_no_new_key():
         "label_smoothing": 0.0,
         "subset_percent": 1.0,
         "precision": "fp32",
+        "compile": False,
         "seed": 0,
         "resume": None,
     }

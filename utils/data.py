@@ -15,6 +15,7 @@ from utils.augment import augment, draw, normalise
 from utils.errors import UserError, suggest
 
 SUBSET_SEED = 230
+AHEAD = 2048  # images that a GPU assembles at once: for a batch, launching its kernels takes longer than running them
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Loader:
     Order and augmentation are a function of (seed, epoch) alone, the same on every device. Of several processes,
     process `rank` is given every `world_size`-th image of each batch: together they see what one would. `weight` is
     what the loss of the current share must be multiplied by for its mean over processes to be that of the batch.
+    `together` is how many batches are assembled at once, which changes no pixel of them.
     """
 
     def __init__(self, split, spec, batch_size, augmentation=(), shuffle=False, seed=0, rank=0, world_size=1):
@@ -87,6 +89,7 @@ class Loader:
         self.augmentation, self.shuffle = augmentation, shuffle
         self.seed, self.epoch = seed, 0
         self.rank, self.world_size, self.weight = rank, world_size, 1.0
+        self.together = max(1, AHEAD // batch_size) if split.images.is_cuda else 1
         self.mean = torch.tensor(spec.mean, device=split.images.device)
         self.std = torch.tensor(spec.std, device=split.images.device)
 
@@ -98,11 +101,16 @@ class Loader:
 
     def __iter__(self):
         order, draws = self.plan()
-        for start in range(0, len(self.split), self.batch_size):
-            share = slice(start + self.rank, start + self.batch_size, self.world_size)
-            index = order[share]
-            self.weight = len(index) * self.world_size / min(self.batch_size, len(self.split) - start)
-            yield self.assemble(index, {name: values[share] for name, values in draws.items()})
+        starts = range(0, len(self.split), self.batch_size)
+        for first in range(0, len(starts), self.together):
+            some = starts[first : first + self.together]
+            shares = [slice(start + self.rank, start + self.batch_size, self.world_size) for start in some]
+            index, *drawn = (torch.cat([values[share] for share in shares]) for values in (order, *draws.values()))
+            images, labels = self.assemble(index, dict(zip(draws, drawn, strict=True)))
+            sizes = [len(order[share]) for share in shares]
+            for start, size, *batch in zip(some, sizes, images.split(sizes), labels.split(sizes), strict=True):
+                self.weight = size * self.world_size / min(self.batch_size, len(self.split) - start)
+                yield tuple(batch)
 
     def plan(self):
         """The epoch's order, int64 (N,), and its draws, in that order; drawn on the CPU, sent once."""

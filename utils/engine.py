@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from operator import length_hint
 
 import numpy as np
@@ -9,12 +10,11 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from utils import distributed
+from utils import distributed, heap
 from utils.errors import Diverged, UserError
+from utils.recorded import Recorder
 
 LOOK_EVERY = 50  # steps between two looks at the running loss: each waits for the device
-
-
 HINT = "A smaller learning_rate may help, or a smaller weight of the term that grew."
 
 
@@ -46,6 +46,7 @@ def pick_device(gpu_id=None):
     if gpu_id is None:
         gpu_id = int(os.environ.get("LOCAL_RANK", 0))
     if count == 0:
+        heap.keep()
         return torch.device("cpu")
     if gpu_id >= count:
         raise UserError(f"--gpu_id {gpu_id}: there are {count} GPUs, numbered from 0")
@@ -70,47 +71,56 @@ class Means:
     """Means of named scalars over images, added up on the device without waiting for it."""
 
     def __init__(self):
-        self.sums, self.images = {}, 0
+        self.names, self.sums, self.images = None, 0, 0  # sums: double (number of names,)
 
     def add(self, terms, images):
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().double() * images
+        """terms: {name: scalar without a gradient}, the same names each time."""
+        assert self.names in (None, list(terms)), f"{list(terms)} after {self.names}"
+        self.names = list(terms)
+        self.sums = self.sums + torch.stack(list(terms.values())).double() * images  # four kernels for all
         self.images += images
 
     def values(self):
         """{name: mean}, as floats; waits for the device. Raises Diverged where one is not finite."""
-        totals = torch.stack(list(self.sums.values())).tolist()
-        values = {name: total / self.images for name, total in zip(self.sums, totals, strict=True)}
+        totals = self.sums.tolist()
+        values = {name: total / self.images for name, total in zip(self.names, totals, strict=True)}
         if not np.isfinite(totals).all():
             raise Diverged(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         return values
 
     def over_processes(self):
         """These means over the images of all processes."""
-        first = next(iter(self.sums.values()))
-        totals = distributed.add_up(torch.stack([*self.sums.values(), torch.full_like(first, self.images)]))
+        totals = distributed.add_up(torch.cat((self.sums, self.sums.new_tensor([self.images]))))
         everywhere = Means()
-        everywhere.sums, everywhere.images = dict(zip(self.sums, totals, strict=False)), int(totals[-1])
+        everywhere.names, everywhere.sums, everywhere.images = self.names, totals[:-1], int(totals[-1])
         return everywhere
 
 
-def train_epoch(method, losses, loader, optimizer, title):
+def train_epoch(method, losses, loader, optimizer, title, recorder=None):
     """One pass over `method.batches(loader)`: the Means of the loss terms. Raises Diverged where one is not finite.
 
-    losses: `method.losses`, or what stands for it when several processes train together.
+    losses: `method.losses`, or what stands for it when several processes train together. recorder: takes the steps
+    where there is one.
     """
+
+    def step(*batch):
+        terms = losses(*batch)
+        optimizer.zero_grad(set_to_none=True)
+        (terms["loss"] * loader.weight if loader.weight != 1 else terms["loss"]).backward()
+        optimizer.step()
+        return {name: value.detach() for name, value in terms.items()}
+
     method.trained.train()
     means = Means()
     quiet = True if distributed.RANK else None  # None: quiet where there is no terminal
     batches = method.batches(loader)
+    if recorder and batches is not loader:
+        recorder.refuse(f'"{method.params.method}" works between its batches')
+    take = partial(recorder, step) if recorder else step
     with tqdm(total=length_hint(batches, len(loader)), desc=title, unit="step", leave=False, disable=quiet) as bar:
-        for step, batch in enumerate(batches, 1):
-            terms = losses(*batch)
-            optimizer.zero_grad(set_to_none=True)
-            (terms["loss"] * loader.weight if loader.weight != 1 else terms["loss"]).backward()
-            optimizer.step()
-            means.add(terms, len(batch[0]))
-            if step % LOOK_EVERY == 0:
+        for number, batch in enumerate(batches, 1):
+            means.add(take(*batch), len(batch[0]))
+            if number % LOOK_EVERY == 0:
                 loss = means.values()["loss"]
                 rate = means.images / max(bar.format_dict["elapsed"] or 0, 1e-9)
                 bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s", refresh=False)
@@ -144,7 +154,9 @@ def train(method, loader, test_loader, params, run):
     """Train `method` until `params.num_epochs`, from wherever the run folder `run` stands."""
     optimizer = make_optimizer(params, method.trained)
     first = run.restore(method, optimizer)
-    losses = distributed.parallel(method, next(method.model.parameters()).device)
+    device = next(method.model.parameters()).device
+    losses = distributed.parallel(method, device)
+    recorder = Recorder(method, optimizer, device, run.log) if params.compile else None
     for epoch in range(first, params.num_epochs):
         start = time.perf_counter()
         seed_everything(params.seed, epoch)
@@ -155,7 +167,7 @@ def train(method, loader, test_loader, params, run):
         title = f"Epoch {epoch + 1}/{params.num_epochs}"
         run.log(title)
         try:
-            means = train_epoch(method, losses, loader, optimizer, title)
+            means = train_epoch(method, losses, loader, optimizer, title, recorder)
             seconds = time.perf_counter() - start
             test = method.evaluate(test_loader)
         except Diverged as error:

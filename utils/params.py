@@ -50,6 +50,7 @@ class Common:
         default="fp32",
         choices=("fp32", "bf16", "auto"),
     )
+    compile: bool = key("replay training steps as a CUDA graph; the plain path without a GPU", default=False)
     num_workers: int = key("accepted and ignored: images live on the device", default=0, low=0)
     cuda: bool = key("accepted and ignored: a GPU is used where there is one", default=True)
 
@@ -191,7 +192,7 @@ def model_options(params):
 
 def resolve(values):
     """`values` with what "auto" and null stand for, and 0 and 1 as booleans."""
-    values = dict(values, augmentation=bool(values["augmentation"]), cuda=bool(values["cuda"]))
+    values = values | {name: bool(values[name]) for name in ("augmentation", "compile", "cuda")}
     if values["optimizer"] == "auto":
         values["optimizer"] = "adam" if values["model_name"] in ("net", "mlp") else "sgd"
     if values["weight_decay"] is None:

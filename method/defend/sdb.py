@@ -64,7 +64,7 @@ class SDB(Method):
         self.key = ImageKey(draw(zoo.spec, params.seed), params.mix, zoo.device)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived(params.seed, "random network"))
-            self.random = zoo.fresh(params.model_name, **model_options(params)).eval().requires_grad_(False)
+            self.random = zoo.freeze(zoo.fresh(params.model_name, **model_options(params)))
 
     def batches(self, loader):
         if self.folder and RANK == 0:

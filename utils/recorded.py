@@ -1,0 +1,146 @@
+"""The key `compile`: a training step recorded once, as a CUDA graph, and replayed.
+
+A step of a small network is hundreds of kernels, and Python launches them slower than the GPU runs them. A graph is
+launched at once: the forward passes of all networks, the frozen ones among them, losses, backward pass and optimizer.
+Its kernels are those of the plain path and read the same numbers, so they compute the same. They work in the same
+memory each time: a batch is copied there first. What Python decides, in `losses` for example, is decided while
+recording, once and for all. Where the learning rate has changed, the step is recorded anew, which takes about as long
+as a plain one. A batch of another size, the last of an epoch, takes the plain path; and so does every step where
+recording is impossible or fails, which the log then says in a line.
+"""
+
+import time
+import traceback
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+
+from utils import distributed
+
+WARMUP = 3  # steps before the first recording, in which libraries and the optimizer set up what they keep
+
+
+class Recorder:
+    """Takes training steps, out of a recording where it can.
+
+    method, optimizer: they hold whatever a step changes. log: takes a line.
+    """
+
+    def __init__(self, method, optimizer, device, log):
+        self.method, self.optimizer, self.device, self.log = method, optimizer, device, log
+        self.inputs = self.rates = self.graph = None
+        self.refused = False
+        if reason := hindrance(device):
+            self.refuse(reason)
+
+    def refuse(self, reason):
+        """From now on take the plain path, and say why, once."""
+        if not self.refused:
+            self.log(f"Not compiled, the plain path is taken: {reason}")
+        self.refused, self.inputs, self.graph = True, None, None
+
+    def __call__(self, step, *batch):
+        """The terms of `step(*batch)`, which trains on a batch and returns {name: scalar without a gradient}.
+
+        They lie where the next step's will be.
+        """
+        if self.refused:
+            return step(*batch)
+        if self.inputs is None:
+            self.inputs = [tensor.clone() for tensor in batch]
+        if [tensor.shape for tensor in batch] != [tensor.shape for tensor in self.inputs]:
+            return step(*batch)
+        for place, tensor in zip(self.inputs, batch, strict=True):
+            place.copy_(tensor)
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if rates != self.rates:
+            self.rates = rates
+            self.record(partial(step, *self.inputs))
+        return self.graph.replay() if self.graph else step(*batch)
+
+    def record(self, step):
+        start, first = time.perf_counter(), self.graph is None
+        self.graph = None  # before the next one, which then finds its memory free
+        try:
+            graph = Graph()
+            if first:
+                with unchanged(self.method, self.optimizer, self.device):
+                    graph.warm_up(step)
+            with capturable(self.optimizer):
+                graph.record(step)
+        except Exception as error:  # of any kind: what is wrong with the step itself shows on the plain path too
+            self.refuse(traceback.format_exception_only(error)[0].splitlines()[0])
+        else:
+            self.graph = graph
+            self.log(f"Compiled in {time.perf_counter() - start:.1f} s")
+
+
+class Graph:
+    """A step on CUDA. It runs and is recorded on a stream of its own, as PyTorch asks for, and replayed on any."""
+
+    def __init__(self):
+        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+
+    def warm_up(self, step):
+        here = torch.cuda.current_stream()
+        self.stream.wait_stream(here)
+        try:
+            with torch.cuda.stream(self.stream):
+                for _ in range(WARMUP):
+                    step()
+        finally:
+            here.wait_stream(self.stream)
+
+    def record(self, step):
+        """Nothing is computed meanwhile."""
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.terms = step()
+
+    def replay(self):
+        self.graph.replay()
+        return self.terms
+
+
+def hindrance(device):
+    """Why no step can be recorded on this device, or None."""
+    if device.type != "cuda":
+        return "a CUDA graph needs a GPU"
+    return "several processes train together" if distributed.WORLD_SIZE > 1 else None
+
+
+@contextmanager
+def unchanged(method, optimizer, device):
+    """After this context weights, batch norm, optimizer and random numbers are what they were before.
+
+    A state that the optimizer has set up meanwhile stays, as zeros: what SGD's momentum and Adam begin with.
+    """
+    before = {tensor: tensor.detach().clone() for tensor in tensors(method, optimizer)}
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        with torch.no_grad():
+            for tensor in tensors(method, optimizer):
+                tensor.copy_(before[tensor]) if tensor in before else tensor.zero_()
+
+
+def tensors(method, optimizer):
+    """All tensors that a training step changes."""
+    networks = nn.ModuleList([method.model, method.trained])
+    states = (value for state in optimizer.state.values() for value in state.values())
+    return [*networks.parameters(), *networks.buffers(), *filter(torch.is_tensor, states)]
+
+
+@contextmanager
+def capturable(optimizer):
+    """Adam wants to be told when it is recorded; a checkpoint need not know."""
+    groups = [group for group in optimizer.param_groups if "capturable" in group]
+    try:
+        for group in groups:
+            group["capturable"] = True
+        yield
+    finally:
+        for group in groups:
+            group["capturable"] = False
