@@ -2,11 +2,15 @@
 
 import dataclasses
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 import method
 import model
 from utils.params import Common
+from utils.report import report
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,6 +41,16 @@ def test_every_key_is_in_the_table():
 def test_every_experiment_it_names_exists():
     for path in re.findall(r"experiments/[\w./,=-]+", README):
         assert (ROOT / path.rstrip(".,")).exists(), path
+
+
+@pytest.mark.parametrize(("target", "table"), re.findall(r"<!-- python results\.py (\S+) -->\n(.*?)\n\n", README, re.S))
+def test_its_tables_are_those_of_the_committed_runs(target, table):
+    if subprocess.run(
+        ["git", "diff", "--quiet", "HEAD", "--", "experiments"], cwd=ROOT, capture_output=True
+    ).returncode:
+        pytest.skip("these are other runs than the committed ones, or there is no git to ask")
+    printed = report(target, "markdown", with_changed=False)
+    assert table.splitlines() == [line for line in printed.splitlines() if line.startswith("|")]
 
 
 def test_the_two_lines_that_set_everything_up_stand_there():

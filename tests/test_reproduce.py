@@ -20,12 +20,15 @@ from utils import checkpoint, executors, plan, report, tables
 # Worked out by hand: {target: runs}. Sweeps: values times rows, and the networks that none of the rows changes.
 RUNS = {
     "table1": 4 + 1 + 8,
+    "table1_CIFAR10-small": 3 + 1 + 6,
+    "table1_digits": 3 + 1 + 6,
     "table2": 3 + (3 + 1 + 3) + 2 * (1 + 4 + 1 + 4),
     "table3": 3 + (3 + 1 + 3) + 2 * (1 + 4 + 1 + 4),
     "table4": 3 + 3 * (1 + 4),
     "table5": 4 + 4 + 4 + 2 * 2,
     "table6": 2 * (2 + 2),
     "datafree": 2 * (2 + 2 * 3),
+    "datafree_digits": 2 + 2 * 3,
     "omega": 6 * 5 + 1,
     "omega_digits": 6 * 3 + 1,
     "tau_s": 6 * 14 + 4,
