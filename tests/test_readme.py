@@ -49,7 +49,7 @@ def test_its_tables_are_those_of_the_committed_runs(target, table):
         ["git", "diff", "--quiet", "HEAD", "--", "experiments"], cwd=ROOT, capture_output=True
     ).returncode:
         pytest.skip("these are other runs than the committed ones, or there is no git to ask")
-    printed = report(target, "markdown", with_changed=False)
+    printed = report(target, "markdown")
     assert table.splitlines() == [line for line in printed.splitlines() if line.startswith("|")]
 
 

@@ -15,6 +15,8 @@ def matrix(target):
 
     Cells whose runs are not finished are empty. UserError: no such matrix, or nothing finished.
     """
+    from matplotlib.colors import SymLogNorm
+
     data = read_matrix(target)
     alone, yardstick = (record(tables.run_of(cell), {})["best"] for cell in (data.alone, data.yardstick))
     entries = [[record(tables.run_of(cell), {})["best"] for cell in cells] for _, cells in data.rows]
@@ -25,15 +27,19 @@ def matrix(target):
     rows = zip(data.rows, teachers, strict=True)
     names = [name if best is None else f"{name} ({best:.1f})" for (name, _), best in rows]
     figure, [[ax]] = style.grid(1, 1, 0.9 + 0.26 * len(names))
-    limit = np.nanmax(np.abs(gains))
-    image = ax.imshow(-gains, cmap=MAP, vmin=-limit, vmax=limit, aspect="auto")
+    limit = max(1.0, np.nanmax(np.abs(gains)))
+    norm = SymLogNorm(linthresh=1, vmin=-limit, vmax=limit)  # a single ruined student must not whiten all others
+    image = ax.imshow(-gains, cmap=MAP, norm=norm, aspect="auto")
     ax.set_xticks(range(len(data.columns) - 1), data.columns[1:])
     ax.set_yticks(range(len(names)), names)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
     for row, values in enumerate(gains):
-        write(ax, row, values, limit)
-    bar = figure.colorbar(image, ax=ax, pad=0.02, format=lambda value, _: f"{-value:+g}")
+        write(ax, row, values, dark=np.abs(norm(values) - 0.5) > 0.3)
+    bar = figure.colorbar(image, ax=ax, pad=0.02)
+    marks = [mark for mark in (-30, -10, -3, -1, 0, 1, 3, 10, 30) if abs(mark) <= limit]
+    bar.set_ticks([-mark for mark in marks], labels=[f"{mark:+d}" if mark else "0" for mark in marks], minor=False)
+    bar.minorticks_off()
     bar.outline.set_visible(False)
     bar.ax.invert_yaxis()
     bar.set_label("student minus student alone")
@@ -42,13 +48,13 @@ def matrix(target):
     return figure
 
 
-def write(ax, row, values, limit):
-    """The numbers of a row, white on dark cells, with a frame around the highest."""
+def write(ax, row, values, dark):
+    """The numbers of a row, white on cells that are dark, with a frame around the highest."""
     from matplotlib.patches import Rectangle
 
     for column, value in enumerate(values):
         if not np.isnan(value):
-            colour = "white" if abs(value) > 0.6 * limit else "black"
+            colour = "white" if dark[column] else "black"
             ax.text(column, row, f"{value:+.2f}", ha="center", va="center", color=colour)
     if not np.isnan(values).all():
         corner = np.nanargmax(values) - 0.5, row - 0.5
