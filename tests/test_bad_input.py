@@ -287,7 +287,7 @@ def reproduce(name, argv, *words):
     CASES[name] = build
 
 
-reproduce("unknown target", ["reproduce.py", "tabel1"], 'unknown target "tabel1"', "table1, table2", 'mean "table1"?')
+reproduce("unknown target", ["reproduce.py", "tabel1"], 'unknown target "tabel1"', "table2, table3", 'mean "table1"?')
 reproduce("no jobs", ["reproduce.py", "{root}", "--jobs", "0"], "--jobs 0: must be at least 1")
 reproduce("negative jobs", ["reproduce.py", "{root}", "--jobs", "-2"], "--jobs -2: must be at least 1")
 reproduce("jobs in words", ["reproduce.py", "{root}", "--jobs", "two"], "--jobs", "'two'")

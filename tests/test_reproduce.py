@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, experiment, files, grow, metrics, same_weights, script, with_teacher
 
-from utils import checkpoint, executors, plan, report, tables
+from utils import checkpoint, executors, plan, records, report, tables
 
 # Worked out by hand: {target: runs}. Sweeps: values times rows, and the networks that none of the rows changes.
 RUNS = {
@@ -201,7 +201,7 @@ def finished(project, killed):
 @pytest.fixture
 def inside(project, finished, monkeypatch):
     """This process works in the miniature project."""
-    for module in (checkpoint, executors, plan, tables):
+    for module in (checkpoint, executors, plan, records, tables):
         monkeypatch.setattr(module, "ROOT", project)
     return project / "experiments/mini"
 

@@ -89,9 +89,9 @@ class Loader:
         self.augmentation, self.shuffle = augmentation, shuffle
         self.seed, self.epoch = seed, 0
         self.rank, self.world_size, self.weight = rank, world_size, 1.0
-        self.together = max(1, AHEAD // batch_size) if split.images.is_cuda else 1
         self.mean = torch.tensor(spec.mean, device=split.images.device)
         self.std = torch.tensor(spec.std, device=split.images.device)
+        self.together = max(1, AHEAD // batch_size) if self.mean.is_cuda else 1
 
     def set_epoch(self, epoch):
         self.epoch = epoch
