@@ -64,21 +64,25 @@ def test_num_epochs_grown_later(kind, trained, long, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_random_moments(kind, trained, long, tmp_path):
-    """SIGKILL to the script some time after three of its epochs, the first of them saved; then to the end."""
+    """SIGKILL to the script some time within the epoch after three of its epochs; then to the end."""
     folder, output, rng = copy(kind, trained, tmp_path / "x", num_epochs=LENGTH), tmp_path / "out", random.Random(kind)
     seconds = json.loads((long / kind / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
     exits = []
-    for after in (2, 3, 5, None):
+
+    def continued():
+        return output.read_text().count("Continuing after epoch")
+
+    for starts, after in enumerate((2, 3, 5, None)):
         process = start(folder, SCRIPTS[kind], output)
-        while after and process.is_alive() and epochs(folder) < after:
+        while after and process.is_alive() and (epochs(folder) < after or continued() < starts):
             time.sleep(0.001)
         if after:
-            time.sleep(rng.uniform(0, 2 * seconds))
+            time.sleep(rng.uniform(0, seconds))
             os.kill(process.pid, signal.SIGKILL)
         process.join()
         exits.append(process.exitcode)
     assert exits == [-signal.SIGKILL] * 3 + [0], output.read_text()
-    assert output.read_text().count("Continuing after epoch") == 3
+    assert continued() == 3
     assert same_run(folder, long / kind)
 
 
