@@ -10,10 +10,8 @@
 They need matplotlib, and t-SNE scikit-learn. The same command on the same runs writes the same files again.
 """
 
-import argparse
-
 from method.inversion import invert
-from utils.experiment import Parser, add_data_flags, one_line_errors
+from utils.experiment import Parser, add_data_flags, at_least, one_line_errors
 from utils.figures import curves, inversion, matrix, responses, style, sweep, tsne
 
 
@@ -82,18 +80,6 @@ def parse():
     add = flags(figures, "matrix", "what students gain over being alone, for each defence and attack")
     add("target", metavar="TARGET", help="a matrix of experiments/tables.json: matrix_digits, ...")
     return parser.parse_args()
-
-
-def at_least(low, kind=int):
-    """The type of a flag that is a finite number."""
-
-    def number(text):
-        if not low <= kind(text) < 2**63:
-            raise argparse.ArgumentTypeError(f"must be at least {low:d}, not {text}")
-        return kind(text)
-
-    number.__name__ = kind.__name__
-    return number
 
 
 def flags(figures, name, about, teachers=False):

@@ -29,7 +29,7 @@ from benchmarks.pipelines import DATA_FREE, KINDS, Inverting, Ours, load_data, n
 from benchmarks.reference import Apart
 from utils import engine, environment
 from utils.errors import UserError
-from utils.experiment import add_data_flags, one_line_errors
+from utils.experiment import add_data_flags, at_least, one_line_errors
 
 EPOCH = 50_000  # images
 COLUMNS = {
@@ -69,15 +69,6 @@ def flags():
     add("--matrix", type=at_least(1), metavar="N", help="size of the product that measures the machine's peak")
     add_data_flags(parser)
     return parser
-
-
-def at_least(low):
-    def whole_number(text):
-        if int(text) < low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, not {text}")
-        return int(text)
-
-    return whole_number
 
 
 def compare(params, kind, dataset, device, args):

@@ -1,12 +1,12 @@
 """The key of a Safe Distillation Box (method/defend/sdb.py), an image: drawn, laid over queries, read from files."""
 
-import numpy as np
 import torch
 from torch import nn
 
 from utils import checkpoint
 from utils.augment import normalise
 from utils.data import DATASETS
+from utils.engine import derived_seed
 from utils.errors import UserError
 
 
@@ -31,7 +31,7 @@ def draw(spec, seed):
 
 def derived(seed, purpose):
     """Another seed, a function of both; not one that the engine draws from."""
-    return int(np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)[0] >> 1)
+    return derived_seed(seed, *purpose.encode())
 
 
 def read(path, dataset):

@@ -20,7 +20,12 @@ HINT = "A smaller learning_rate may help, or a smaller weight of the term that g
 
 def seed_everything(seed, epoch):
     """Make PyTorch's global generators a function of (seed, epoch). epoch: −1 for the initial weights."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch + 1]).generate_state(1, np.uint64)[0] >> 1))
+    torch.manual_seed(derived_seed(seed, epoch + 1))
+
+
+def derived_seed(*numbers):
+    """A seed for PyTorch that is a function of whole numbers from 0 on."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def learning_rate(params, epoch):

@@ -52,6 +52,18 @@ def add_data_flags(parser):
     parser.add_argument("--download", action="store_true", help="fetch the data set where it is missing")
 
 
+def at_least(low, kind=int):
+    """The type of a flag that is a finite number."""
+
+    def number(text):
+        if not low <= kind(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"must be at least {low:d}, not {text}")
+        return kind(text)
+
+    number.__name__ = kind.__name__
+    return number
+
+
 def main(kind, args):
     """What a training script does: train the experiment in `args.save_path`, or score it, with one-line errors."""
     with one_line_errors():

@@ -99,14 +99,16 @@ def record(run, numbers):
 
 
 def baseline(experiment, raw):
-    """The experiment in `baseline/` beside a student's folder that trains its network alone: its namesake, if any."""
+    """The experiment in `baseline/` beside a student's folder that trains its network alone: its namesake first."""
     folder = experiment.parent.parent / "baseline"
     if (ROOT / folder / experiment.name / "params.json").exists():
         return str(folder / experiment.name)
     of_network = ("model_name", *model.options(raw["model_name"]))
-    others = {path.parent: read(path) for path in sorted((ROOT / folder).glob("*/params.json")) if "=" not in str(path)}
-    same = [path for path, other in others.items() if all(other.get(key) == raw.get(key) for key in of_network)]
-    return str(folder / same[0].name) if same else None
+    for path in sorted((ROOT / folder).glob("*/params.json")):
+        other = read(path)
+        if "=" not in path.parent.name and all(other.get(key) == raw.get(key) for key in of_network):
+            return str(folder / path.parent.name)
+    return None
 
 
 def minus(a, b):

@@ -11,12 +11,12 @@ past any release rule. What the student learns from is the rule's answers.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from method.datafree import Batches, DataFree, pixels
 from method.inversion import check, invert
 from utils import checkpoint, data
+from utils.engine import derived_seed
 from utils.errors import UserError
 from utils.keys import key
 from utils.losses import kl
@@ -74,7 +74,7 @@ class DeepInversion(DataFree):
         p, name = self.params, f"{number:04}.tar"
         if p.a_c > 0 and number < epoch * p.new_batches:
             raise UserError(f"images/{name} is missing, its student has learned since: move *.tar away to train anew")
-        seed = int(np.random.SeedSequence((p.seed, number, 5)).generate_state(1, np.uint64)[0] >> 1)
+        seed = derived_seed(p.seed, number, 5)
         labels = torch.arange(number * p.batch_size, (number + 1) * p.batch_size) % self.zoo.spec.num_classes
         own = {"student": self.model.eval(), "seed": seed, "title": f"Images {number + 1}/{p.image_batches}"}
         x, terms = invert(self.teacher.teacher, labels.to(self.zoo.device), **own, **self.settings())

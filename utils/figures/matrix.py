@@ -5,7 +5,7 @@ import numpy as np
 from utils import tables
 from utils.errors import UserError, suggest
 from utils.figures import style
-from utils.records import minus, record
+from utils.records import mean, minus, runs_of, summarise
 
 MAP = "PuOr"  # orange: the student gains by the teacher; violet: it loses. Told apart by colour-blind readers.
 
@@ -18,14 +18,13 @@ def matrix(target):
     from matplotlib.colors import SymLogNorm
 
     data = read_matrix(target)
-    alone, yardstick = (record(tables.run_of(cell), {})["best"] for cell in (data.alone, data.yardstick))
-    entries = [[record(tables.run_of(cell), {})["best"] for cell in cells] for _, cells in data.rows]
-    teachers, students = [best for best, *_ in entries], [others for _, *others in entries]
-    gains = np.array([[minus(best, alone) for best in row] for row in students], dtype=float)
+    alone, yardstick = best(data.alone), best(data.yardstick)
+    teachers = [best(teacher) for _, (teacher, *_) in data.rows]
+    gains = np.array([[minus(best(cell), alone) for cell in cells] for _, (_, *cells) in data.rows], dtype=float)
     if np.isnan(gains).all():
         raise UserError(f"{target}: nothing is finished yet; make it with: python reproduce.py {target}")
     rows = zip(data.rows, teachers, strict=True)
-    names = [name if best is None else f"{name} ({best:.1f})" for (name, _), best in rows]
+    names = [name if acc is None else f"{name} ({acc:.1f})" for (name, _), acc in rows]
     figure, [[ax]] = style.grid(1, 1, 0.9 + 0.26 * len(names))
     limit = max(1.0, np.nanmax(np.abs(gains)))
     norm = SymLogNorm(linthresh=1, vmin=-limit, vmax=limit)  # a single ruined student must not whiten all others
@@ -48,6 +47,11 @@ def matrix(target):
     return figure
 
 
+def best(cell):
+    """The mean best accuracy of a cell's finished runs, or None."""
+    return mean(summarise(runs_of(tables.run_of(cell))).best)
+
+
 def write(ax, row, values, dark):
     """The numbers of a row, white on cells that are dark, with a frame around the highest."""
     from matplotlib.patches import Rectangle
@@ -63,8 +67,9 @@ def write(ax, row, values, dark):
 
 def read_matrix(target):
     """The Matrix of that name; a UserError lists those there are."""
-    matrices = [name for name, data in tables.read_targets().items() if "defences" in data]
-    table = tables.load_table(target) if target in tables.read_targets() else None
+    targets = tables.read_targets()
+    matrices = [name for name, data in targets.items() if "defences" in data]
+    table = tables.load_table(target) if target in targets else None
     if not isinstance(table, tables.Matrix):
         raise UserError(f'"{target}" is no matrix; there are {", ".join(matrices)}{suggest(target, matrices)}')
     return table
