@@ -4,6 +4,7 @@ import json
 import shutil
 import statistics
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +190,18 @@ def test_sweep_numbers(project, capsys):
     assert lines[1].means.tolist() == [51.5, 60.0]
     assert lines[1].deviations == pytest.approx([statistics.stdev([1, 2]), statistics.stdev([9, 11])])
     assert "left out of CNN, nasty teacher: temperature 8 (not yet run)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "row, student",
+    [
+        ("digits-matrix/kd_sdb_cnn/cnn8_key", "digits-matrix/baseline/cnn8"),  # by its network
+        ("digits/kd_nasty_cnn/cnn8", "digits/baseline/cnn8"),  # by its name
+        ("digits/kd_nasty_cnn/nasty_cnn", "digits/kd_nasty_cnn/nasty_cnn"),  # no student
+    ],
+)
+def test_the_student_of_a_row(row, student):
+    assert sweep.student_of(Path("experiments", row)) == Path("experiments", student)
 
 
 def test_positions():

@@ -28,7 +28,8 @@ ALONE = {"linestyle": (0, (4, 2)), "linewidth": 0.9}
 class Line:
     """A row of a sweep: {value: accuracies of its seeds}, and `alone`, those of its student without a teacher.
 
-    student: folder of that baseline; title, role: what the row's name says of the student, and the rest.
+    student: folder of that baseline, or of the row's own experiment where it has none; title, role: what the row's name
+    says of the student, and the rest.
     """
 
     name: str
@@ -77,7 +78,7 @@ def read_sweep(target):
 def read_lines(target, data):
     """A Line for each row, with the accuracies of its finished runs; prints what is left out."""
     experiments = [Path("experiments", row["experiment"]) for row in data["rows"]]
-    students = [path.parent.parent / "baseline" / path.name for path in experiments]
+    students = [student_of(path) for path in experiments]
     words = [row["name"].replace(",", "").split() for row in data["rows"]]
     lines = []
     for index, (name, cells) in enumerate(tables.load_table(target).rows):
@@ -93,10 +94,16 @@ def read_lines(target, data):
         siblings = [words[i] for i, student in enumerate(students) if student == students[index]]
         shared = sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, zip(*siblings, strict=False)))
         title, role = " ".join(words[index][:shared]), " ".join(words[index][shared:])
-        has_teacher = "teacher_resume" in params.read(tables.ROOT / experiments[index] / "params.json")
-        alone = records.summarise(records.runs_of(students[index])).best if has_teacher else []
+        taught = students[index] != experiments[index]
+        alone = records.summarise(records.runs_of(students[index])).best if taught else []
         lines.append(Line(name, students[index], title, role, accuracies, alone))
     return lines
+
+
+def student_of(experiment):
+    """The baseline of an experiment that has a teacher and a baseline; else the experiment itself."""
+    raw = params.read(tables.ROOT / experiment / "params.json")
+    return Path(("teacher_resume" in raw and records.baseline(experiment, raw)) or experiment)
 
 
 def is_number(value):
