@@ -74,8 +74,9 @@ def total_variation(x):
 
 def distance(x, mean, variance):
     """‖μ(x) − mean‖₂ + ‖σ²(x) − variance‖₂ for the input x (N, C, …) of a batch norm."""
-    x = at_least_float32(x).transpose(0, 1).flatten(1)
-    return (x.mean(1) - mean).norm() + (x.var(1, correction=0) - variance).norm()
+    x = at_least_float32(x).movedim(1, -1).flatten(0, -2)  # (N …, C), no copy of what is channels_last
+    of_batch = x.mean(0)
+    return (of_batch - mean).norm() + ((x - of_batch).square().mean(0) - variance).norm()
 
 
 def jensen_shannon(p, q, T):
