@@ -65,7 +65,10 @@ def pixels(images, spec):
 
 
 class Generating(DataFree):
-    """An attack with a generator, `self.generator`. Its equation is in `iteration`, of which an epoch has some."""
+    """An attack with a generator, `self.generator`, which a step of it trains before the student.
+
+    Its batches are noise; `losses` makes the images, and leaves them in `self.images`.
+    """
 
     student_steps = 1  # in an iteration
 
@@ -83,7 +86,7 @@ class Generating(DataFree):
         self.generator = zoo.place(generator)
         self.weights = list(self.generator.parameters())
         self.optimizer = torch.optim.Adam(self.weights, params.generator_learning_rate, fused=True)
-        self.generator_terms = {}
+        self.generator_terms, self.images = {}, None
 
     def extra(self):
         return {"generator": self.generator, "generator_optimizer": self.optimizer}
@@ -96,17 +99,16 @@ class Generating(DataFree):
         own = SimpleNamespace(learning_rate=p.generator_learning_rate, schedule=p.schedule, gamma=p.generator_gamma)
         self.optimizer.param_groups[0]["lr"] = engine.learning_rate(own, epoch)
         for _ in range(p.iterations_per_epoch):
-            for batch in self.iteration():
-                yield batch
-        self.draw_grid(epoch, pixels(batch[0], self.zoo.spec))
+            yield from self.iteration()
+        self.draw_grid(epoch, pixels(self.images, self.zoo.spec))
 
     def iteration(self):
-        """A step of the generator, and `student_steps` batches (images, what `losses` needs beside them)."""
-        raise NotImplementedError
+        """`student_steps` batches of noise, as `losses` wants them."""
+        yield (self.noise(),)
 
-    def generate(self):
-        noise = torch.randn(self.params.batch_size, self.params.noise_size, device=self.zoo.device)
-        return self.generator(noise)
+    def noise(self):
+        """z, normal (batch_size, noise_size)."""
+        return torch.randn(self.params.batch_size, self.params.noise_size, device=self.zoo.device)
 
     def step_generator(self, terms):
         """Minimise terms["generator"] by one step; all `terms` are logged beside the student's."""

@@ -119,8 +119,6 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None):
     means = Means()
     quiet = True if distributed.RANK else None  # None: quiet where there is no terminal
     batches = method.batches(loader)
-    if recorder and batches is not loader:
-        recorder.refuse(f'"{method.params.method}" works between its batches')
     take = partial(recorder, step) if recorder else step
     with tqdm(total=length_hint(batches, len(loader)), desc=title, unit="step", leave=False, disable=quiet) as bar:
         for number, batch in enumerate(batches, 1):

@@ -4,8 +4,8 @@ A step of a small network is hundreds of kernels, and Python launches them slowe
 launched at once: the forward passes of all networks, the frozen ones among them, losses, backward pass and optimizer.
 Its kernels are those of the plain path and read the same numbers, so they compute the same. They work in the same
 memory each time: a batch is copied there first. What Python decides, in `losses` for example, is decided while
-recording, once and for all. Where the learning rate has changed, the step is recorded anew, which takes about as long
-as a plain one. A batch of another size, the last of an epoch, takes the plain path; and so does every step where
+recording, once and for all. Where a learning rate has changed, the step is recorded anew, which takes about as long as
+a plain one. A batch of another size, the last of an epoch, takes the plain path; and so does every step where
 recording is impossible or fails, which the log then says in a line.
 """
 
@@ -23,23 +23,22 @@ WARMUP = 3  # steps before the first recording, in which libraries and the optim
 
 
 class Recorder:
-    """Takes training steps, out of a recording where it can.
+    """Takes training steps, out of recordings where it can: one for each number of tensors that a batch consists of.
 
     method, optimizer: they hold whatever a step changes. log: takes a line.
     """
 
     def __init__(self, method, optimizer, device, log):
         self.method, self.optimizer, self.device, self.log = method, optimizer, device, log
-        self.inputs = self.rates = self.graph = None
-        self.refused = False
+        self.inputs, self.warm, self.graphs = {}, set(), {}  # by the number of a batch's tensors
+        self.rates, self.refused = None, False
         if reason := hindrance(device):
             self.refuse(reason)
 
     def refuse(self, reason):
-        """From now on take the plain path, and say why, once."""
-        if not self.refused:
-            self.log(f"Not compiled, the plain path is taken: {reason}")
-        self.refused, self.inputs, self.graph = True, None, None
+        """From now on take the plain path, and say why."""
+        self.log(f"Not compiled, the plain path is taken: {reason}")
+        self.refused, self.inputs, self.graphs = True, {}, {}
 
     def __call__(self, step, *batch):
         """The terms of `step(*batch)`, which trains on a batch and returns {name: scalar without a gradient}.
@@ -48,32 +47,37 @@ class Recorder:
         """
         if self.refused:
             return step(*batch)
-        if self.inputs is None:
-            self.inputs = [tensor.clone() for tensor in batch]
-        if [tensor.shape for tensor in batch] != [tensor.shape for tensor in self.inputs]:
+        kind = len(batch)
+        if kind not in self.inputs:
+            self.inputs[kind] = [tensor.clone() for tensor in batch]
+        inputs = self.inputs[kind]
+        if [tensor.shape for tensor in batch] != [tensor.shape for tensor in inputs]:
             return step(*batch)
-        for place, tensor in zip(self.inputs, batch, strict=True):
+        for place, tensor in zip(inputs, batch, strict=True):
             place.copy_(tensor)
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        rates = [
+            group["lr"] for optimizer in optimizers(self.method, self.optimizer) for group in optimizer.param_groups
+        ]
         if rates != self.rates:
-            self.rates = rates
-            self.record(partial(step, *self.inputs))
-        return self.graph.replay() if self.graph else step(*batch)
+            self.rates, self.graphs = rates, {}  # before the next ones, which then find their memory free
+        if kind not in self.graphs:
+            self.record(kind, partial(step, *inputs))
+        return step(*batch) if self.refused else self.graphs[kind].replay()
 
-    def record(self, step):
-        start, first = time.perf_counter(), self.graph is None
-        self.graph = None  # before the next one, which then finds its memory free
+    def record(self, kind, step):
+        start = time.perf_counter()
         try:
             graph = Graph()
-            if first:
+            if kind not in self.warm:
                 with unchanged(self.method, self.optimizer, self.device):
                     graph.warm_up(step)
-            with capturable(self.optimizer):
+                self.warm.add(kind)
+            with capturable(optimizers(self.method, self.optimizer)):
                 graph.record(step)
         except Exception as error:  # of any kind: what is wrong with the step itself shows on the plain path too
             self.refuse(traceback.format_exception_only(error)[0].splitlines()[0])
         else:
-            self.graph = graph
+            self.graphs[kind] = graph
             self.log(f"Compiled in {time.perf_counter() - start:.1f} s")
 
 
@@ -128,15 +132,22 @@ def unchanged(method, optimizer, device):
 
 def tensors(method, optimizer):
     """All tensors that a training step changes."""
-    networks = nn.ModuleList([method.model, method.trained])
-    states = (value for state in optimizer.state.values() for value in state.values())
-    return [*networks.parameters(), *networks.buffers(), *filter(torch.is_tensor, states)]
+    further = (value for value in method.extra().values() if isinstance(value, nn.Module))
+    networks = nn.ModuleList([method.model, method.trained, *further])
+    states = (state for own in optimizers(method, optimizer) for state in own.state.values())
+    values = (value for state in states for value in state.values())
+    return [*networks.parameters(), *networks.buffers(), *filter(torch.is_tensor, values)]
+
+
+def optimizers(method, optimizer):
+    """The student's or teacher's, and any that the method has besides."""
+    return [optimizer, *(own for own in method.extra().values() if isinstance(own, torch.optim.Optimizer))]
 
 
 @contextmanager
-def capturable(optimizer):
+def capturable(optimizers):
     """Adam wants to be told when it is recorded; a checkpoint need not know."""
-    groups = [group for group in optimizer.param_groups if "capturable" in group]
+    groups = [group for own in optimizers for group in own.param_groups if "capturable" in group]
     try:
         for group in groups:
             group["capturable"] = True

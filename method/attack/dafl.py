@@ -43,13 +43,11 @@ class DAFL(Generating):
         a_ie: float = key("weight of the information entropy", default=5.0, low=0)
         a_act: float = key("weight of the activation", default=0.01, low=0)
 
-    def iteration(self):
-        images = self.generate()
+    def losses(self, noise):
+        images = self.generator(noise)
         features, logits = self.teacher(images, with_features=True)
         weights = self.params.a_oh, self.params.a_ie, self.params.a_act
         loss, one_hot, entropy, activation = dafl_loss(features, logits, *weights)
         self.step_generator({"generator": loss, "one_hot": one_hot, "entropy": entropy, "activation": activation})
-        yield images.detach(), logits.detach()
-
-    def losses(self, images, teacher_logits):
-        return {"loss": kl(teacher_logits, self.model(images)), **self.generator_terms}
+        self.images = images.detach()
+        return {"loss": kl(logits.detach(), self.model(self.images)), **self.generator_terms}

@@ -41,9 +41,10 @@ class DeepInversion(DataFree):
         check(self.teacher.teacher)
         self.pool = []  # (images, half (N, H, W, 3) from 0 to 255 but not clipped, labels, terms)
 
-    def losses(self, images, labels):
+    def losses(self, images, labels, values=()):
+        """values: those of `self.terms`, logged beside the loss; they are passed on from where images were made."""
         divergence = kl(self.teacher(images), self.model(images), self.params.temperature)
-        return {"loss": self.params.temperature**2 * divergence, **self.inversion_terms}
+        return {"loss": self.params.temperature**2 * divergence} | dict(zip(self.terms, values, strict=False))
 
     def batches(self, loader):
         count = min(self.params.image_batches, (loader.epoch + 1) * self.params.new_batches)
@@ -55,12 +56,14 @@ class DeepInversion(DataFree):
             batch = self.read(number) or self.make(number, epoch)
             self.pool.append((batch["images"].to(device), batch["labels"].to(device), batch["terms"]))
         images, labels, terms = zip(*self.pool, strict=True)
-        logged = terms[-1] if count > epoch * p.new_batches else {}  # only where images were made
-        self.inversion_terms = {name: torch.tensor(value, device=device) for name, value in logged.items()}
+        self.terms = list(terms[-1])
+        made = count > epoch * p.new_batches
+        logged = [torch.tensor(list(terms[-1].values()), device=device)] if made else []
         split, kinds = data.Split(torch.cat(images), torch.cat(labels)), spec.augmentation if p.augmentation else ()
         loader = data.Loader(split, spec, p.batch_size, kinds, shuffle=True, seed=p.seed)
         loader.set_epoch(epoch)
-        yield from loader
+        for batch in loader:
+            yield *batch, *logged
         self.draw_grid(epoch, images[-1].permute(0, 3, 1, 2) / 255)
 
     def read(self, number):

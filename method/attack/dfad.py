@@ -39,13 +39,16 @@ class DFAD(Generating):
         return self.params.student_steps
 
     def iteration(self):
-        images = self.generate()
-        self.step_generator({"generator": -dfad_loss(self.model(images), self.teacher(images))})
-        for _ in range(self.student_steps):
-            with torch.no_grad():  # not around the yield: what trains the student runs inside that
-                images = self.generate()
-                teacher_logits = self.teacher(images)
-            yield images, teacher_logits
+        generator_noise = self.noise()
+        yield self.noise(), generator_noise
+        for _ in range(self.student_steps - 1):
+            yield (self.noise(),)
 
-    def losses(self, images, teacher_logits):
-        return {"loss": dfad_loss(self.model(images), teacher_logits), **self.generator_terms}
+    def losses(self, noise, generator_noise=None):
+        if generator_noise is not None:
+            images = self.generator(generator_noise)
+            self.step_generator({"generator": -dfad_loss(self.model(images), self.teacher(images))})
+        with torch.no_grad():
+            self.images = self.generator(noise)
+            teacher_logits = self.teacher(self.images)
+        return {"loss": dfad_loss(self.model(self.images), teacher_logits), **self.generator_terms}
