@@ -6,6 +6,10 @@ A rule lies in the file of its defence: `"release": "stingy"` in a student's par
 
 from dataclasses import dataclass
 
+# Stands for −∞, a logit that is not released: −∞ − (−∞) is not a number. Its probability is exactly 0 in float32 at any
+# temperature below 9e6, and 0 · log 0 = 0 in a divergence.
+WITHHELD = -1e9
+
 
 class Release:
     """The rule "logits": images (N, 3, H, W) are answered with the teacher's logits (N, C).

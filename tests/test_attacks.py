@@ -11,6 +11,7 @@ from method.attack.averager import class_means
 from method.attack.htc import htc_loss
 from method.attack.scm import scm_loss
 from method.attack.skeptical import skeptical_loss, stages
+from method.release import WITHHELD
 from model.zoo import Zoo
 from utils import data, engine, params
 
@@ -33,6 +34,12 @@ def test_htc_loss_has_two_temperatures(T, alpha):
     student, teacher = logits(0), logits(1).detach()
     check(htc_loss(student, teacher, LABELS, T, alpha)[0], written, student, teacher)
     assert softmax([1.0, 2.0], 1e9) == pytest.approx([0.5, 0.5])
+
+
+def test_class_means_of_what_was_released():
+    z = torch.tensor([[3.0, 1.0, WITHHELD], [5.0, WITHHELD, WITHHELD], [7.0, 2.0, 1.0]])
+    means = class_means(z, torch.tensor([0, 0, 1]))
+    assert means.tolist() == [[4.0, 1.0, WITHHELD], [4.0, 1.0, WITHHELD], [7.0, 2.0, 1.0]]
 
 
 def test_class_means():
@@ -108,7 +115,21 @@ def test_only_the_listeners_stages_hear_the_teacher(trained):
     named = {f"{part}.{name}": p for part, owner in parts.items() for name, p in owner.named_parameters()}
     gradients = torch.autograd.grad(terms["distillation"], list(named.values()), allow_unused=True)
     heard = {name.rpartition(".")[0] for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
-    assert heard == {"model.conv1", "model.bn1", "model.conv2", "heads.1.0", "heads.1.4"}
+    assert {name for name in heard if "model" in name} == {"model.conv1", "model.bn1", "model.conv2"}
+    assert {name[:8] for name in heard if "heads" in name} == {"heads.1."}
+    own = [name for name in named if "heads.1." in name]
+    assert all(name.rpartition(".")[0] in heard for name in own)
+
+
+def test_the_listener_learns(trained):
+    """It is a network in its own right: from labels alone it gets far above chance, 10 %, in some passes."""
+    learner, _, optimizer = build(trained, "skeptical", alpha=0.0)
+    digits = data.load("digits", "", torch.device("cpu"))
+    loader = digits.train_loader(32)
+    for epoch in range(8):
+        loader.set_epoch(epoch)
+        engine.train_epoch(learner, learner.losses, loader, optimizer, "")
+    assert learner.evaluate(digits.test_loader())["acc_listener"] > 50
 
 
 def test_heads_are_trained_but_not_part_of_the_student(trained):

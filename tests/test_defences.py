@@ -15,8 +15,8 @@ from method import image_key
 from method.defend.mildly_nasty import half_loss
 from method.defend.possessive import possessive_loss, rank_correlation, reverse, split
 from method.defend.sdb import sdb_loss
-from method.defend.stingy import NOTHING, sparse
-from method.release import Release
+from method.defend.stingy import sparse
+from method.release import WITHHELD, Release
 from model.zoo import Zoo
 from utils import checkpoint, data, engine, params, plan
 from utils.errors import UserError
@@ -145,9 +145,9 @@ def test_half_loss_is_equation_2_and_spares_the_features(T):
 def test_stingy_keeps_the_highest_logits_and_the_divergence_finite():
     z, student = logits(0).float().detach(), logits(1).float().detach().requires_grad_()
     kept = sparse(z, 3)
-    assert torch.equal(kept.topk(3).values, z.topk(3).values) and (kept == NOTHING).sum() == 5 * 4
+    assert torch.equal(kept.topk(3).values, z.topk(3).values) and (kept == WITHHELD).sum() == 5 * 4
     for T in (1.0, 20.0, 1e6):
-        assert torch.equal((kept / T).softmax(1) > 0, kept > NOTHING)
+        assert torch.equal((kept / T).softmax(1) > 0, kept > WITHHELD)
         divergence = kl(kept, student, T)
         assert divergence.isfinite() and torch.autograd.grad(divergence, student)[0].isfinite().all()
     assert torch.equal(sparse(z, 7), z)
@@ -170,7 +170,7 @@ class Teacher(torch.nn.Module):
 )
 def test_stingy_release(rho, classes, kept):
     rule = method.find_release("stingy")(Teacher(classes), params_of(rho=rho))
-    assert ((rule(torch.rand(4, 3, 9, 9)) > NOTHING).sum(1) == kept).all()
+    assert ((rule(torch.rand(4, 3, 9, 9)) > WITHHELD).sum(1) == kept).all()
 
 
 def params_of(**values):

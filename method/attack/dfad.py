@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from method.datafree import Generating
-from method.defend.stingy import NOTHING
+from method.release import WITHHELD
 from utils.keys import key
 
 
 def dfad_loss(logits, teacher_logits):
     """D: the mean of |s − t| over a batch and its classes, logits (N, C) both; those withheld are left out."""
-    withheld = teacher_logits <= NOTHING
+    withheld = teacher_logits <= WITHHELD
     difference = (logits - teacher_logits).masked_fill(withheld, 0.0)
     return difference.abs().sum() / (~withheld).sum()
 

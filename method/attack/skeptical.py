@@ -28,6 +28,7 @@ from utils.keys import key
 
 # Parts whose outputs are stages, in most networks, densenet, net
 STAGES = (r"(layer|stage_?)\d", r"features\.dense_block(_layer_)?\d", r"conv\d")
+WIDEST = 512  # channels of a head, unless its stage has more
 
 
 def skeptical_loss(head_logits, logits, teacher_logits, labels, T, alpha, beta):
@@ -47,9 +48,14 @@ def stages(network):
     return []
 
 
-def head(channels, num_classes):
-    layers = nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    return nn.Sequential(*layers, nn.Linear(channels, num_classes))
+def head(channels, size, num_classes):
+    """A classifier of outputs (N, channels, size, size): strided convolutions down to 4 pixels, twice as wide each."""
+    layers = [nn.BatchNorm2d(channels), nn.ReLU()]
+    while size > 4:
+        wider = max(channels, min(2 * channels, WIDEST))
+        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
+        channels, size = wider, (size + 1) // 2
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
 
 class Skeptical(KD):
@@ -70,8 +76,8 @@ class Skeptical(KD):
         size = zoo.spec.image_size
         with torch.no_grad():
             self.model.eval()(torch.zeros(1, 3, size, size, device=zoo.device))
-        self.heads = nn.ModuleList(head(output.shape[1], self.model.num_classes) for output in self.outputs)
-        self.heads.to(zoo.device)
+        shapes = (output.shape[1:3] for output in self.outputs)
+        self.heads = zoo.place(nn.ModuleList(head(*shape, self.model.num_classes) for shape in shapes))
 
     def keep(self, place, part, inputs, output):
         self.outputs[place] = output
