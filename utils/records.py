@@ -22,6 +22,10 @@ class Summary:
     last: list
     unfinished: list  # "12/160 epochs"
 
+    def of(self, epoch):
+        """The accuracies at the "best" or the "last" epoch."""
+        return {"best": self.best, "last": self.last}[epoch]
+
     def inside(self, published):
         """Whether a published accuracy lies in the 95 % prediction interval, mean ± t(n−1) s √(1 + 1/n)."""
         n = len(self.best)

@@ -51,13 +51,14 @@ def report_matrix(matrix, style="text"):
         return dump([*own, *flat(matrix, rows, records)], style)
     changed = ", ".join(f"{name} {value}" for name, value in matrix.yardstick.changes.items())
     lines = []
-    for row, (teacher, *attacks) in zip(rows, records, strict=True):
+    for (row, (cell, *_)), (teacher, *attacks) in zip(matrix.rows, records, strict=True):
         name, best = strongest(matrix, attacks) or ("", None)
         over = minus(best and best["best"], smoothed["best"])
-        lines.append([row, shown_best(teacher), *(shown_gain(entry, alone) for entry in attacks)])
+        lines.append([row, shown_best(teacher, cell.epoch), *(shown_gain(entry, alone) for entry in attacks)])
         lines[-1] += [f"{name} {shown_gain(best, alone)}" if best else "", signed(over)]
     about = (
-        f"Best test accuracy in %: the teacher's; the students' minus that of the student alone, {shown_best(alone)}."
+        "Test accuracy in %: the teacher's, as its students have it; the students' best, minus that of the student"
+        f" alone, {shown_best(alone)}."
         f"\nThe yardstick is the student alone with {changed}, {shown_best(smoothed)} ({shown_gain(smoothed, alone)})."
     )
     headers = ["defence", *matrix.columns, "strongest attack", "minus yardstick"]
@@ -65,9 +66,10 @@ def report_matrix(matrix, style="text"):
 
 
 def strongest(matrix, attacks):
-    """(name, record) of the attack whose student is best; None where no student is finished."""
-    known = [pair for pair in zip(matrix.columns[1:], attacks, strict=True) if pair[1]["best"] is not None]
-    return max(known, key=lambda pair: pair[1]["best"], default=None)
+    """(name, record) of the attack whose student is best; None where one is not finished."""
+    if any(entry["best"] is None for entry in attacks):
+        return None
+    return max(zip(matrix.columns[1:], attacks, strict=True), key=lambda pair: pair[1]["best"])
 
 
 def shown_gain(entry, alone):
@@ -140,11 +142,11 @@ def signed(value):
     return "" if value is None else f"{value:+.2f}"
 
 
-def shown_best(entry):
-    """ "82.46 ± 0.31 (-4.18) n=3": ours, or how far it is."""
+def shown_best(entry, epoch="best"):
+    """ "82.46 ± 0.31 (-4.18) n=3": ours, or how far it is. epoch: "last" for the accuracy there."""
     if entry["best"] is None:
         return entry["unfinished"] or "–"
-    parts = [shown(entry["best"], entry["best_sd"])]
+    parts = [shown(entry[epoch], entry[f"{epoch}_sd"])]
     if entry["difference"] is not None:
         parts.append(f"({signed(entry['difference'])})")
     if entry["n"] > 1:

@@ -23,6 +23,7 @@ class Cell:
     published: float | None = None
     changes: dict = field(default_factory=dict)
     teacher_changes: dict = field(default_factory=dict)
+    epoch: str = "best"  # or "last": the epoch that counts
 
     def add_to(self, plan, seed=None):
         """Plan this experiment; the folder of its run."""
@@ -80,9 +81,10 @@ def load_matrix(data):
     rows = []
     for defence, student in data["defences"].items():
         experiment = f"experiments/{student}"
-        teacher = read(ROOT / experiment / "params.json")["teacher_resume"]
+        teacher = Path(read(ROOT / experiment / "params.json")["teacher_resume"])
+        used = "last" if teacher.name == "last_model.tar" else "best"  # what its students have before them
         attacks = [Cell(experiment, changes=changes) for changes in data["attacks"].values()]
-        rows.append((defence, [Cell(str(Path(teacher).parent)), *attacks]))
+        rows.append((defence, [Cell(str(teacher.parent), epoch=used), *attacks]))
     alone = f"experiments/{data['alone']}"
     own = Cell(alone), Cell(alone, changes=data["yardstick"])
     return Matrix(data["title"], data["source"], ["teacher", *data["attacks"]], rows, *own)

@@ -18,9 +18,9 @@ def matrix(target):
     from matplotlib.colors import SymLogNorm
 
     data = read_matrix(target)
-    alone, yardstick = best(data.alone), best(data.yardstick)
-    teachers = [best(teacher) for _, (teacher, *_) in data.rows]
-    gains = np.array([[minus(best(cell), alone) for cell in cells] for _, (_, *cells) in data.rows], dtype=float)
+    alone, yardstick = accuracy(data.alone), accuracy(data.yardstick)
+    teachers = [accuracy(teacher) for _, (teacher, *_) in data.rows]
+    gains = np.array([[minus(accuracy(cell), alone) for cell in cells] for _, (_, *cells) in data.rows], dtype=float)
     if np.isnan(gains).all():
         raise UserError(f"{target}: nothing is finished yet; make it with: python reproduce.py {target}")
     rows = zip(data.rows, teachers, strict=True)
@@ -47,21 +47,21 @@ def matrix(target):
     return figure
 
 
-def best(cell):
-    """The mean best accuracy of a cell's finished runs, or None."""
-    return mean(summarise(runs_of(tables.run_of(cell))).best)
+def accuracy(cell):
+    """The mean accuracy of a cell's finished runs, at their best epoch or that of the cell, or None."""
+    return mean(summarise(runs_of(tables.run_of(cell))).of(cell.epoch))
 
 
 def write(ax, row, values, dark):
-    """The numbers of a row, white on cells that are dark, with a frame around the highest."""
+    """The numbers of a row, white on cells that are dark, with a frame around the highest once all are there."""
     from matplotlib.patches import Rectangle
 
     for column, value in enumerate(values):
         if not np.isnan(value):
             colour = "white" if dark[column] else "black"
             ax.text(column, row, f"{value:+.2f}", ha="center", va="center", color=colour)
-    if not np.isnan(values).all():
-        corner = np.nanargmax(values) - 0.5, row - 0.5
+    if not np.isnan(values).any():
+        corner = np.argmax(values) - 0.5, row - 0.5
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, linewidth=1.6, edgecolor="black", clip_on=False))
 
 
