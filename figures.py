@@ -65,14 +65,15 @@ def parse():
     add("--count", type=int, default=1000, metavar="N", help="test images (default: 1000)")
 
     add = flags(figures, "inversion", "images of each class, made from what teachers' batch norm remembers")
-    add("--teacher", nargs="+", required=True, metavar="FOLDER", help="run folders, a panel for each")
+    add("--teacher", nargs="+", required=True, metavar="FOLDER", help="run folders; a defended one brings its original")
     add("--labels", nargs="+", metavar="TEXT", help="of the panels, in their order (default: folder names)")
     add("--per_class", type=at_least(1), metavar="N", help="images of a class that are drawn (default: as many as fit)")
     add("--batch_size", type=at_least(1), default=256, metavar="N", help="images made together (default: 256)")
     for name, about in INVERSION.items():
         default = invert.__kwdefaults__[name]
-        kind, about = at_least(name == "steps", type(default)), f"{about} (default: {default:g})"
-        add(f"--{name}", type=kind, default=default, metavar="N", help=about)
+        low = 1 if name == "steps" else 0
+        about = f"{about} (default: {default:g})"
+        add(f"--{name}", type=at_least(low, type(default)), default=default, metavar="N", help=about)
 
     add = flags(figures, "sweep", "accuracy over the values of a key, with a band over seeds")
     add("target", metavar="TARGET", help="an ablation of experiments/tables.json: omega, tau_s, alpha, samples, ...")

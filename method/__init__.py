@@ -23,7 +23,12 @@ class Method:
 
     @dataclass
     class Params:
-        """The keys that this method adds to params.json; see `utils.keys.key`."""
+        """The keys that this method adds to params.json; see `utils.keys.key`.
+
+        A static method `problems(params, networks)`, where there is one, lists what is wrong with them seen together:
+        lines that name a key. networks: {"model_name": the network, without memory for its weights, and likewise
+        "teacher_model" and "adversarial_model"}. Nothing has been read or trained by then.
+        """
 
     def __init__(self, params, zoo):
         self.params, self.zoo = params, zoo

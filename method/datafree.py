@@ -38,9 +38,12 @@ class DataFree(Attack):
     class Params(Attack.Params):
         grid_every: int = key("epochs between two grids of images, images/epochN.png; 0: none", default=50, low=0)
 
+        @staticmethod
+        def problems(params, networks):
+            few = f'"batch_size": must be at least 2 for the batch norm, not {params.batch_size}'
+            return [few] if params.batch_size < 2 else []
+
     def __init__(self, params, zoo):
-        if params.batch_size < 2:
-            raise UserError(f'"batch_size": must be at least 2 for the batch norm, not {params.batch_size}')
         if distributed.WORLD_SIZE > 1:
             raise UserError(f'"{params.method}" runs in one process, not in {distributed.WORLD_SIZE}')
         super().__init__(params, zoo)

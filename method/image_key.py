@@ -38,10 +38,16 @@ def read(path, dataset):
     """(K, λ) in a key.tar or a teacher's checkpoint. UserError: there is no key, or it does not fit the data set."""
     file, size = checkpoint.locate(path), DATASETS[dataset].image_size
     content = checkpoint.read(file)
-    extra, params = (content.get(part, {}) for part in ("extra", "params"))
-    image, mix = extra.get("key", {}).get("image"), params.get("mix")
-    if image is None or mix is None:
+    image, mix = inside(content, "extra", "key", "image"), inside(content, "params", "mix")
+    if not torch.is_tensor(image) or not isinstance(mix, (int, float)):
         raise UserError(f"{checkpoint.shown(file)}: holds no key; only teachers of the method sdb have one")
     if image.shape != (1, 3, size, size):
-        raise UserError(f"{checkpoint.shown(file)}: a key of {image.shape[-1]}x{image.shape[-1]}, not {size}x{size}")
+        raise UserError(f"{checkpoint.shown(file)}: a key of shape {tuple(image.shape)}, not (1, 3, {size}, {size})")
     return image, mix
+
+
+def inside(content, *names):
+    """What nested dictionaries hold at the end of these names, or None."""
+    for name in names:
+        content = content.get(name) if isinstance(content, dict) else None
+    return content

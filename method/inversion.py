@@ -31,7 +31,8 @@ def invert(
     network, student: in eval mode. jitter: shift at most, in pixels. flip: whether a mirrored image is one too.
     seed: start, shifts and flips are a function of it. title: of a progress bar. UserError: there is no batch norm.
     """
-    check(network)
+    if not batch_norms(network):
+        raise UserError(no_batch_norm(type(network).__name__))
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(labels), 3, image_size, image_size, generator=generator).to(labels.device).requires_grad_()
     shifts = torch.randint(-jitter, jitter + 1, (steps, 2), generator=generator).tolist()
@@ -103,9 +104,10 @@ def distances(network):
 
 
 def batch_norms(network):
+    """All its batch norm layers, in order."""
     return [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
 
 
-def check(network):
-    if not batch_norms(network):
-        raise UserError(f"{type(network).__name__} has no batch norm, whose statistics DeepInversion starts from")
+def no_batch_norm(name):
+    """What to say of a network that cannot be inverted."""
+    return f"{name} has no batch norm, whose statistics DeepInversion starts from"

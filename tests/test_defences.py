@@ -8,10 +8,12 @@ import pytest
 import torch
 from conftest import TINY, experiment, metrics, script, with_teacher
 from test_losses import LABELS, check, logits, softmax, written_ce, written_kl
+from test_methods import SMALL
 
 import method
 import model
 from method import image_key
+from method.attack.kd import KD
 from method.defend.mildly_nasty import half_loss
 from method.defend.possessive import possessive_loss, rank_correlation, reverse, split
 from method.defend.sdb import sdb_loss
@@ -19,7 +21,6 @@ from method.defend.stingy import sparse
 from method.release import WITHHELD, Release
 from model.zoo import Zoo
 from utils import checkpoint, data, engine, params, plan
-from utils.errors import UserError
 from utils.losses import kl
 
 DIGITS = data.DATASETS["digits"]
@@ -177,11 +178,6 @@ def params_of(**values):
     return type("Params", (), values)
 
 
-def test_stingy_release_without_a_logit():
-    with pytest.raises(UserError, match="leaves no logit"):
-        method.find_release("stingy")(Teacher(10), params_of(rho=0.09))
-
-
 def test_logits_is_the_plain_rule():
     assert method.find_release("logits") is Release
     images = torch.rand(2, 3, 4, 4)
@@ -269,6 +265,16 @@ def test_a_student_with_the_key_asks_with_it(name, sdb, tmp_path):
     torch.testing.assert_close(other, network(0.5 * images + 0.5 * image_key.draw(DIGITS, 0)))
 
 
+@pytest.mark.parametrize("name", method.names()["attack"])
+def test_every_attack_can_have_the_key(name, sdb, tmp_path):
+    of_kd = {} if issubclass(method.find(name), KD) else {"temperature": None, "alpha": None}
+    small = of_kd | SMALL.get(name, {}) | {"num_epochs": 1}
+    folder = student(tmp_path / "x", sdb, method=name, **small, **keyed(sdb))
+    done = script("train_kd.py", "--save_path", folder)
+    assert done.status == 0, done.err
+    assert len(metrics(folder)) == 1
+
+
 def test_the_key_is_an_edge_of_the_plan(sdb, tmp_path):
     folder = student(tmp_path / "x", sdb, release="sdb", key_resume=str(sdb / "key.tar"))
     assert sorted(plan.resumes(params.read(folder / "params.json"))) == ["key_resume", "teacher_resume"]
@@ -289,8 +295,13 @@ REFUSED = {  # name: (keys, from the folders of an SDB teacher, of the trained e
     "λ above 1": (lambda s, t, f: keyed(s, mix=1.5), '"mix": must be at most 1 and above 0, not 1.5'),
     "missing key file": (lambda s, t, f: keyed(f / "nowhere"), "nowhere/key.tar: there is no such checkpoint"),
     "no key file": (lambda s, t, f: keyed(f / "text"), "text/key.tar: truncated, or no checkpoint"),
+    "a tensor for a key": (lambda s, t, f: keyed(f / "tensor"), "tensor/key.tar: holds no key"),
+    "a number for an image": (lambda s, t, f: keyed(f / "number"), "a key of shape (), not (1, 3, 32, 32)"),
     "file without a key": (lambda s, t, f: keyed(f / "empty"), "empty/key.tar: holds no key"),
-    "key of another shape": (lambda s, t, f: keyed(f / "large"), "large/key.tar: a key of 64x64, not 32x32"),
+    "key of another shape": (
+        lambda s, t, f: keyed(f / "large"),
+        "large/key.tar: a key of shape (1, 3, 64, 64), not (1, 3, 32, 32)",
+    ),
     "key of another teacher": (lambda s, t, f: keyed(f / "other"), "other/key.tar: the key of another teacher"),
     "teacher without a key": (
         lambda s, t, f: keyed(s, teacher_resume=str(t / "kd_nasty/nasty/best_model.tar")),
@@ -305,10 +316,13 @@ def keyed(folder, **changes):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_students_are_refused(name, sdb, trained, tmp_path):
-    for folder in ("text", "empty", "large", "other"):
+    for folder in ("text", "empty", "large", "other", "tensor", "number"):
         (tmp_path / folder).mkdir()
     (tmp_path / "text/key.tar").write_text("key")
     checkpoint.save(tmp_path / "empty/key.tar", {"extra": {}, "params": {"mix": 0.9}})
+    odd = {"tensor": torch.rand(3), "number": {"image": torch.tensor(1.0)}}
+    for folder, content in odd.items():
+        checkpoint.save(tmp_path / folder / "key.tar", {"extra": {"key": content}, "params": {"mix": 0.9}})
     for folder, size, seed in (("large", 64, 0), ("other", 32, 1)):
         image = torch.rand(1, 3, size, size) + seed
         checkpoint.save(tmp_path / folder / "key.tar", {"extra": {"key": {"image": image}}, "params": {"mix": 0.9}})

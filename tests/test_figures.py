@@ -165,6 +165,14 @@ def test_inversion_draws_the_images_without_data(trained, monkeypatch, capsys):
         assert f"{terms['bn']:.3g}" in line
 
 
+def test_inversion_puts_the_original_beside_a_defended_teacher(trained):
+    with style.sheet():
+        figure = inversion.inversion([trained / "kd_nasty/nasty"], per_class=1, batch_size=10, steps=1)
+        alone = inversion.inversion([trained / "baseline/teacher"], per_class=1, batch_size=10, steps=1)
+    assert [ax.get_title() for ax in figure.axes] == ["baseline/teacher", "kd_nasty/nasty"]
+    assert len(alone.axes) == 1
+
+
 def test_inversion_of_a_teacher_without_batch_norm(tmp_path):
     folder = experiment(tmp_path / "mlp", model_name="mlp", num_channels=None)
     checkpoint.save(folder / "best_model.tar", {"state_dict": model.build("mlp", 10).state_dict()})

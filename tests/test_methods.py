@@ -40,14 +40,14 @@ def frozen(tmp_path_factory):
 
 
 class Witness(Zoo):
-    """A zoo that remembers the frozen networks it has made, wherever the method keeps them."""
+    """A zoo that remembers the networks it has frozen, wherever the method keeps them."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.made = []
 
-    def frozen(self, name, path):
-        self.made.append(super().frozen(name, path))
+    def freeze(self, network):
+        self.made.append(super().freeze(network))
         return self.made[-1]
 
 

@@ -150,15 +150,20 @@ def check(raw, path):
 
 def schema(raw):
     """{name: dataclass field} of all the keys that a run with this `method`, `release` and `model_name` has."""
-    fields = {field.name: field for field in dataclasses.fields(Common)}
-    fields |= {field.name: field for field in dataclasses.fields(method.find(raw["method"]).Params)}
-    if "release" in fields and isinstance(raw.get("release"), str):
-        fields |= {field.name: field for field in dataclasses.fields(method.find_release(raw["release"]).Params)}
+    fields = {field.name: field for part in (Common, *parts(raw)) for field in dataclasses.fields(part)}
     if isinstance(raw.get("model_name"), str):
         for name, default in model.options(raw["model_name"]).items():
             fields[name] = key(f"of {raw['model_name']}", default=default)
             fields[name].name, fields[name].type = name, type(default)
     return fields
+
+
+def parts(raw):
+    """The `Params` of a run's method and, where it has one, of its teacher's release rule."""
+    found = [method.find(raw["method"]).Params]
+    if hasattr(found[0], "release") and isinstance(raw.get("release"), str):
+        found.append(method.find_release(raw["release"]).Params)
+    return found
 
 
 def inconsistent(values):
@@ -167,22 +172,27 @@ def inconsistent(values):
     schedule = values["schedule"]
     if any(epoch < 0 for epoch in schedule) or any(a >= b for a, b in itertools.pairwise(schedule)):
         problems.append(f'"schedule": must be epochs in rising order, not {json.dumps(schedule)}')
-    spec = DATASETS[values["dataset"]]
+    spec, params, networks = DATASETS[values["dataset"]], types.SimpleNamespace(**values), {}
     for name in ("model_name", "teacher_model", "adversarial_model"):
         if name in values:
-            options = model_options(types.SimpleNamespace(**values)) if name == "model_name" else {}
+            options = model_options(params) if name == "model_name" else {}
             try:
-                build_without_weights(values[name], spec.num_classes, spec.image_size, **options)
+                network = build_without_weights(values[name], spec.num_classes, spec.image_size, **options)
             except UserError as error:
                 problems.append(f'"{name}": {error}')
+            else:
+                networks[name] = network
+    if not problems:
+        for part in parts(values):
+            problems += getattr(part, "problems", lambda *_: [])(params, networks)
     return problems
 
 
 @functools.cache
 def build_without_weights(model_name, num_classes, image_size, **options):
-    """Raise the UserError of a network that cannot be built, at next to no cost."""
+    """The network without memory for its weights, at next to no cost; or the UserError that says why there is none."""
     with torch.device("meta"):
-        model.build(model_name, num_classes, image_size, **options)
+        return model.build(model_name, num_classes, image_size, **options)
 
 
 def model_options(params):

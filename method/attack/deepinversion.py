@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 
 from method.datafree import Batches, DataFree, pixels
-from method.inversion import check, invert
+from method.inversion import batch_norms, invert, no_batch_norm
 from utils import checkpoint, data
 from utils.engine import derived_seed
 from utils.errors import UserError
 from utils.keys import key
 from utils.losses import kl
+
+IMAGES = 5  # tells the seeds of images from others of the same run
 
 
 class DeepInversion(DataFree):
@@ -36,9 +38,15 @@ class DeepInversion(DataFree):
         a_f: float = key("weight of the batch-norm statistics", default=10.0, low=0)
         a_c: float = key("weight of 1 − JS; above 0 the student takes part", default=0.0, low=0)
 
+        @staticmethod
+        def problems(params, networks):
+            problems = DataFree.Params.problems(params, networks)
+            if not batch_norms(networks["teacher_model"]):
+                problems.append(f'"teacher_model": {no_batch_norm(params.teacher_model)}')
+            return problems
+
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        check(self.teacher.teacher)
         self.pool = []  # (images, half (N, H, W, 3) from 0 to 255 but not clipped, labels, terms)
 
     def losses(self, images, labels, values=()):
@@ -77,7 +85,7 @@ class DeepInversion(DataFree):
         p, name = self.params, f"{number:04}.tar"
         if p.a_c > 0 and number < epoch * p.new_batches:
             raise UserError(f"images/{name} is missing, its student has learned since: move *.tar away to train anew")
-        seed = derived_seed(p.seed, number, 5)
+        seed = derived_seed(p.seed, number, IMAGES)
         labels = torch.arange(number * p.batch_size, (number + 1) * p.batch_size) % self.zoo.spec.num_classes
         own = {"student": self.model.eval(), "seed": seed, "title": f"Images {number + 1}/{p.image_batches}"}
         x, terms = invert(self.teacher.teacher, labels.to(self.zoo.device), **own, **self.settings())

@@ -23,7 +23,6 @@ from torch import nn
 from method.attack.kd import KD, kd_loss
 from model.network import at_least_float32
 from utils.engine import accuracy, score
-from utils.errors import UserError
 from utils.keys import key
 
 # Parts whose outputs are stages, in most networks, densenet, net
@@ -64,14 +63,19 @@ class Skeptical(KD):
         stages: list[int] = key("which stages have heads, counted from 1; the last listens", default=(1, 2))
         beta: float = key("β, share of the listener in the other losses", default=0.5, low=0, high=1)
 
+        @staticmethod
+        def problems(params, networks):
+            wanted, found = list(params.stages), stages(networks["model_name"])
+            if wanted and wanted == sorted(set(wanted)) and 1 <= wanted[0] and wanted[-1] <= len(found):
+                return []
+            there_are = f"{params.model_name} has {len(found)}"
+            return [f'"stages": {there_are}; must be some of them, counted from 1, rising, not {wanted}']
+
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        found, wanted = stages(self.model), list(params.stages)
-        if not wanted or wanted != sorted(set(wanted)) or not 1 <= wanted[0] <= wanted[-1] <= len(found):
-            there_are = f"{params.model_name} has {len(found)}"
-            raise UserError(f'"stages": {there_are}; must be some of them, counted from 1, rising, not {wanted}')
-        self.outputs = [None] * len(wanted)
-        for place, number in enumerate(wanted):
+        found = stages(self.model)
+        self.outputs = [None] * len(params.stages)
+        for place, number in enumerate(params.stages):
             found[number - 1].register_forward_hook(partial(self.keep, place))
         size = zoo.spec.image_size
         with torch.no_grad():

@@ -24,7 +24,6 @@ from torch.func import functional_call
 
 from method.defend.nasty import Nasty, nasty_loss
 from model.network import at_least_float32
-from utils.errors import UserError
 from utils.keys import key
 from utils.losses import cross_entropy, kl
 
@@ -41,13 +40,17 @@ class MildlyNasty(Nasty):
         variant: str = key("what may be spoilt", choices=("half", "light", "light_deep"))
         width: int = key("L of light_deep, outputs of its first layer", default=64, low=1)
 
+        @staticmethod
+        def problems(params, networks):
+            if params.variant == "half" or params.model_name == params.adversarial_model:
+                return []
+            return [f'"model_name": {params.variant} starts from a {params.adversarial_model}, its adversary']
+
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
         self.layers = None
         if params.variant == "half":
             return
-        if params.model_name != params.adversarial_model:
-            raise UserError(f'"model_name": {params.variant} starts from a {params.adversarial_model}, its adversary')
         if not params.resume:
             zoo.fill(self.model, params.adversarial_resume)
         self.model.eval().requires_grad_(False)

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from method.release import WITHHELD, Release
-from utils.errors import UserError
 from utils.keys import key
+
+
+def kept(rho, num_classes):
+    return math.floor(rho * num_classes + 1e-9)  # 0.29 · 100 is 28.999999999999996
 
 
 def sparse(logits, kept):
@@ -28,11 +31,14 @@ class Stingy(Release):
     class Params:
         rho: float = key("ρ, share of the classes whose logits are released", above=0, high=1)
 
+        @staticmethod
+        def problems(params, networks):
+            classes = networks["teacher_model"].num_classes
+            return [] if kept(params.rho, classes) else [f'"rho": {params.rho} of {classes} classes leaves no logit']
+
     def __init__(self, teacher, params):
         super().__init__(teacher, params)
-        self.kept = math.floor(params.rho * teacher.num_classes + 1e-9)  # 0.29 · 100 is 28.999999999999996
-        if not self.kept:
-            raise UserError(f'"rho": {params.rho} of {teacher.num_classes} classes leaves no logit')
+        self.kept = kept(params.rho, teacher.num_classes)
 
     def answer(self, logits):
         return sparse(logits, self.kept)

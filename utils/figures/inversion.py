@@ -8,9 +8,9 @@ import torch
 from torchvision.utils import make_grid
 
 from method.datafree import pixels
-from method.inversion import check, invert
-from utils import engine
-from utils.checkpoint import shown
+from method.inversion import batch_norms, invert, no_batch_norm
+from utils import engine, params
+from utils.checkpoint import ROOT, shown
 from utils.data import DATASETS
 from utils.errors import UserError
 from utils.figures import curves, style, teachers
@@ -26,16 +26,19 @@ LETTER, LINE = 0.075, 0.14  # inches: width and height of a title's letters
 def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **settings):
     """A panel for each teacher, a row for each class: the first of `batch_size` images that are made together.
 
-    folders: of runs on the same data set, of which no file is read. labels: titles (default: folders). per_class:
+    folders: of runs on the same data set, of which no file is read; to a single one that has an original network, f_A,
+    that is put beside it. labels: titles (default: folders). per_class:
     images in a row (default: as many as fit). settings: of `invert`. Of more than ten classes the first ten.
     """
+    folders = with_original(*folders) if len(folders) == 1 else folders
     titles = labels or curves.short_names([Path(folder).absolute() for folder in folders])
     if len(titles) != len(folders):
         raise UserError(f"--labels: {len(titles)} labels for {len(folders)} teachers")
     device = engine.pick_device()
     dataset, networks = teachers.networks(folders, device)
     for network in networks:
-        check(network)
+        if not batch_norms(network):
+            raise UserError(no_batch_norm(type(network).__name__))
     spec, classes = DATASETS[dataset], DATASETS[dataset].num_classes
     columns = per_class or max(1, min(MOST_IMAGES // len(folders), batch_size // classes))
     if batch_size < columns * classes:
@@ -57,6 +60,12 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
         by_class = images[: columns * classes].unflatten(0, (columns, classes)).transpose(0, 1)[:MOST_CLASSES]
         panels.append(pixels(by_class, spec).clamp(0, 1).cpu())
     return draw(panels, titles, teachers.class_names(dataset))
+
+
+def with_original(folder):
+    """[the run folder of the network that a defended teacher has as its adversary, `folder`], or [folder]."""
+    path = params.load(folder).__dict__.get("adversarial_resume")
+    return [ROOT / Path(path).parent, folder] if path else [folder]
 
 
 def draw(panels, titles, names):
