@@ -122,7 +122,14 @@ def test_a_matrix_has_gains_and_frames_the_strongest(project):
     numbers = {text.get_position(): text.get_text() for text in ax.texts}
     # Alone 70; seeds of a student 79 and 81, and 59 and 61; with temperature 2, 71 and 72, and 51 and 52.
     assert numbers == {(0, 0): "+10.00", (1, 0): "+1.50", (0, 1): "-10.00", (1, 1): "-18.50"}
-    assert [patch.get_xy() for patch in ax.patches] == [(-0.5, -0.5), (-0.5, 0.5)]
+    assert not ax.patches  # one attack has not run
+    for kind, best in (("normal", 60.0), ("nasty", 65.0)):
+        folder = project / f"kd_{kind}/student,temperature=8"
+        shutil.copytree(folder.with_name("student"), folder)
+        log(folder, best, best)
+    with style.sheet():
+        ax = matrix.matrix("other").axes[0]
+    assert [patch.get_xy() for patch in ax.patches] == [(-0.5, -0.5), (1.5, 0.5)]
 
 
 def test_responses_are_softened_probabilities(trained):

@@ -29,6 +29,7 @@ RUNS = {
     "table6": 2 * (2 + 2),
     "datafree": 2 * (2 + 2 * 3),
     "datafree_digits": 2 + 2 * 3,
+    "datafree_CIFAR10-small": 2 + 2 * 3,
     "omega": 6 * 5 + 1,
     "omega_digits": 6 * 3 + 1,
     "tau_s": 6 * 14 + 4,

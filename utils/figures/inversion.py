@@ -27,8 +27,8 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
     """A panel for each teacher, a row for each class: the first of `batch_size` images that are made together.
 
     folders: of runs on the same data set, of which no file is read; to a single one that has an original network, f_A,
-    that is put beside it. labels: titles (default: folders). per_class:
-    images in a row (default: as many as fit). settings: of `invert`. Of more than ten classes the first ten.
+    that is put beside it. labels: titles (default: folders). per_class: images in a row (default: as many as fit).
+    settings: of `invert`. Of more than ten classes the first ten.
     """
     folders = with_original(*folders) if len(folders) == 1 else folders
     titles = labels or curves.short_names([Path(folder).absolute() for folder in folders])
