@@ -48,7 +48,8 @@ class Local:
 
     def __init__(self, jobs, data_dir, download=False):
         self.room, self.arguments = jobs, (data_dir, download)
-        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        wanted = os.environ.get("OMP_NUM_THREADS", "")
+        self.threads = int(wanted) if wanted.isdecimal() else max(1, (os.cpu_count() or 1) // jobs)
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["utils.experiment"])  # PyTorch is imported once, not once a run
         self.running = {}  # {sentinel of a process: (folder, process, pipe to it, its GPU)}
