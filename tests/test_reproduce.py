@@ -273,3 +273,11 @@ def test_one_file_makes_a_method(inside):
     state = torch.load(inside.parent / "new/student/last_model.tar", weights_only=True)
     assert state["params"]["method"] == "copycat"
     assert not same_weights(inside.parent / "new/student/last_model.tar", inside / "kd_normal/student/last_model.tar")
+
+
+def test_threads_of_a_run(monkeypatch):
+    monkeypatch.setattr(executors.os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert executors.Local(4, "data").threads == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert executors.Local(4, "data").threads == 1
