@@ -158,7 +158,12 @@ def test_scm_trains_every_student_and_scores_their_ensemble(trained):
     for old, student in zip(before, learner.students, strict=True):
         assert any(not torch.equal(a, b) for a, b in zip(old, student.parameters(), strict=True))
     scores = learner.evaluate(loader)
-    assert 0 <= scores["acc_ensemble"] <= 100 and not any(student.training for student in learner.students)
+    assert not any(student.training for student in learner.students)
+    with torch.no_grad():
+        votes = [(y, sum(student(x).softmax(1) for student in learner.students), learner.model(x)) for x, y in loader]
+    labels, together, last = (torch.cat(parts) for parts in zip(*votes, strict=True))
+    for name, outputs in (("acc", together), ("acc_last", last)):
+        assert scores[name] == pytest.approx(100 * (outputs.argmax(1) == labels).double().mean().item())
 
 
 def test_scm_of_one_student_is_kd(trained):

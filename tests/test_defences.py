@@ -297,6 +297,7 @@ REFUSED = {  # name: (keys, from the folders of an SDB teacher, of the trained e
     "no key file": (lambda s, t, f: keyed(f / "text"), "text/key.tar: truncated, or no checkpoint"),
     "a tensor for a key": (lambda s, t, f: keyed(f / "tensor"), "tensor/key.tar: holds no key"),
     "a number for an image": (lambda s, t, f: keyed(f / "number"), "a key of shape (), not (1, 3, 32, 32)"),
+    "λ of another kind": (lambda s, t, f: keyed(f / "mixed"), "mixed/key.tar: holds no key"),
     "file without a key": (lambda s, t, f: keyed(f / "empty"), "empty/key.tar: holds no key"),
     "key of another shape": (
         lambda s, t, f: keyed(f / "large"),
@@ -316,16 +317,16 @@ def keyed(folder, **changes):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_students_are_refused(name, sdb, trained, tmp_path):
-    for folder in ("text", "empty", "large", "other", "tensor", "number"):
+    for folder in ("text", "empty", "large", "other", "tensor", "number", "mixed"):
         (tmp_path / folder).mkdir()
     (tmp_path / "text/key.tar").write_text("key")
     checkpoint.save(tmp_path / "empty/key.tar", {"extra": {}, "params": {"mix": 0.9}})
     odd = {"tensor": torch.rand(3), "number": {"image": torch.tensor(1.0)}}
     for folder, content in odd.items():
         checkpoint.save(tmp_path / folder / "key.tar", {"extra": {"key": content}, "params": {"mix": 0.9}})
-    for folder, size, seed in (("large", 64, 0), ("other", 32, 1)):
-        image = torch.rand(1, 3, size, size) + seed
-        checkpoint.save(tmp_path / folder / "key.tar", {"extra": {"key": {"image": image}}, "params": {"mix": 0.9}})
+    for folder, size, mix in (("large", 64, 0.9), ("other", 32, 0.9), ("mixed", 32, 5.0)):
+        image = torch.rand(1, 3, size, size)
+        checkpoint.save(tmp_path / folder / "key.tar", {"extra": {"key": {"image": image}}, "params": {"mix": mix}})
     keys, *words = REFUSED[name]
     folder = student(tmp_path / "x", sdb, **keys(sdb, trained, tmp_path))
     done = script("train_kd.py", "--save_path", folder)

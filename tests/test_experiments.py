@@ -88,9 +88,7 @@ def expected(experiment):
     kind, teacher = folder.split("_")[1:3]
     own = f"{dataset}/baseline/{teacher}" if kind in ("normal", "stingy") else f"{dataset}/{folder}/{kind}_{teacher}"
     if not name.startswith(DEFENDED):
-        saved = (
-            "last" if kind.startswith("light") else "best"
-        )  # these begin as their adversary, and nasty they get later
+        saved = "last" if kind.startswith("light") else "best"  # their best epoch may be one before they are nasty
         resume = {"teacher_model": teacher, "teacher_resume": f"experiments/{own}/{saved}_model.tar"}
         release = {"release": "sdb", "key_resume": f"experiments/{own}/key.tar"} if name.endswith("_key") else {}
         if kind == "stingy":
@@ -194,6 +192,8 @@ def test_matrices_have_every_method():
         alone = json.loads((ROOT / matrix["alone"] / "params.json").read_text())
         assert all(s[key] == value for s in students for key, value in alone.items() if key != "precision")
         found = {changes.get("method", "kd") for changes in matrix["attacks"].values()}
+        temperatures = {changes["temperature"] for name, changes in matrix["attacks"].items() if name != "htc"}
+        assert temperatures == {4}  # the same attacker for every teacher, whatever its experiment was published with
         found |= {teacher.get("method", "nasty") for teacher in teachers if "adversarial_model" in teacher}
         found |= {student["release"] for student in students if "release" in student}
         assert found == methods - set(DATA_FREE)

@@ -85,15 +85,16 @@ def test_quantiles_of_t(freedom):
     ],
 )
 def test_prediction_interval(accuracies, mean, half_width):
-    summary = records.Summary(accuracies, accuracies, [])
+    best = dict(enumerate(accuracies))
+    summary = records.Summary(best, best, [])
     for sign in (-1, 1):
         assert summary.inside(mean + sign * 0.999 * half_width) is True
         assert summary.inside(mean + sign * 1.001 * half_width) is False
 
 
 def test_no_interval_without_two_runs_or_a_published_number():
-    assert records.Summary([80], [80], []).inside(80) is None
-    assert records.Summary([80, 81], [80, 81], []).inside(None) is None
+    assert records.Summary({0: 80}, {0: 80}, []).inside(80) is None
+    assert records.Summary({0: 80, 1: 81}, {0: 80, 1: 81}, []).inside(None) is None
 
 
 def entries(project, style, target="mini"):
@@ -113,7 +114,8 @@ def test_numbers(project, style):
     assert alone["difference"] in (None, "") and alone["teacher"] == ""
     assert alone["published_inside"] in (True, "True")  # 83 ± 17.9 holds 70
     student = cells["normal", "student"]
-    assert float(student["best"]) == 84.5 and float(student["difference"]) == pytest.approx(1.5)
+    assert float(student["best"]) == 84.5 and float(student["difference"]) == pytest.approx(3.5)
+    assert float(student["difference_sd"]) == pytest.approx(math.sqrt(0.5))  # of 84 − 80 and 85 − 82
     assert float(student["published_difference"]) == pytest.approx(3.5)
     assert student["teacher"] == "teacher" and student["published_inside"] in (True, "True")  # 84.5 ± 11.003
     teacher = cells["normal", "teacher"]
@@ -137,7 +139,7 @@ def test_markdown(project):
         ["student baseline", "best", "", "83.00 ± 3.61 n=3"],
         ["", "last", "", "82.50 ± 3.61"],
         ["", "paper", "", "70.00 inside"],
-        ["normal", "best", "91.50", "84.50 ± 0.71 (+1.50) n=2"],
+        ["normal", "best", "91.50", "84.50 ± 0.71 (+3.50) n=2"],
         ["", "last", "91.50", "84.50 ± 0.71"],
         ["", "paper", "90.00", "73.50 (+3.50) inside"],
         ["nasty", "best", "12/160 epochs", "–"],
@@ -150,11 +152,11 @@ def test_matrix(matrix):
     text = report.report("matrix", "markdown")
     header, _, *rows = grid(text)
     assert header == ["defence", "teacher", "kd", "hotter", "strongest attack", "minus yardstick"]
-    assert rows == [  # the student alone has 83, with label smoothing 83.5
-        ["normal", "91.50", "+1.50 ± 0.71", "+3.00", "hotter +3.00", "+2.50"],
+    assert rows == [  # the student alone has 80, 82 and 87, with label smoothing 83.5 where it has 80
+        ["normal", "91.50", "+3.50 ± 0.71", "+6.00", "hotter +6.00", "+2.50"],
         ["nasty", "12/160 epochs", "–", "–", "", ""],
     ]
-    assert "83.00 ± 3.61 n=3" in text and "label_smoothing 0.1, 83.50 (+0.50)" in text
+    assert "83.00 ± 3.61 n=3" in text and "label_smoothing 0.1, 83.50 (+3.50)" in text
 
 
 @pytest.mark.parametrize("style", ["json", "csv"])
@@ -191,7 +193,7 @@ def test_latex(project):
 def test_text(project):
     text = report.report("mini")
     assert MINI["title"] in text and MINI["source"] in text
-    for words in ("83.00 ± 3.61 n=3", "84.50 ± 0.71 (+1.50) n=2", "12/160 epochs", "–", "61.00 (-9.00)"):
+    for words in ("83.00 ± 3.61 n=3", "84.50 ± 0.71 (+3.50) n=2", "12/160 epochs", "–", "61.00 (-9.00)"):
         assert words in text
 
 
@@ -205,7 +207,7 @@ def test_folder(project, style):
     assert done.status == 0, done.err
     if style == "json":
         found = {entry["experiment"]: entry for entry in json.loads(done.out)}
-        assert len(found) == 5 and found["mini/kd_normal/student"]["difference"] == pytest.approx(1.5)
+        assert len(found) == 5 and found["mini/kd_normal/student"]["difference"] == pytest.approx(3.5)
     elif style == "csv":
         found = list(csv.DictReader(io.StringIO(done.out)))
         assert [entry["experiment"] for entry in found] == sorted(entry["experiment"] for entry in found)
@@ -228,4 +230,4 @@ def test_seeds_that_are_not_finished_show_beside_those_that_are(project):
     log(project / "kd_normal/student,seed=1", 50.0)
     student = entries(project, "json")["normal", "student"]
     assert (student["n"], student["best"], student["best_sd"], student["unfinished"]) == (1, 84.0, None, "1/2 epochs")
-    assert "84.00 (+1.00) [1/2 epochs]" in report.report("mini")
+    assert "84.00 (+4.00) [1/2 epochs]" in report.report("mini")

@@ -16,23 +16,23 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 
 @dataclass
 class Summary:
-    """Accuracies in percent over the finished runs of an experiment, and how far the others are."""
+    """{seed: accuracy in percent} of the finished runs of an experiment, and how far the others are."""
 
-    best: list
-    last: list
+    best: dict
+    last: dict
     unfinished: list  # "12/160 epochs"
 
-    def of(self, epoch):
-        """The accuracies at the "best" or the "last" epoch."""
-        return {"best": self.best, "last": self.last}[epoch]
+    def over(self, other):
+        """How much better its best epochs are than those of another Summary: a list, of the seeds that both have."""
+        return [accuracy - other.best[seed] for seed, accuracy in self.best.items() if seed in other.best]
 
     def inside(self, published):
         """Whether a published accuracy lies in the 95 % prediction interval, mean ± t(n−1) s √(1 + 1/n)."""
         n = len(self.best)
         if published is None or n < 2:
             return None
-        spread = t_975(n - 1) * statistics.stdev(self.best) * math.sqrt(1 + 1 / n)
-        return abs(published - statistics.mean(self.best)) <= spread
+        spread = t_975(n - 1) * deviation(self.best.values()) * math.sqrt(1 + 1 / n)
+        return abs(published - mean(self.best.values())) <= spread
 
 
 def t_975(freedom):
@@ -61,7 +61,7 @@ def split_seed(name):
 
 def summarise(runs):
     """The Summary of some run folders, from their metrics.jsonl."""
-    summary = Summary([], [], [])
+    summary = Summary({}, {}, [])
     for run in runs:
         path = run / "metrics.jsonl"
         text = path.read_text() if path.exists() else ""
@@ -69,32 +69,35 @@ def summarise(runs):
         accuracies = [json.loads(line)["test"]["acc"] for line in whole.splitlines()]
         length = check(read(run / "params.json"), run / "params.json").num_epochs
         if len(accuracies) >= length:
-            summary.best.append(max(accuracies))
-            summary.last.append(accuracies[-1])
+            seed = split_seed(run.name)[1]
+            summary.best[seed], summary.last[seed] = max(accuracies), accuracies[-1]
         elif accuracies:
             summary.unfinished.append(f"{len(accuracies)}/{length} epochs")
     return summary
 
 
-def record(run, numbers):
+def record(run, numbers, alone=None):
     """All that is known of a run folder (seeds apart), as a flat dictionary; numbers: `published()`.
 
-    A student's difference is to its `baseline`.
+    Its difference is to the run folder `alone`; of a student by default to its `baseline`.
     """
     summary, published = summarise(runs_of(run)), numbers.get(run)
     experiment = Path(run).with_name(Path(run).name.split(",")[0])
     raw = read(ROOT / experiment / "params.json")
     teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")
-    alone = baseline(experiment, raw) if "teacher_resume" in raw else None
+    if alone is None and "teacher_resume" in raw:
+        alone = baseline(experiment, raw)
+    gains = summary.over(summarise(runs_of(alone))) if alone else []
     return {
         "experiment": run.removeprefix("experiments/"),
         "teacher": Path(teacher).parent.name if teacher else "",
         "n": len(summary.best),
-        "best": mean(summary.best),
-        "best_sd": deviation(summary.best),
-        "last": mean(summary.last),
-        "last_sd": deviation(summary.last),
-        "difference": minus(mean(summary.best), mean(summarise(runs_of(alone)).best) if alone else None),
+        "best": mean(summary.best.values()),
+        "best_sd": deviation(summary.best.values()),
+        "last": mean(summary.last.values()),
+        "last_sd": deviation(summary.last.values()),
+        "difference": mean(gains),
+        "difference_sd": deviation(gains),
         "published": published,
         "published_difference": minus(published, numbers.get(alone)),
         "published_inside": summary.inside(published),

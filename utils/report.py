@@ -37,47 +37,57 @@ def report_table(table, style="text"):
         lines.append(["", "last", *(entry and shown(entry["last"], entry["last_sd"]) for entry in entries)])
         if any(entry and entry["published"] for entry in entries):
             lines.append(["", "paper", *(entry and shown_published(entry) for entry in entries)])
-    about = "Test accuracy in %; in brackets: minus the same student's without a teacher."
+    about = "Test accuracy in %; in brackets: minus the same student without a teacher, seed by seed."
     return titled(table, about, draw(lines, ["", "", *table.columns], style), style)
 
 
 def report_matrix(matrix, style="text"):
     """What each attack gains over the student alone, for each defence, and which one gains most, as a string."""
-    rows, records = read_records(matrix)
-    alone, smoothed = (record(tables.run_of(cell), {}) for cell in (matrix.alone, matrix.yardstick))
+    alone, smoothed, rows = read_matrix(matrix)
     if style not in STYLES:
         own = {"alone": alone, "yardstick": smoothed}.items()
         own = [{"row": name, "column": "student"} | entry for name, entry in own]
-        return dump([*own, *flat(matrix, rows, records)], style)
+        names, records = [name for name, _ in matrix.rows], [[teacher, *attacks] for teacher, attacks in rows]
+        return dump([*own, *flat(matrix, names, records)], style)
     changed = ", ".join(f"{name} {value}" for name, value in matrix.yardstick.changes.items())
     lines = []
-    for (row, (cell, *_)), (teacher, *attacks) in zip(matrix.rows, records, strict=True):
-        name, best = strongest(matrix, attacks) or ("", None)
-        over = minus(best and best["best"], smoothed["best"])
-        lines.append([row, shown_best(teacher, cell.epoch), *(shown_gain(entry, alone) for entry in attacks)])
-        lines[-1] += [f"{name} {shown_gain(best, alone)}" if best else "", signed(over)]
+    for (name, (cell, *_)), (teacher, attacks) in zip(matrix.rows, rows, strict=True):
+        attack, best = strongest(matrix, attacks) or ("", None)
+        over = minus(best and best["difference"], smoothed["difference"])
+        lines.append([name, shown_best(teacher, cell.epoch), *map(shown_gain, attacks)])
+        lines[-1] += [f"{attack} {shown_gain(best)}" if best else "", signed(over)]
     about = (
         "Test accuracy in %: the teacher's, as its students have it; the students' best, minus that of the student"
-        f" alone, {shown_best(alone)}."
-        f"\nThe yardstick is the student alone with {changed}, {shown_best(smoothed)} ({shown_gain(smoothed, alone)})."
+        f" alone, {shown_best(alone)}, seed by seed."
+        f"\nThe yardstick is the student alone with {changed}, {shown_best(smoothed)}."
     )
     headers = ["defence", *matrix.columns, "strongest attack", "minus yardstick"]
     return titled(matrix, about, draw(lines, headers, style), style)
 
 
+def read_matrix(matrix):
+    """(record of the student alone, of the yardstick, for each row (the teacher's, [each attack's]))."""
+    alone = tables.run_of(matrix.alone)
+    rows = [
+        (record(tables.run_of(teacher), {}), [record(tables.run_of(cell), {}, alone) for cell in attacks])
+        for _, (teacher, *attacks) in matrix.rows
+    ]
+    return record(alone, {}), record(tables.run_of(matrix.yardstick), {}, alone), rows
+
+
 def strongest(matrix, attacks):
-    """(name, record) of the attack whose student is best; None where one is not finished."""
-    if any(entry["best"] is None for entry in attacks):
+    """(name, record) of the attack whose student gains most; None where one is not finished."""
+    if any(entry["difference"] is None for entry in attacks):
         return None
-    return max(zip(matrix.columns[1:], attacks, strict=True), key=lambda pair: pair[1]["best"])
+    return max(zip(matrix.columns[1:], attacks, strict=True), key=lambda pair: pair[1]["difference"])
 
 
-def shown_gain(entry, alone):
-    """ "-1.48 ± 0.33": over the student alone; the deviation is the student's own."""
-    gain = minus(entry["best"], alone["best"])
-    if gain is None:
+def shown_gain(entry):
+    """ "-1.48 ± 0.33": over the student alone."""
+    if entry["difference"] is None:
         return entry["unfinished"] or "–"
-    return signed(gain) + (f" ± {entry['best_sd']:.2f}" if entry["best_sd"] is not None else "")
+    spread = entry["difference_sd"]
+    return signed(entry["difference"]) + (f" ± {spread:.2f}" if spread is not None else "")
 
 
 def read_records(table):

@@ -7,10 +7,10 @@ t    the teacher, frozen                                T    temperature
 y    the label                                          α    share of the teacher
 G    `generations`                                      sg   stops the gradient
 
-The network that is saved, and whose accuracy is `acc`, is the last, s_G; `acc_ensemble` is that of the mean of all
-students' probabilities. Of the paper we know this outline only, so the equation is OURS, and so is that the students
-train side by side: s_g listens to s_{g−1} as it is at that step, in train mode. So one run of G times the cost has them
-all, and each sees the whole schedule.
+What comes of it is the ensemble of all students, the mean of their probabilities, whose accuracy is `acc`; `acc_last`
+is that of s_G alone. The checkpoint is one of s_G, with the others beside it under "extra". Of the paper we know this
+outline only, so the equation is OURS, and so is that the students train side by side: s_g listens to s_{g−1} as it is
+at that step, in train mode. So one run of G times the cost has them all, and each sees the whole schedule.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,8 @@ class SCM(KD):
 
     def evaluate(self, loader):
         self.earlier.eval()
-        return score(self.model, loader, self.ensemble)
+        scores = score(self.model, loader, self.ensemble)
+        return {"acc": scores.pop("acc_ensemble"), "loss": scores.pop("loss"), "acc_last": scores.pop("acc")}
 
     def ensemble(self, images, labels, logits):
         votes = [z.softmax(1) for z in [logits, *(student(images) for student in self.earlier)]]

@@ -5,7 +5,7 @@ import numpy as np
 from utils import tables
 from utils.errors import UserError, suggest
 from utils.figures import style
-from utils.records import mean, minus, runs_of, summarise
+from utils.report import read_matrix
 
 MAP = "PuOr"  # orange: the student gains by the teacher; violet: it loses. Told apart by colour-blind readers.
 
@@ -17,14 +17,14 @@ def matrix(target):
     """
     from matplotlib.colors import SymLogNorm
 
-    data = read_matrix(target)
-    alone, yardstick = accuracy(data.alone), accuracy(data.yardstick)
-    teachers = [accuracy(teacher) for _, (teacher, *_) in data.rows]
-    gains = np.array([[minus(accuracy(cell), alone) for cell in cells] for _, (_, *cells) in data.rows], dtype=float)
+    data = find_matrix(target)
+    alone, yardstick, rows = read_matrix(data)
+    gains = np.array([[entry["difference"] for entry in attacks] for _, attacks in rows], dtype=float)
     if np.isnan(gains).all():
         raise UserError(f"{target}: nothing is finished yet; make it with: python reproduce.py {target}")
-    rows = zip(data.rows, teachers, strict=True)
-    names = [name if acc is None else f"{name} ({acc:.1f})" for (name, _), acc in rows]
+    names = []
+    for (name, (cell, *_)), (teacher, _) in zip(data.rows, rows, strict=True):
+        names.append(name if teacher[cell.epoch] is None else f"{name} ({teacher[cell.epoch]:.1f})")
     figure, [[ax]] = style.grid(1, 1, 0.9 + 0.26 * len(names))
     limit = max(1.0, np.nanmax(np.abs(gains)))
     norm = SymLogNorm(linthresh=1, vmin=-limit, vmax=limit)  # a single ruined student must not whiten all others
@@ -42,14 +42,10 @@ def matrix(target):
     bar.outline.set_visible(False)
     bar.ax.invert_yaxis()
     bar.set_label("student minus student alone")
-    shown = "" if yardstick is None else f"; label smoothing: {minus(yardstick, alone):+.2f}"
-    ax.set_xlabel(f"teacher (its accuracy) × attack. Student alone: {alone:.2f}{shown}")
+    gain = yardstick["difference"]
+    shown = "" if gain is None else f"; label smoothing: {gain:+.2f}"
+    ax.set_xlabel(f"teacher (its accuracy) × attack. Student alone: {alone['best']:.2f}{shown}")
     return figure
-
-
-def accuracy(cell):
-    """The mean accuracy of a cell's finished runs, at their best epoch or that of the cell, or None."""
-    return mean(summarise(runs_of(tables.run_of(cell))).of(cell.epoch))
 
 
 def write(ax, row, values, dark):
@@ -65,7 +61,7 @@ def write(ax, row, values, dark):
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, linewidth=1.6, edgecolor="black", clip_on=False))
 
 
-def read_matrix(target):
+def find_matrix(target):
     """The Matrix of that name; a UserError lists those there are."""
     targets = tables.read_targets()
     matrices = [name for name, data in targets.items() if "defences" in data]

@@ -86,7 +86,7 @@ def read_lines(target, data):
         for value, cell in zip(data["values"], cells, strict=True):
             summary = records.summarise(records.runs_of(tables.run_of(cell)))
             if summary.best:
-                accuracies[value] = summary.best
+                accuracies[value] = list(summary.best.values())
             if summary.unfinished or not summary.best:
                 left_out.append(f"{value} ({', '.join(summary.unfinished) or 'not yet run'})")
         if accuracies and left_out:
@@ -95,7 +95,7 @@ def read_lines(target, data):
         shared = sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, zip(*siblings, strict=False)))
         title, role = " ".join(words[index][:shared]), " ".join(words[index][shared:])
         taught = students[index] != experiments[index]
-        alone = records.summarise(records.runs_of(students[index])).best if taught else []
+        alone = list(records.summarise(records.runs_of(students[index])).best.values()) if taught else []
         lines.append(Line(name, students[index], title, role, accuracies, alone))
     return lines
 
