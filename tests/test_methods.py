@@ -1,9 +1,9 @@
-"""Every method that there is on disk, trained for a few steps on small networks."""
+"""Every method that there is on disk, in each of its variants, trained for a few steps on small networks."""
 
 import dataclasses
+import importlib
 import itertools
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +29,37 @@ SMALL = {
 }
 
 
+def example(field, frozen):
+    """A value for the key `field`, which has no default."""
+    if field.name in EXAMPLES:
+        return EXAMPLES[field.name]
+    if field.name.endswith("_resume"):
+        return str(frozen)
+    if field.name.endswith("_model"):
+        return "net"
+    return next(iter(field.metadata.get("choices", [max(1, field.metadata.get("low", 1))])))
+
+
+def cases():
+    """{id: (method, keys)}: every method, again with each other choice of a key, and attacks that meet `stingy`."""
+    found = {name: (name, {}) for name in NAMES}
+    for name in NAMES:
+        for field in dataclasses.fields(method.find(name).Params):
+            taken = example(field, None) if field.default is dataclasses.MISSING else field.default
+            for choice in set(field.metadata.get("choices", ())) - {taken}:
+                found[f"{name} {choice}"] = name, {field.name: choice}
+        if name in method.names()["attack"]:
+            found[f"{name} stingy"] = name, {"release": "stingy", "rho": 0.5}
+    return dict(sorted(found.items()))
+
+
+CASES = cases()
+
+
+def every_case(test):
+    return pytest.mark.parametrize(("name", "keys"), CASES.values(), ids=CASES)(test)
+
+
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory):
     """The checkpoint of a network that others are attacked by or defend against."""
@@ -51,22 +82,11 @@ class Witness(Zoo):
         return self.made[-1]
 
 
-def example(field, frozen):
-    """A value for the key `field`, which has no default."""
-    if field.name in EXAMPLES:
-        return EXAMPLES[field.name]
-    if field.name.endswith("_resume"):
-        return str(frozen)
-    if field.name.endswith("_model"):
-        return "net"
-    return next(iter(field.metadata.get("choices", [max(1, field.metadata.get("low", 1))])))
-
-
-def build(name, frozen, bf16=False):
+def build(name, keys, frozen, bf16=False):
     """(the method, a loader, an optimizer)"""
     needed = [f for f in dataclasses.fields(method.find(name).Params) if f.default is dataclasses.MISSING]
     raw = TINY | {"method": name} | SMALL.get(name, {}) | {field.name: example(field, frozen) for field in needed}
-    checked = params.check(raw, Path("params.json"))
+    checked = params.check(raw | keys, Path("params.json"))
     engine.seed_everything(0, epoch=-1)
     learner = method.find(name)(checked, Witness(DIGITS, torch.device("cpu"), bf16))
     loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)
@@ -84,10 +104,10 @@ def steps(learner, optimizer, batches):
         yield {name: value.detach() for name, value in terms.items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_case
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_three_steps(name, bf16, frozen):
-    learner, loader, optimizer = build(name, frozen, bf16)
+def test_three_steps(name, keys, bf16, frozen):
+    learner, loader, optimizer = build(name, keys, frozen, bf16)
     before = [p.clone() for p in learner.trained.parameters()]
     for terms in steps(learner, optimizer, itertools.islice(learner.batches(loader), 3)):
         assert next(iter(terms)) == "loss"  # the log's "Train loss" is the first term
@@ -97,9 +117,9 @@ def test_three_steps(name, bf16, frozen):
     assert any(changed)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_loss_of_a_batch_falls(name, frozen):
-    learner, loader, optimizer = build(name, frozen)
+@every_case
+def test_the_loss_of_a_batch_falls(name, keys, frozen):
+    learner, loader, optimizer = build(name, keys, frozen)
     batch = next(iter(learner.batches(loader)))
     if isinstance(learner, Generating):
         learner.optimizer.param_groups[0]["lr"] = 0.0  # or the images would not stay the same
@@ -107,9 +127,9 @@ def test_the_loss_of_a_batch_falls(name, frozen):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_frozen_networks_stay_as_they_are(name, frozen):
-    learner, loader, optimizer = build(name, frozen)
+@every_case
+def test_frozen_networks_stay_as_they_are(name, keys, frozen):
+    learner, loader, optimizer = build(name, keys, frozen)
     before = [{k: v.clone() for k, v in network.state_dict().items()} for network in learner.zoo.made]
     engine.train_epoch(learner, learner.losses, loader, optimizer, name)
     learner.evaluate(loader)
@@ -118,25 +138,25 @@ def test_frozen_networks_stay_as_they_are(name, frozen):
         assert not any(part.training for part in network.modules())
         assert all(p.grad is None and not p.requires_grad for p in network.parameters())
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
-    if name in ("nasty", "kd"):
-        assert len(before) == 1
+    sources = [key for key in ("adversarial_resume", "teacher_resume") if hasattr(learner.params, key)]
+    assert len(before) == len(sources) + (name == "sdb") and len(sources) == (name != "scratch")  # sdb: f_R, f_A
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_evaluation_and_what_an_interruption_must_not_lose(name, frozen):
-    learner, loader, _ = build(name, frozen)
+@every_case
+def test_evaluation_and_what_an_interruption_must_not_lose(name, keys, frozen):
+    learner, loader, _ = build(name, keys, frozen)
     assert 0 <= learner.evaluate(loader)["acc"] <= 100
-    again = build(name, frozen)[0].extra()
+    again = build(name, keys, frozen)[0].extra()
     for key, item in learner.extra().items():
         again[key].load_state_dict(item.state_dict())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_cut_and_continued_it_ends_with_the_same_bits(name, frozen, tmp_path):
+@every_case
+def test_cut_and_continued_it_ends_with_the_same_bits(name, keys, frozen, tmp_path):
     for folder, lengths in (("whole", [2]), ("cut", [1, 2])):
         (tmp_path / folder).mkdir()
         for length in lengths:
-            checked = SimpleNamespace(**vars(build(name, frozen)[0].params) | {"num_epochs": length})
+            checked = SimpleNamespace(**vars(build(name, keys, frozen)[0].params) | {"num_epochs": length})
             experiment.train(tmp_path / folder, checked, "")
     one, two = (torch.load(tmp_path / folder / "last_model.tar", weights_only=True) for folder in ("whole", "cut"))
     assert one["epoch"] == two["epoch"] == 2
@@ -157,10 +177,9 @@ def assert_same(one, other):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [f"{kind}.{name}" for kind in method.KINDS for name in method.files()[kind]])
 def test_header_says_paper_and_equation(name):
-    module = sys.modules[method.find(name).__module__]
-    header = module.__doc__
+    header = importlib.import_module(f"method.{name}").__doc__
     assert re.search(r"\b(19|20)\d\d\b", header), "no paper with its year"
     assert re.search(r"min_|KL\(|CE\(| = ", header), "no equation"
 
