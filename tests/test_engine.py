@@ -11,7 +11,7 @@ from torch import nn
 
 from method import Method
 from model.zoo import Zoo
-from utils import data, engine, losses
+from utils import data, engine, environment, losses
 from utils.errors import Diverged
 
 SCHEDULES = sorted(
@@ -212,3 +212,22 @@ def test_training_log_has_the_originals_wording(trained):
         assert len(re.findall(rf": {line}", log)) >= 1
     assert re.search(r"- Eval metrics : acc: \d\d\.\d\d ; loss: \d+\.\d{3}", log)
     assert "torch" in log and "fp32" in log and "digits: 89 training" in log
+
+
+def test_the_commit_in_the_log_is_dirty_where_source_files_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    assert environment.commit() == ""
+    for name in ("method.py", "training.log"):
+        (tmp_path / name).write_text("1\n")
+    author = ["-c", "user.name=x", "-c", "user.email=x@y.z"]
+    for command in (["init", "--quiet"], ["add", "."], [*author, "commit", "--quiet", "--message", "x"]):
+        environment.git(*command)
+    head = environment.commit()
+    assert len(head) >= 10 and "-" not in head
+    (tmp_path / "training.log").write_text("2\n")
+    (tmp_path / "metrics.jsonl").touch()
+    assert environment.commit() == head
+    for name in ("method.py", "new.py"):
+        (tmp_path / name).write_text("2\n")
+        assert environment.commit() == f"{head}-dirty"
+        environment.git("checkout", "--quiet", "method.py")

@@ -22,9 +22,13 @@ def describe(device, precision):
 
 
 def commit():
-    """The commit that is checked out, with "-dirty" where files differ from it; empty outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    """The commit that is checked out, with "-dirty" where source files are not as it has them; empty outside of git."""
     try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        head, changed = git("rev-parse", "--short=10", "HEAD"), git("status", "--porcelain", "--", "*.py")
     except FileNotFoundError:
         return ""
+    return head + ("-dirty" if changed else "")
+
+
+def git(*arguments):
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
