@@ -1,6 +1,7 @@
-"""The README keeps what it promises: its tree, its table of keys and its commands are today's."""
+"""README.md and experiments/README.md keep what they promise: tree, keys, commands and numbers are today's."""
 
 import dataclasses
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -10,11 +11,18 @@ import pytest
 import method
 import model
 from utils.params import Common
-from utils.report import report
+from utils.report import read_matrix, report
+from utils.tables import load_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "experiments/README.md").read_text()
 TREE = README.partition("## What is where")[2].split("```")[1]
+
+
+def tables(name):
+    """[(what `name` finds in the comment above, the table)] for the tables with such a comment."""
+    return re.findall(rf"<!-- {name} -->\n(.*?)\n\n", README + RESULTS, re.S)
 
 
 def test_every_source_file_is_in_the_tree():
@@ -38,19 +46,65 @@ def test_every_key_is_in_the_table():
     assert sorted(key for key in keys if f"`{key}`" not in table) == []
 
 
-def test_every_experiment_it_names_exists():
-    for path in re.findall(r"experiments/[\w./,=-]+", README):
+def test_every_file_they_name_exists():
+    for path in re.findall(r"experiments/[\w./,=-]+", README + RESULTS):
         assert (ROOT / path.rstrip(".,")).exists(), path
+    for folder, text in ((ROOT, README), (ROOT / "experiments", RESULTS)):
+        for path in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (folder / path).exists(), path
 
 
-@pytest.mark.parametrize(("target", "table"), re.findall(r"<!-- python results\.py (\S+) -->\n(.*?)\n\n", README, re.S))
-def test_its_tables_are_those_of_the_committed_runs(target, table):
-    if subprocess.run(
-        ["git", "diff", "--quiet", "HEAD", "--", "experiments"], cwd=ROOT, capture_output=True
-    ).returncode:
+@pytest.fixture
+def committed():
+    """Skips where the runs in experiments/ are not the committed ones."""
+    command = ["git", "diff", "--quiet", "HEAD", "--", "experiments"]
+    if subprocess.run(command, cwd=ROOT, capture_output=True).returncode:
         pytest.skip("these are other runs than the committed ones, or there is no git to ask")
+
+
+@pytest.mark.parametrize(("target", "table"), tables(r"python results\.py (\S+)"))
+def test_its_tables_are_those_of_the_committed_runs(target, table, committed):
     printed = report(target, "markdown")
     assert table.splitlines() == [line for line in printed.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize(("folder", "table"), tables(r"trials in (\S+)"))
+def test_its_trials_of_possessive_are_all_that_there_are(folder, table, committed):
+    found = []
+    for path in (ROOT / folder).glob("cnn*/params.json"):
+        student = json.loads(path.read_text())
+        if "method" not in student and "seed" not in student:
+            teacher = (ROOT / student["teacher_resume"]).parent
+            keys = json.loads((teacher / "params.json").read_text())
+            tests, own = (read_tests(run) for run in (teacher, path.parent))
+            cells = [keys["order"], *(f"{keys[name]:g}" for name in ("beta_others", "beta_target", "temperature"))]
+            cells += [f"{best(tests):.2f}", f"{tests[-1]['acc']:.2f}", f"{tests[-1]['rank_correlation']:.2f}"]
+            found.append(f"| {' | '.join([*cells, f'{best(own):.2f}'])} |".replace("-", "−"))
+    assert sorted(table.splitlines()[2:]) == sorted(found)
+
+
+def read_tests(run):
+    return [json.loads(line)["test"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def best(tests):
+    return max(test["acc"] for test in tests)
+
+
+@pytest.mark.parametrize(("column", "target"), [(-2, "matrix_digits"), (-1, "matrix_CIFAR10-small")])
+def test_what_it_measured_of_each_method_is_what_the_matrices_say(column, target, committed):
+    block = README.partition("## Methods")[2].partition("**Students without data**")[0]
+    written = [line.strip("| ").split(" | ")[column] for line in block.splitlines() if line.startswith("|")]
+    matrix = load_table(target)
+    _, smoothed, rows = read_matrix(matrix)
+    cells = (cell for _, (cell, *_) in matrix.rows)
+    rows = [(teacher[cell.epoch], attacks) for cell, (teacher, attacks) in zip(cells, rows, strict=True)]
+    (normal, from_normal), *defended = rows  # the first of which is nasty, the first attack kd
+    pairs = [(teacher - normal, attacks[0]["difference"]) for teacher, attacks in defended]
+    pairs += [(a["difference"], b["difference"]) for a, b in zip(from_normal, defended[0][1], strict=True)]
+    measured = [", ".join(f"{value:+.2f}".replace("-", "−") for value in pair) for pair in pairs]
+    measured.append(f"{smoothed['difference']:+.2f}".replace("-", "−"))
+    assert sorted(cell for cell in written if cell[0] in "+−") == sorted(measured)
 
 
 def test_the_two_lines_that_set_everything_up_stand_there():
