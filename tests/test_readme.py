@@ -94,7 +94,7 @@ def best(tests):
 @pytest.mark.parametrize(("column", "target"), [(-2, "matrix_digits"), (-1, "matrix_CIFAR10-small")])
 def test_what_it_measured_of_each_method_is_what_the_matrices_say(column, target, committed):
     block = README.partition("## Methods")[2].partition("**Students without data**")[0]
-    written = [line.strip("| ").split(" | ")[column] for line in block.splitlines() if line.startswith("|")]
+    written = [line.strip("| ").split(" | ")[column] for line in block.splitlines() if line.startswith("| ")]
     matrix = load_table(target)
     _, smoothed, rows = read_matrix(matrix)
     cells = (cell for _, (cell, *_) in matrix.rows)
