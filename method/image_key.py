@@ -39,10 +39,12 @@ def read(path, dataset):
     file, size = checkpoint.locate(path), DATASETS[dataset].image_size
     content = checkpoint.read(file)
     image, mix = inside(content, "extra", "key", "image"), inside(content, "params", "mix")
-    if not torch.is_tensor(image) or type(mix) not in (int, float) or not 0 < mix <= 1:
+    if not torch.is_tensor(image) or type(mix) not in (int, float):
         raise UserError(f"{checkpoint.shown(file)}: holds no key; only teachers of the method sdb have one")
     if image.shape != (1, 3, size, size):
         raise UserError(f"{checkpoint.shown(file)}: a key of shape {tuple(image.shape)}, not (1, 3, {size}, {size})")
+    if not 0 < mix <= 1:
+        raise UserError(f"{checkpoint.shown(file)}: a key with λ = {mix}, which must be at most 1 and above 0")
     return image, mix
 
 

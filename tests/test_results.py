@@ -49,11 +49,12 @@ def project(tmp_path, monkeypatch):
     for module in (plan, records, tables):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     root, named = tmp_path / "experiments/mini", tables.Path("experiments/mini")
-    for seed, best in (("", 80.0), (",seed=1", 82.0), (",seed=2", 87.0)):
-        log(experiment(root / f"baseline/student{seed}"), best, best - 0.5)
+    for name, seed, best in ("student", 0, 80.0), ("student,seed=1", 1, 82.0), ("student,seed=2", 2, 87.0):
+        log(experiment(root / "baseline" / name, seed=seed), best, best - 0.5)
     log(experiment(root / "baseline/teacher"), 91.0, 91.5)
-    for seed, best in (("", 84.0), (",seed=1", 85.0)):
-        log(experiment(root / f"kd_normal/student{seed}", **with_teacher(named / "baseline/teacher")), 1.0, best)
+    for name, seed, best in ("student", 0, 84.0), ("student,seed=1", 1, 85.0):
+        teacher = with_teacher(named / "baseline/teacher")
+        log(experiment(root / "kd_normal" / name, seed=seed, **teacher), 1.0, best)
     nasty = with_teacher(named / "baseline/teacher", "adversarial")
     log(experiment(root / "kd_nasty/nasty", num_epochs=160, **nasty), *range(12))
     experiment(root / "kd_nasty/student", **with_teacher(named / "kd_nasty/nasty"))
@@ -64,10 +65,11 @@ def project(tmp_path, monkeypatch):
 @pytest.fixture
 def matrix(project):
     """The table `matrix`: the yardstick and the normal teacher's students run, of the nasty one's nothing finished."""
-    smoothed = experiment(project / "baseline/student,label_smoothing=0.1", label_smoothing=0.1)
-    log(smoothed, 83.5, 83.25)
-    teacher = with_teacher(tables.Path("experiments/mini/baseline/teacher"))
-    log(experiment(project / "kd_normal/student,temperature=50", **teacher | {"temperature": 50}), 85.0, 86.0)
+    teacher = with_teacher(tables.Path("experiments/mini/baseline/teacher"), temperature=50)
+    for tag, seed, best in ("", 0, 83.5), (",seed=1", 1, 84.5):
+        smoothed = project / f"baseline/student,label_smoothing=0.1{tag}"
+        log(experiment(smoothed, label_smoothing=0.1, seed=seed), best, 83.25)
+        log(experiment(project / f"kd_normal/student{tag},temperature=50", **teacher, seed=seed), 85.0, 86.0)
     return project
 
 
@@ -152,11 +154,18 @@ def test_matrix(matrix):
     text = report.report("matrix", "markdown")
     header, _, *rows = grid(text)
     assert header == ["defence", "teacher", "kd", "hotter", "strongest attack", "minus yardstick"]
-    assert rows == [  # the student alone has 80, 82 and 87, with label smoothing 83.5 where it has 80
-        ["normal", "91.50", "+3.50 ± 0.71", "+6.00", "hotter +6.00", "+2.50"],
+    assert rows == [  # the student alone has 80, 82 and 87, with label smoothing 83.5 and 84.5
+        ["normal", "91.50", "+3.50 ± 0.71", "+5.00 ± 1.41", "hotter +5.00 ± 1.41", "+2.00"],
         ["nasty", "12/160 epochs", "–", "–", "", ""],
     ]
-    assert "83.00 ± 3.61 n=3" in text and "label_smoothing 0.1, 83.50 (+3.50)" in text
+    assert "83.00 ± 3.61 n=3" in text and "label_smoothing 0.1, 84.00 ± 0.71 (+3.00) n=2" in text
+
+
+def test_a_matrix_compares_only_what_has_as_many_seeds(matrix):
+    (matrix / "baseline/student,label_smoothing=0.1,seed=1/metrics.jsonl").unlink()
+    assert grid(report.report("matrix", "markdown"))[2][-2:] == ["hotter +5.00 ± 1.41", ""]
+    (matrix / "kd_normal/student,seed=1,temperature=50/metrics.jsonl").unlink()
+    assert grid(report.report("matrix", "markdown"))[2][-3:] == ["+6.00", "", ""]
 
 
 @pytest.mark.parametrize("style", ["json", "csv"])
@@ -166,7 +175,7 @@ def test_numbers_of_a_matrix(matrix, style):
     found = {place: float(cell["best"]) for place, cell in cells.items() if cell["best"] not in (None, "")}
     assert found == {
         ("alone", "student"): 83.0,
-        ("yardstick", "student"): 83.5,
+        ("yardstick", "student"): 84.0,
         ("normal", "teacher"): 91.5,
         ("normal", "kd"): 84.5,
         ("normal", "hotter"): 86.0,

@@ -137,7 +137,8 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None):
 def score(network, loader, further=None):
     """{"acc": accuracy in percent, "loss": mean cross-entropy} of `network` over all images of `loader`.
 
-    further: a function of (images, labels, logits) that returns {name: mean over these images} to be averaged as well.
+    further: a function of (images, labels, logits) that returns {name: mean over these images} to be averaged as well,
+    or in place of "acc" or "loss".
     """
     network.eval()
     means = Means()

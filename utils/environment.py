@@ -22,9 +22,10 @@ def describe(device, precision):
 
 
 def commit():
-    """The commit that is checked out, with "-dirty" where source files are not as it has them; empty outside of git."""
+    """The commit that is checked out, with "-dirty" where source files differ from it; empty where there is none."""
     try:
-        head, changed = git("rev-parse", "--short=10", "HEAD"), git("status", "--porcelain", "--", "*.py")
+        head = git("rev-parse", "--verify", "--quiet", "--short=10", "HEAD")
+        changed = head and git("status", "--porcelain", "--", "*.py", ":!tests")
     except FileNotFoundError:
         return ""
     return head + ("-dirty" if changed else "")

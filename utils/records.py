@@ -23,7 +23,7 @@ class Summary:
     unfinished: list  # "12/160 epochs"
 
     def over(self, other):
-        """How much better its best epochs are than those of another Summary: a list, of the seeds that both have."""
+        """By how much its best epochs exceed another Summary's: a list, one number for each seed that both have."""
         return [accuracy - other.best[seed] for seed, accuracy in self.best.items() if seed in other.best]
 
     def inside(self, published):
@@ -67,12 +67,11 @@ def summarise(runs):
         text = path.read_text() if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]  # a run may be writing its next line just now
         accuracies = [json.loads(line)["test"]["acc"] for line in whole.splitlines()]
-        length = check(read(run / "params.json"), run / "params.json").num_epochs
-        if len(accuracies) >= length:
-            seed = split_seed(run.name)[1]
-            summary.best[seed], summary.last[seed] = max(accuracies), accuracies[-1]
+        params = check(read(run / "params.json"), run / "params.json")
+        if len(accuracies) >= params.num_epochs:
+            summary.best[params.seed], summary.last[params.seed] = max(accuracies), accuracies[-1]
         elif accuracies:
-            summary.unfinished.append(f"{len(accuracies)}/{length} epochs")
+            summary.unfinished.append(f"{len(accuracies)}/{params.num_epochs} epochs")
     return summary
 
 

@@ -37,7 +37,7 @@ def report_table(table, style="text"):
         lines.append(["", "last", *(entry and shown(entry["last"], entry["last_sd"]) for entry in entries)])
         if any(entry and entry["published"] for entry in entries):
             lines.append(["", "paper", *(entry and shown_published(entry) for entry in entries)])
-    about = "Test accuracy in %; in brackets: minus the same student without a teacher, seed by seed."
+    about = "Test accuracy in %; in brackets: minus the same student without a teacher, over the seeds that both have."
     return titled(table, about, draw(lines, ["", "", *table.columns], style), style)
 
 
@@ -53,7 +53,7 @@ def report_matrix(matrix, style="text"):
     lines = []
     for (name, (cell, *_)), (teacher, attacks) in zip(matrix.rows, rows, strict=True):
         attack, best = strongest(matrix, attacks) or ("", None)
-        over = minus(best and best["difference"], smoothed["difference"])
+        over = minus(best["difference"], smoothed["difference"]) if best and best["n"] == smoothed["n"] else None
         lines.append([name, shown_best(teacher, cell.epoch), *map(shown_gain, attacks)])
         lines[-1] += [f"{attack} {shown_gain(best)}" if best else "", signed(over)]
     about = (
@@ -76,8 +76,8 @@ def read_matrix(matrix):
 
 
 def strongest(matrix, attacks):
-    """(name, record) of the attack whose student gains most; None where one is not finished."""
-    if any(entry["difference"] is None for entry in attacks):
+    """(name, record) of the attack whose student gains most; None where one is missing, or a seed of one."""
+    if any(entry["difference"] is None or entry["n"] != attacks[0]["n"] for entry in attacks):
         return None
     return max(zip(matrix.columns[1:], attacks, strict=True), key=lambda pair: pair[1]["difference"])
 

@@ -8,9 +8,10 @@ y    the label                                          α    share of the teach
 G    `generations`                                      sg   stops the gradient
 
 What comes of it is the ensemble of all students, the mean of their probabilities, whose accuracy is `acc`; `acc_last`
-is that of s_G alone. The checkpoint is one of s_G, with the others beside it under "extra". Of the paper we know this
-outline only, so the equation is OURS, and so is that the students train side by side: s_g listens to s_{g−1} as it is
-at that step, in train mode. So one run of G times the cost has them all, and each sees the whole schedule.
+and `loss` are those of s_G alone. The checkpoint holds s_G, which is what `--evaluate` scores, with the others under
+"extra". Of the paper we know this outline only, so the equation is OURS, and so is that the students train side by
+side: s_g listens to s_{g−1} as it is at that step, in train mode. So one run of G times the cost has them all, and each
+sees the whole schedule.
 """
 
 from dataclasses import dataclass
@@ -52,12 +53,11 @@ class SCM(KD):
 
     def evaluate(self, loader):
         self.earlier.eval()
-        scores = score(self.model, loader, self.ensemble)
-        return {"acc": scores.pop("acc_ensemble"), "loss": scores.pop("loss"), "acc_last": scores.pop("acc")}
+        return score(self.model, loader, self.ensemble)
 
     def ensemble(self, images, labels, logits):
         votes = [z.softmax(1) for z in [logits, *(student(images) for student in self.earlier)]]
-        return {"acc_ensemble": accuracy(torch.stack(votes).mean(0), labels)}
+        return {"acc": accuracy(torch.stack(votes).mean(0), labels), "acc_last": accuracy(logits, labels)}
 
     def extra(self):
         return {"earlier": self.earlier}

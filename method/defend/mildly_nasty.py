@@ -10,8 +10,8 @@
                   on f_A's features
 
 f, f_A, T, ω as in nasty.py; L is `width`; sg stops the gradient. What is not trained stays in eval mode.
-A light variant may be at its best, as a network, before it is nasty, since it begins as f_A or with f_A's features. So
-in the experiments students of these two load last_model.tar.
+The two light variants begin as f_A or with its features, so their best epoch may be one before they are nasty; in the
+experiments their students load last_model.tar.
 Ours: L's default, and that nothing stands between the two layers of "light_deep". So they amount to one, and the
 checkpoint is an ordinary one of `model_name`; the two are beside it under "extra", for a run to go on with.
 """

@@ -5,7 +5,7 @@ import numpy as np
 from utils import tables
 from utils.errors import UserError, suggest
 from utils.figures import style
-from utils.report import read_matrix
+from utils.report import read_matrix, strongest
 
 MAP = "PuOr"  # orange: the student gains by the teacher; violet: it loses. Told apart by colour-blind readers.
 
@@ -33,8 +33,10 @@ def matrix(target):
     ax.set_yticks(range(len(names)), names)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
-    for row, values in enumerate(gains):
+    for row, (values, (_, attacks)) in enumerate(zip(gains, rows, strict=True)):
         write(ax, row, values, dark=np.abs(norm(values) - 0.5) > 0.3)
+        if found := strongest(data, attacks):
+            frame(ax, row, data.columns.index(found[0]) - 1)
     bar = figure.colorbar(image, ax=ax, pad=0.02)
     marks = [mark for mark in (-30, -10, -3, -1, 0, 1, 3, 10, 30) if abs(mark) <= limit]
     bar.set_ticks([-mark for mark in marks], labels=[f"{mark:+d}" if mark else "0" for mark in marks], minor=False)
@@ -49,16 +51,18 @@ def matrix(target):
 
 
 def write(ax, row, values, dark):
-    """The numbers of a row, white on cells that are dark, with a frame around the highest once all are there."""
-    from matplotlib.patches import Rectangle
-
+    """The numbers of a row, white on cells that are dark."""
     for column, value in enumerate(values):
         if not np.isnan(value):
             colour = "white" if dark[column] else "black"
             ax.text(column, row, f"{value:+.2f}", ha="center", va="center", color=colour)
-    if not np.isnan(values).any():
-        corner = np.argmax(values) - 0.5, row - 0.5
-        ax.add_patch(Rectangle(corner, 1, 1, fill=False, linewidth=1.6, edgecolor="black", clip_on=False))
+
+
+def frame(ax, row, column):
+    from matplotlib.patches import Rectangle
+
+    corner = column - 0.5, row - 0.5
+    ax.add_patch(Rectangle(corner, 1, 1, fill=False, linewidth=1.6, edgecolor="black", clip_on=False))
 
 
 def find_matrix(target):
