@@ -97,6 +97,7 @@ def record(run, numbers, alone=None):
         "last_sd": deviation(summary.last.values()),
         "difference": mean(gains),
         "difference_sd": deviation(gains),
+        "difference_n": len(gains),
         "published": published,
         "published_difference": minus(published, numbers.get(alone)),
         "published_inside": summary.inside(published),

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from utils import plan as plans
 from utils import tables
-from utils.records import minus, record, split_seed
+from utils.records import record, split_seed
 
 STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 FORMATS = (*STYLES, "csv", "json")
@@ -53,7 +53,8 @@ def report_matrix(matrix, style="text"):
     lines = []
     for (name, (cell, *_)), (teacher, attacks) in zip(matrix.rows, rows, strict=True):
         attack, best = strongest(matrix, attacks) or ("", None)
-        over = minus(best["difference"], smoothed["difference"]) if best and best["n"] == smoothed["n"] else None
+        comparable = best and best["difference_n"] == smoothed["difference_n"]
+        over = best["difference"] - smoothed["difference"] if comparable else None
         lines.append([name, shown_best(teacher, cell.epoch), *map(shown_gain, attacks)])
         lines[-1] += [f"{attack} {shown_gain(best)}" if best else "", signed(over)]
     about = (
@@ -77,7 +78,8 @@ def read_matrix(matrix):
 
 def strongest(matrix, attacks):
     """(name, record) of the attack whose student gains most; None where one is missing, or a seed of one."""
-    if any(entry["difference"] is None or entry["n"] != attacks[0]["n"] for entry in attacks):
+    counts = {entry["difference_n"] for entry in attacks}
+    if len(counts) > 1 or 0 in counts:
         return None
     return max(zip(matrix.columns[1:], attacks, strict=True), key=lambda pair: pair[1]["difference"])
 
