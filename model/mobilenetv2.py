@@ -6,6 +6,7 @@ As released, convolutions have biases, stage 1 expands too (by 1), and the class
 
 from torch import nn
 
+from model.depthwise import Depthwise
 from model.network import Network
 
 
@@ -20,7 +21,8 @@ class InvertedResidual(nn.Module):
         self.residual = nn.Sequential(
             *conv_bn(in_channels, width),
             nn.ReLU6(inplace=True),
-            *conv_bn(width, width, 3, stride=stride, padding=1, groups=width),
+            Depthwise(width, stride),
+            nn.BatchNorm2d(width),
             nn.ReLU6(inplace=True),
             *conv_bn(width, out_channels),
         )

@@ -6,6 +6,7 @@ For CIFAR: the stem is a 3x3 convolution of stride 1 without ReLU or pooling. Co
 import torch
 from torch import nn
 
+from model.depthwise import Depthwise
 from model.network import Network
 
 
@@ -25,7 +26,7 @@ def pointwise(in_channels, out_channels):
 
 
 def depthwise(channels, stride):
-    return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels), nn.BatchNorm2d(channels)
+    return Depthwise(channels, stride), nn.BatchNorm2d(channels)
 
 
 class BasicUnit(nn.Module):

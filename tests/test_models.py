@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 import model
-from model import densenet, preresnet, shufflenetv2
+from model import densenet, depthwise, preresnet, shufflenetv2
 from model.zoo import Zoo
 from utils.data import DATASETS
 from utils.errors import UserError
@@ -328,6 +328,25 @@ def test_refusals(arguments, options, message):
 def test_options_of_an_unknown_network_are_refused():
     with pytest.raises(UserError, match="unknown network"):
         model.options("resnet19")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_depthwise_is_the_library_s_grouped_convolution(dtype, stride):
+    ours, images = depthwise.Depthwise(6, stride), torch.randn(4, 6, 9, 9)
+    plain = nn.Conv2d(6, 6, 3, stride, padding=1, groups=6)
+    plain.load_state_dict(ours.state_dict())
+    found = []
+    for layer in (ours, plain):
+        layer = layer if dtype == torch.bfloat16 else layer.to(dtype)
+        seen = images.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            outputs = layer(seen)
+        outputs.square().sum().backward()
+        found.append((outputs, seen.grad, layer.weight.grad, layer.bias.grad))
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=1e-3)
 
 
 @pytest.mark.parametrize("device", DEVICES)
