@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import experiment as write
 from conftest import metrics, same_weights, train, with_teacher
-from test_methods import NAMES, build
+from test_methods import build, every_case
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -167,10 +167,10 @@ def test_several_processes_take_the_plain_path(monkeypatch):
     assert "several processes" in recorded.hindrance(torch.device("cuda"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_method(name, device, trained, tmp_path):
+@every_case
+def test_every_method(name, keys, device, trained, tmp_path):
     """One recording serves both epochs, so that what `losses` decides in Python must be the same in both."""
-    learner = build(name, trained / "baseline/teacher/best_model.tar")[0]
+    learner = build(name, keys, trained / "baseline/teacher/best_model.tar")[0]
     for value in (False, True):
         (tmp_path / str(value)).mkdir()
         params = SimpleNamespace(**vars(learner.params) | {"schedule": [], "compile": value})
