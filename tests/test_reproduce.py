@@ -176,9 +176,10 @@ def unlocked(folder):
 
 @pytest.fixture(scope="module")
 def killed(project):
-    """The miniature beside an experiment without end, killed with SIGKILL once the first run has finished."""
+    """The miniature beside an experiment without end, killed with SIGKILL once a run has finished and that one begun."""
     process, endless = reproduce(project, "experiments/endless", "mini"), project / "experiments/endless"
-    assert waited(lambda: "finished" in (project / "output").read_text()), (project / "output").read_text()
+    begun = (endless / "training.log").exists
+    assert waited(lambda: "finished" in (project / "output").read_text() and begun()), (project / "output").read_text()
     process.kill()
     process.wait()
     yield endless
