@@ -176,7 +176,7 @@ def unlocked(folder):
 
 @pytest.fixture(scope="module")
 def killed(project):
-    """The miniature beside an experiment without end, killed with SIGKILL once a run has finished and that one begun."""
+    """The miniature beside an experiment without end, killed once that has begun and another run has finished."""
     process, endless = reproduce(project, "experiments/endless", "mini"), project / "experiments/endless"
     begun = (endless / "training.log").exists
     assert waited(lambda: "finished" in (project / "output").read_text() and begun()), (project / "output").read_text()
