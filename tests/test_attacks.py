@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY, experiment, script, with_teacher
+from conftest import TINY, experiment, metrics, script, with_teacher
 from test_losses import LABELS, check, logits, softmax, written_ce, written_kl
 
 import method
@@ -186,3 +186,15 @@ def test_scm_of_one_student_is_kd(trained):
         learner, loader, _ = build(trained, name, **more)
         terms[name] = learner.losses(*next(iter(loader)))
     assert all(torch.equal(terms["kd"][name], terms["scm"][name]) for name in ("loss", "distillation", "ce"))
+
+
+@pytest.mark.parametrize("name", ["skeptical", "htc", "scm", "averager"])
+@pytest.mark.parametrize("rule", [{}, {"release": "stingy", "rho": 0.2}], ids=["logits", "stingy"])
+def test_every_attack_is_trained_and_evaluated_by_the_script(name, rule, trained, tmp_path):
+    folder = experiment(tmp_path / "x", **with_teacher(trained / "kd_nasty/nasty", method=name, **rule))
+    done = script("train_kd.py", "--save_path", folder)
+    assert done.status == 0, done.err
+    assert len(metrics(folder)) == 2
+    best = max(metrics(folder), key=lambda line: (line["test"]["acc"], line["epoch"]))["test"]
+    scored = script("train_kd.py", "--save_path", folder, "--evaluate")
+    assert scored.status == 0 and f"acc: {best.get('acc_last', best['acc']):.2f} ;" in scored.out

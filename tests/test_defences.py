@@ -143,8 +143,9 @@ def test_half_loss_is_equation_2_and_spares_the_features(T):
     check(half_loss(own, head, adversary, LABELS, T, 0.3)[0], written, own, head, adversary)
 
 
-def test_stingy_keeps_the_highest_logits_and_the_divergence_finite():
-    z, student = logits(0).detach(), logits(1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_stingy_keeps_the_highest_logits_and_the_divergence_finite(dtype):
+    z, student = logits(0).to(dtype).detach(), logits(1).to(dtype).detach().requires_grad_()
     kept = sparse(z, 3)
     assert torch.equal(kept.topk(3).values, z.topk(3).values) and (kept == WITHHELD).sum() == 5 * 4
     for T in (1.0, 20.0, 1e6):

@@ -68,12 +68,12 @@ def report_matrix(matrix, style="text"):
 
 def read_matrix(matrix):
     """(record of the student alone, of the yardstick, for each row (the teacher's, [each attack's]))."""
-    alone = tables.run_of(matrix.alone)
+    alone, numbers = tables.run_of(matrix.alone), tables.published()
     rows = [
-        (record(tables.run_of(teacher), {}), [record(tables.run_of(cell), {}, alone) for cell in attacks])
+        (record(tables.run_of(teacher), numbers), [record(tables.run_of(cell), numbers, alone) for cell in attacks])
         for _, (teacher, *attacks) in matrix.rows
     ]
-    return record(alone, {}), record(tables.run_of(matrix.yardstick), {}, alone), rows
+    return record(alone, numbers), record(tables.run_of(matrix.yardstick), numbers, alone), rows
 
 
 def strongest(matrix, attacks):
