@@ -80,6 +80,21 @@ def test_seeds_run_beside_the_experiment_with_the_teacher_of_their_own():
     assert {path for path in (ROOT / "experiments").rglob("*,seed=17*")} == before
 
 
+def test_a_key_changed_everywhere():
+    found, last = planned("table1", "--set", "precision=bf16", "--seeds", "0", "17")
+    assert len(found) == 2 * 13 and last.startswith("26 runs, 26 of them to do: 3800 epochs")
+    assert found["experiments/CIFAR10/kd_nasty_resnet18/cnn,precision=bf16,seed=17"] == [
+        "experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18,precision=bf16,seed=17"
+    ]
+    assert not any("=" in folder for folder in planned("table1_digits", "--set", "dataset=digits")[0])  # as it is
+    sweep = planned("omega_digits", "--set", "weight_decay=0.01", "num_epochs=1")
+    assert (
+        sweep[1] == f"{RUNS['omega_digits']} runs, {RUNS['omega_digits']} of them to do: {RUNS['omega_digits']} epochs"
+    )
+    wrong = script("reproduce.py", "table1", "--set", "precison=bf16", "--dry_run")
+    assert wrong.status == 2 and 'unknown key "precison"; did you mean "precision"?' in wrong.err
+
+
 def test_a_teacher_from_elsewhere_is_not_trained(tmp_path):
     teacher = experiment(tmp_path / "teacher")
     experiment(tmp_path / "student", **with_teacher(teacher))

@@ -34,16 +34,18 @@ def flags(about):
     add("--resume", metavar="FILE", help="start from the weights in this checkpoint")
     add("--evaluate", nargs="?", const="", metavar="FILE", help="only score FILE (default: best_model.tar)")
     add("--gpu_id", type=int, metavar="N", help="the GPU to use (default: 0); without a GPU the CPU is used")
-    add(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help='change keys for a run in a folder of its own beside FOLDER, "FOLDER,KEY=VALUE"',
-    )
+    add_set_flag(parser, 'change keys for a run in a folder of its own beside FOLDER, "FOLDER,KEY=VALUE"')
     add_data_flags(parser)
     return parser
+
+
+def add_set_flag(parser, about):
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=about)
+
+
+def changed_keys(args):
+    """{key: value} that --set asks for."""
+    return dict(map(parameters.parse_override, args.set))
 
 
 def add_data_flags(parser):
@@ -106,7 +108,7 @@ def prepare(kind, args):
         script = parameters.SCRIPTS[found]
         raise UserError(f"{folder}: is an experiment for {script}: python {script} --save_path {folder}")
     if args.set:
-        folder = derive(folder, dict(map(parameters.parse_override, args.set)))
+        folder = derive(folder, changed_keys(args))
     changes = {"resume": args.resume, "teacher_resume": getattr(args, "teacher_resume", None)}
     changes = {name: checkpoint.shown(path) for name, path in changes.items() if path}
     return folder, parameters.load(folder, changes)

@@ -18,28 +18,28 @@ class Plan:
     def __init__(self):
         self.raws = {}
 
-    def add(self, folder, changes=None, teacher_changes=None, seed=None, above=()):
+    def add(self, folder, changes=None, teacher_changes=None, everywhere=None):
         """Add the experiment `folder` after all that it depends on; the folder in which its run will lie.
 
-        changes: {key: value} for this experiment, teacher_changes: for those it depends on directly, seed: for it
-        and all that it depends on. UserError: there is no such experiment, or it depends on itself.
+        changes: {key: value} for this experiment, teacher_changes: for those it depends on directly, everywhere: for
+        it and all that it depends on. UserError: there is no such experiment, or it depends on itself.
         """
-        return self._add(folder, changes or {}, teacher_changes or {}, seed, above)[0]
+        return self._add(folder, changes or {}, teacher_changes or {}, everywhere or {}, ())[0]
 
-    def _add(self, folder, changes, teacher_changes, seed, above):
+    def _add(self, folder, changes, teacher_changes, everywhere, above):
         if folder in above:
             raise UserError("these experiments wait for each other: " + " -> ".join([*above, folder]))
         raw = params.read(ROOT / folder / "params.json")
-        wanted = changes | ({} if seed is None else {"seed": seed})
+        wanted = everywhere | changes
         tags = {name: value for name, value in wanted.items() if raw.get(name, 0 if name == "seed" else None) != value}
         raw |= tags
         for name in resumes(raw):
             path = Path(checkpoint.shown(checkpoint.locate(raw[name])))
             source, file = str(path.parent), path.name
             if (ROOT / source / "params.json").is_file():
-                made_in, its_tags = self._add(source, teacher_changes, {}, seed, (*above, folder))
+                made_in, its_tags = self._add(source, teacher_changes, {}, everywhere, (*above, folder))
                 raw[name] = f"{made_in}/{file}"
-                tags |= {f"teacher.{tag}": value for tag, value in its_tags.items() if tag != "seed"}
+                tags |= {f"teacher.{tag}": value for tag, value in its_tags.items() if everywhere.get(tag) != value}
             elif not (ROOT / raw[name]).is_file():
                 raise UserError(f'{folder}/params.json: "{name}": {source} is no experiment, it has no params.json')
         params.check(raw, ROOT / folder / "params.json")
@@ -65,8 +65,12 @@ def resumes(raw):
 def derived_path(folder, changes):
     """`folder`,key=value,… for a run of the same experiment with some keys changed, spelt so that shells accept it."""
     folder = Path(folder) if Path(folder).name not in ("", "..") else Path(folder).resolve()
-    spelt = [f"{name}={re.sub('[^A-Za-z0-9._+-]+', '-', str(value)).strip('-')}" for name, value in changes.items()]
-    return folder.with_name(",".join([folder.name, *sorted(spelt)]))
+    return folder.with_name(",".join([folder.name, *sorted(spelt(changes))]))
+
+
+def spelt(changes):
+    """["key=value", …] as in a folder's name."""
+    return [f"{name}={re.sub('[^A-Za-z0-9._+-]+', '-', str(value)).strip('-')}" for name, value in changes.items()]
 
 
 def write_params(folder, raw):

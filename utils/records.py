@@ -9,6 +9,7 @@ from pathlib import Path
 import model
 from utils.checkpoint import ROOT
 from utils.params import check, read
+from utils.plan import Plan, spelt
 
 # 0.975 quantile of Student's t for 1, 2, … degrees of freedom
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -75,17 +76,20 @@ def summarise(runs):
     return summary
 
 
-def record(run, numbers, alone=None):
+def record(run, numbers, alone=None, changes=None):
     """All that is known of a run folder (seeds apart), as a flat dictionary; numbers: `published()`.
 
-    Its difference is to the run folder `alone`; of a student by default to its `baseline`.
+    Its difference is to the run folder `alone`; of a student by default to its `baseline`. changes: the {key: value}
+    that are changed in all runs, whatever table they belong to.
     """
-    summary, published = summarise(runs_of(run)), numbers.get(run)
+    changes = changes or {}
+    summary, published = summarise(runs_of(run)), numbers.get(unchanged(run, changes))
     experiment = Path(run).with_name(Path(run).name.split(",")[0])
     raw = read(ROOT / experiment / "params.json")
     teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")
     if alone is None and "teacher_resume" in raw:
         alone = baseline(experiment, raw)
+        alone = alone and Plan().add(alone, everywhere=changes)
     gains = summary.over(summarise(runs_of(alone))) if alone else []
     return {
         "experiment": run.removeprefix("experiments/"),
@@ -99,10 +103,16 @@ def record(run, numbers, alone=None):
         "difference_sd": deviation(gains),
         "difference_n": len(gains),
         "published": published,
-        "published_difference": minus(published, numbers.get(alone)),
+        "published_difference": minus(published, numbers.get(unchanged(alone, changes)) if alone else None),
         "published_inside": summary.inside(published),
         "unfinished": ", ".join(summary.unfinished),
     }
+
+
+def unchanged(run, changes):
+    """The run folder in which `changes` are not made."""
+    name, *tags = Path(run).name.split(",")
+    return str(Path(run).with_name(",".join([name, *(tag for tag in tags if tag not in spelt(changes))])))
 
 
 def baseline(experiment, raw):

@@ -15,20 +15,21 @@ STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 FORMATS = (*STYLES, "csv", "json")
 
 
-def report(target, style="text", with_changed=True):
+def report(target, style="text", changes=None):
     """The results of a target, a folder or a name in experiments/tables.json, as a string.
 
-    with_changed: for a folder, also runs with changed keys, "experiment,key=value"; those with other seeds always are.
+    changes: {key: value}, of the runs in which these are changed; None: of those as the target has them, and for a
+    folder of all with changed keys too, "experiment,key=value". Those with other seeds always are.
     """
     if tables.is_folder(target):
-        return report_folder(target, style, with_changed)
+        return report_folder(target, style, changes)
     table = tables.load_table(target)
-    return (report_matrix if isinstance(table, tables.Matrix) else report_table)(table, style)
+    return (report_matrix if isinstance(table, tables.Matrix) else report_table)(table, style, changes or {})
 
 
-def report_table(table, style="text"):
+def report_table(table, style, changes):
     """A target as the paper prints it, the paper's numbers below each row of ours, as a string."""
-    rows, records = read_records(table)
+    rows, records = read_records(table, changes)
     if style not in STYLES:
         return dump(flat(table, rows, records), style)
     lines = []
@@ -38,18 +39,17 @@ def report_table(table, style="text"):
         if any(entry and entry["published"] for entry in entries):
             lines.append(["", "paper", *(entry and shown_published(entry) for entry in entries)])
     about = "Test accuracy in %; in brackets: minus the same student without a teacher, over the seeds that both have."
-    return titled(table, about, draw(lines, ["", "", *table.columns], style), style)
+    return titled(table, about, changes, draw(lines, ["", "", *table.columns], style), style)
 
 
-def report_matrix(matrix, style="text"):
+def report_matrix(matrix, style, changes):
     """What each attack gains over the student alone, for each defence, and which one gains most, as a string."""
-    alone, smoothed, rows = read_matrix(matrix)
+    alone, smoothed, rows = read_matrix(matrix, changes)
     if style not in STYLES:
         own = {"alone": alone, "yardstick": smoothed}.items()
         own = [{"row": name, "column": "student"} | entry for name, entry in own]
         names, records = [name for name, _ in matrix.rows], [[teacher, *attacks] for teacher, attacks in rows]
         return dump([*own, *flat(matrix, names, records)], style)
-    changed = ", ".join(f"{name} {value}" for name, value in matrix.yardstick.changes.items())
     lines = []
     for (name, (cell, *_)), (teacher, attacks) in zip(matrix.rows, rows, strict=True):
         attack, best = strongest(matrix, attacks) or ("", None)
@@ -60,20 +60,21 @@ def report_matrix(matrix, style="text"):
     about = (
         "Test accuracy in %: the teacher's, as its students have it; the students' best, minus that of the student"
         f" alone, {shown_best(alone)}, seed by seed."
-        f"\nThe yardstick is the student alone with {changed}, {shown_best(smoothed)}."
+        f"\nThe yardstick is the student alone with {listed(matrix.yardstick.changes)}, {shown_best(smoothed)}."
     )
     headers = ["defence", *matrix.columns, "strongest attack", "minus yardstick"]
-    return titled(matrix, about, draw(lines, headers, style), style)
+    return titled(matrix, about, changes, draw(lines, headers, style), style)
 
 
-def read_matrix(matrix):
+def read_matrix(matrix, changes=None):
     """(record of the student alone, of the yardstick, for each row (the teacher's, [each attack's]))."""
-    alone, numbers = tables.run_of(matrix.alone), tables.published()
-    rows = [
-        (record(tables.run_of(teacher), numbers), [record(tables.run_of(cell), numbers, alone) for cell in attacks])
-        for _, (teacher, *attacks) in matrix.rows
-    ]
-    return record(alone, numbers), record(tables.run_of(matrix.yardstick), numbers, alone), rows
+    alone, numbers = tables.run_of(matrix.alone, changes), tables.published()
+
+    def read(cell, alone=None):
+        return record(tables.run_of(cell, changes), numbers, alone, changes)
+
+    rows = [(read(teacher), [read(cell, alone) for cell in attacks]) for _, (teacher, *attacks) in matrix.rows]
+    return read(matrix.alone), read(matrix.yardstick, alone), rows
 
 
 def strongest(matrix, attacks):
@@ -92,10 +93,13 @@ def shown_gain(entry):
     return signed(entry["difference"]) + (f" ± {spread:.2f}" if spread is not None else "")
 
 
-def read_records(table):
+def read_records(table, changes):
     """(names of the rows, for each row a record or None a column)."""
     numbers = tables.published()
-    records = [[cell and record(tables.run_of(cell), numbers) for cell in cells] for _, cells in table.rows]
+    records = [
+        [cell and record(tables.run_of(cell, changes), numbers, changes=changes) for cell in cells]
+        for _, cells in table.rows
+    ]
     return [name for name, _ in table.rows], records
 
 
@@ -109,19 +113,28 @@ def flat(table, rows, records):
     ]
 
 
-def titled(table, about, drawn, style):
+def titled(table, about, changes, drawn, style):
     title = f"{table.title} ({table.source})\n{about}"
+    if changes:
+        title += f"\nIn all runs {listed(changes)}."
     if style == "latex":
         title = "% " + title.replace("\n", "\n% ")
     return f"{title}\n\n{drawn}"
 
 
-def report_folder(folder, style="text", with_changed=True):
+def listed(changes):
+    return ", ".join(f"{name} {value}" for name, value in changes.items())
+
+
+def report_folder(folder, style, changes):
     """Every experiment in `folder`, its seeds together, as a string."""
     numbers = tables.published()
-    paths = [Path(path) for path in plans.experiments_below(folder, with_runs=with_changed)]
-    runs = sorted({str(path.with_name(split_seed(path.name)[0])) for path in paths})
-    records = [record(run, numbers) for run in runs]
+    if changes is None:
+        paths = [Path(path) for path in plans.experiments_below(folder, with_runs=True)]
+        runs = sorted({str(path.with_name(split_seed(path.name)[0])) for path in paths})
+    else:
+        runs = [plans.Plan().add(path, everywhere=changes) for path in plans.experiments_below(folder)]
+    records = [record(run, numbers, changes=changes) for run in runs]
     begun = [entry["experiment"] for entry in records if entry["n"] or entry["unfinished"]]
     records = [
         r for r in records if r["experiment"] in begun or not any(b.startswith(r["experiment"] + ",") for b in begun)

@@ -25,9 +25,9 @@ class Cell:
     teacher_changes: dict = field(default_factory=dict)
     epoch: str = "best"  # or "last": the epoch that counts
 
-    def add_to(self, plan, seed=None):
-        """Plan this experiment; the folder of its run."""
-        return plan.add(self.experiment, self.changes, self.teacher_changes, seed)
+    def add_to(self, plan, everywhere):
+        """Plan this experiment; the folder of its run. everywhere: {key: value} for it and all that it depends on."""
+        return plan.add(self.experiment, self.changes, self.teacher_changes, everywhere)
 
 
 @dataclass
@@ -95,20 +95,23 @@ def is_folder(target):
     return (ROOT / target).is_dir()
 
 
-def plan_target(target, seeds, plan):
-    """Add all experiments of a target to `plan`, once for each of `seeds`; None is the experiment's own."""
+def plan_target(target, plan, seeds, changes):
+    """Add all experiments of a target to `plan`, once for each of `seeds`; None is the experiment's own.
+
+    changes: {key: value} for all of them.
+    """
     if is_folder(target):
         cells = [Cell(experiment) for experiment in plans.experiments_below(target)]
     else:
         cells = load_table(target).cells()
     for seed in seeds:
         for cell in cells:
-            cell.add_to(plan, seed)
+            cell.add_to(plan, changes | ({} if seed is None else {"seed": seed}))
 
 
-def run_of(cell):
-    """The run folder of a cell, seeds apart."""
-    return cell.add_to(plans.Plan())
+def run_of(cell, changes=None):
+    """The run folder of a cell, seeds apart. changes: {key: value} for it and all that it depends on."""
+    return cell.add_to(plans.Plan(), changes)
 
 
 def published():
