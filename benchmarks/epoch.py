@@ -1,15 +1,15 @@
 """Time a training epoch of this project against the released code's pipeline, in one run, in alternation.
 
     python benchmarks/epoch.py                                          net, preresnet20 and resnet18
-    python benchmarks/epoch.py resnet18 --kind normal nasty kd          other kinds of steps
+    python benchmarks/epoch.py all --kind normal nasty kd               seven networks, other kinds of steps
     python benchmarks/epoch.py resnet18 --kind dafl dfad deepinversion  attacks without data, which have no reference
     python benchmarks/epoch.py net --steps 0                            whole epochs
     python benchmarks/epoch.py net preresnet20 --together 1 2 4 8       several runs at once
 
-Each line is the median of some rounds. A round is a few steps of ours, as many of the reference (reference.py, in a
-process of its own), and one pass over our loader alone; seconds per epoch are of 50,000 images. An iteration (it) is a
-training step; of dafl and dfad a step of the generator and those of the student after it; of deepinversion a step on
-the pixels of a batch, whose images are finished after 2000. Needs an otherwise idle machine.
+Each line is the median of some rounds. A round is a few steps of ours (on a GPU nearly an epoch), of the reference
+(reference.py, in a process of its own), and one pass over our loader alone; seconds per epoch are of 50,000 images. An
+iteration (it) is a training step; of dafl and dfad a step of the generator and those of the student after it; of
+deepinversion a step on the pixels of a batch, whose images are finished after 2000. Needs an otherwise idle machine.
 """
 
 import argparse
@@ -32,6 +32,10 @@ from utils.errors import UserError
 from utils.experiment import add_data_flags, at_least, one_line_errors
 
 EPOCH = 50_000  # images
+NETWORKS = ["net", "preresnet20", "resnet18", "resnet50", "resnext29", "mobilenetv2", "shufflenetv2"]
+STEPS = {"cpu": 30, "cuda": 380}  # of ours in a round
+REFERENCE_STEPS = {"cpu": 30, "cuda": 60}
+CLOCK_RISES = 1.0  # seconds of work before an idle GPU is as fast as it gets
 COLUMNS = {
     "network": "network",
     "kind": "step",
@@ -47,18 +51,20 @@ COLUMNS = {
     "peak_tflops": "peak TFLOP/s",
     "memory_mib": "MiB",
     "warmup_seconds": "warm-up s",
+    "compiled": "compiled",
 }
 
 
 def flags():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("network", nargs="*", default=["net", "preresnet20", "resnet18"], help="as in params.json")
+    add("network", nargs="*", default=NETWORKS[:3], help=f"as in params.json; all: {', '.join(NETWORKS)}")
     add("--kind", nargs="+", default=["normal"], choices=list(KINDS), help="training steps (default: normal)")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of ours (default: auto)")
     add("--compile", action="store_true", help="ours with the key compile: a CUDA graph of the step")
     add("--batch_size", type=at_least(1), metavar="N", help="default: 128; of the attacks without data as published")
-    add("--steps", type=at_least(0), default=30, metavar="N", help="timed in a round; 0: a whole epoch (default: 30)")
+    add("--steps", type=at_least(0), metavar="N", help="timed in a round; 0: a whole epoch (default: 30; 380 on a GPU)")
+    add("--reference_steps", type=at_least(0), metavar="N", help="of the reference (default: --steps; 60 on a GPU)")
     add("--warmup", type=at_least(1), default=10, metavar="N", help="not timed; 8 use up prefetches (default: 10)")
     add("--rounds", type=at_least(1), default=5, metavar="N", help="of which the median is taken (default: 5)")
     instead = parser.add_mutually_exclusive_group().add_argument
@@ -77,11 +83,15 @@ def compare(params, kind, dataset, device, args):
     machine.reset_memory(device)
     start = now(device)
     ours = (Inverting if kind == "deepinversion" else Ours)(params, dataset, device)
-    if args.warmup + args.steps > len(ours.loader):
+    if args.warmup + (args.steps or 0) > len(ours.loader):
         raise UserError(f"--warmup and --steps: an epoch has only {len(ours.loader)} steps")
+    steps, reference_steps = steps_of_a_round(args, device)
+    steps = min(steps, len(ours.loader) - args.warmup)
     timed(ours, args.warmup, 0, device)
     warmup, memory = now(device) - start, machine.peak_memory(device) / 2**20
-    skipped = args.warmup if args.steps else 0
+    while device.type == "cuda" and now(device) - start < warmup + CLOCK_RISES:
+        timed(ours, args.warmup, 0, device)
+    skipped = args.warmup if steps else 0
     with contextlib.ExitStack() as stack:
         rounds = {"ours": []}
         if kind not in DATA_FREE:
@@ -89,10 +99,10 @@ def compare(params, kind, dataset, device, args):
             reference.seconds_per_image(args.warmup, 0)
             rounds |= {"reference": [], "loading": []}
         for _ in range(args.rounds):
-            part = timed(ours, args.steps or len(ours.loader), skipped, device)
+            part = timed(ours, steps or len(ours.loader), skipped, device)
             rounds["ours"].append(part.seconds_per_image)
             if kind not in DATA_FREE:
-                rounds["reference"].append(reference.seconds_per_image(args.steps, skipped))
+                rounds["reference"].append(reference.seconds_per_image(reference_steps, skipped))
                 rounds["loading"].append(seconds_to_load(ours.loader, device))
     if args.profile:
         title = f"{params.model_name}, {kind}, {params.precision}: {args.warmup} steps of {params.batch_size}"
@@ -108,6 +118,7 @@ def compare(params, kind, dataset, device, args):
         "peak_tflops": peak / 1e12,
         "memory_mib": memory,
         "warmup_seconds": warmup,
+        "compiled": ours.compiled,
         "rounds_seconds_per_image": rounds,
     }
     if kind not in DATA_FREE:
@@ -117,6 +128,14 @@ def compare(params, kind, dataset, device, args):
             "step_gflop_per_image": flops / 1e9,
         }
     return dict.fromkeys(COLUMNS) | line
+
+
+def steps_of_a_round(args, device):
+    """(of ours, of the reference): what the flags say, or the default of this device. 0 is a whole epoch."""
+    steps = STEPS[device.type] if args.steps is None else args.steps
+    if args.reference_steps is not None:
+        return steps, args.reference_steps
+    return steps, REFERENCE_STEPS[device.type] if args.steps is None else steps
 
 
 def against_reference(ours, reference, loading):
@@ -133,7 +152,7 @@ def against_reference(ours, reference, loading):
 def at_once(params, kind, dataset, device, args):
     """{column: value} of `args.together`, one line each."""
     for count in args.together:
-        steps = args.steps or len(dataset.train_loader(params.batch_size))
+        steps = steps_of_a_round(args, device)[0] or len(dataset.train_loader(params.batch_size))
         rate = together.throughput(count, params, args.data_dir, args.images, steps, args.warmup)
         yield {"network": params.model_name, "kind": kind, "runs": count, "total_images_per_second": rate}
 
@@ -146,6 +165,7 @@ def main(argv=None):
                 raise UserError(f"{path}: must be a file in a folder that exists")
         device = engine.pick_device()
         precision = engine.resolve_precision(args.precision, device)
+        args.network = NETWORKS if args.network == ["all"] else args.network
         common = args.batch_size, precision, args.compile
         jobs = [(settings(name, kind, *common), kind) for name in args.network for kind in args.kind]
         if args.together and "deepinversion" in args.kind:

@@ -71,10 +71,15 @@ class Ours:
         self.method = learner(params, dataset, device)
         self.optimizer = engine.make_optimizer(params, self.method.model)
         self.recorder = Recorder(self.method, self.optimizer, device, print) if params.compile else None
-        self.loader = dataset.train_loader(params.batch_size, params.augmentation)
+        self.loader = dataset.train_loader(params.batch_size, params.augmentation, ahead=params.compile)
         if isinstance(self.method, Generating):
             self.loader = Iterations(self.method, self.loader)
             self.method.batches = iter  # of a Part, which times those that `loader` has the method make
+
+    @property
+    def compiled(self):
+        """Whether steps are replayed from recordings."""
+        return bool(self.recorder and self.recorder.active)
 
     def train(self, part):
         engine.train_epoch(self.method, self.method.losses, part, self.optimizer, "ours", self.recorder)
@@ -106,9 +111,15 @@ class Inverting:
         self.method = learner(params, dataset, device)
         self.labels = torch.arange(params.batch_size, device=device) % dataset.spec.num_classes
         self.loader = range(params.inversion_steps)
+        self.said = []
+
+    @property
+    def compiled(self):
+        """Whether steps are replayed from recordings."""
+        return any(line.startswith("Compiled") for line in self.said)
 
     def train(self, part):
-        own = self.method.settings()
+        own = self.method.settings() | {"log": self.said.append if self.method.params.compile else None}
         for steps in filter(None, (part.warmup, part.steps)):  # the last is timed
             part.start = now(part.device)
             invert(self.method.teacher.teacher, self.labels, **own | {"steps": steps})

@@ -34,6 +34,9 @@ class Method:
         self.params, self.zoo = params, zoo
         self.model = zoo.trained(params)
 
+    def log(self, line):
+        """Say something in the run's training.log; where there is a run, it puts its own in the place of this."""
+
     @property
     def trained(self):
         """What the optimizer trains, and what is in train mode meanwhile: the network, or a part of it, or more."""

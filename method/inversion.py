@@ -11,49 +11,73 @@ a_…   weights                          JS         Jensen-Shannon divergence of
 
 import math
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from model.network import at_least_float32
 from utils.errors import Diverged, UserError
 from utils.losses import cross_entropy, kl
+from utils.recorded import Recorder
 
 
 def invert(
     network, labels, image_size, *, steps=2000, learning_rate=0.05, a_tv=2.5e-5, a_l2=0.0, a_f=10.0, a_c=0.0,
-    student=None, T=3.0, jitter=2, flip=True, seed=0, title=None,
+    student=None, T=3.0, jitter=2, flip=True, seed=0, title=None, log=None,
 ):  # fmt: skip
     """(normalised images, float32 (N, 3, H, W), of the classes `labels` (N,); {term: scalar} of the last step).
 
     network, student: in eval mode. jitter: shift at most, in pixels. flip: whether a mirrored image is one too.
-    seed: start, shifts and flips are a function of it. title: of a progress bar. UserError: there is no batch norm.
+    seed: start, shifts and flips are a function of it. title: of a progress bar. log: where it is given, steps are
+    recorded as with the key `compile`, and it takes a line on that. UserError: there is no batch norm.
     """
     if not batch_norms(network):
         raise UserError(no_batch_norm(type(network).__name__))
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(len(labels), 3, image_size, image_size, generator=generator).to(labels.device).requires_grad_()
-    shifts = torch.randint(-jitter, jitter + 1, (steps, 2), generator=generator).tolist()
-    flips = (torch.rand(steps, generator=generator) < 0.5 * flip).tolist()
+    x = nn.Parameter(torch.randn(len(labels), 3, image_size, image_size, generator=generator).to(labels.device))
+    shifts = torch.randint(-jitter, jitter + 1, (steps, 2), generator=generator)
+    flips = torch.rand(steps, generator=generator) < 0.5 * flip
     optimizer = torch.optim.Adam([x], learning_rate, fused=True)
+
+    def step(rows, columns):
+        seen = x.index_select(2, rows).index_select(3, columns).contiguous(memory_format=torch.channels_last)
+        found.clear()
+        logits = network(seen)
+        others = student(seen) if a_c > 0 else None
+        terms = inversion_loss(seen, labels, logits, sum(found), others, a_tv, a_l2, a_f, a_c, T)
+        optimizer.zero_grad(set_to_none=True)
+        terms["inversion"].backward(inputs=[x])
+        optimizer.step()
+        return {name: value.detach() for name, value in terms.items()}
+
+    if log:
+        canvas = nn.ParameterList([x])
+        pixels = SimpleNamespace(model=canvas, trained=canvas, extra=dict)
+        step = partial(Recorder(pixels, optimizer, labels.device, log), step)
+    sources = zip(*(places.to(labels.device) for places in shift_and_flip(image_size, shifts, flips)), strict=True)
     quiet = None if title else True  # None: quiet where there is no terminal
     with distances(network) as found:
-        for shift, mirrored in tqdm(zip(shifts, flips, strict=True), title, steps, leave=False, disable=quiet):
-            seen = x.roll(shift, (2, 3))
-            seen = (seen.flip(3) if mirrored else seen).contiguous(memory_format=torch.channels_last)
-            found.clear()
-            logits = network(seen)
-            others = student(seen) if a_c > 0 else None
-            terms = inversion_loss(seen, labels, logits, sum(found), others, a_tv, a_l2, a_f, a_c, T)
-            optimizer.zero_grad(set_to_none=True)
-            terms["inversion"].backward(inputs=[x])
-            optimizer.step()
-    terms = {name: value.detach() for name, value in terms.items()}
+        for rows, columns in tqdm(sources, title, steps, leave=False, disable=quiet):
+            terms = step(rows, columns)
     if not x.isfinite().all():
         raise Diverged(", ".join(f"{name} {value:.4g}" for name, value in terms.items()))
     return x.detach(), terms
+
+
+def shift_and_flip(size, shifts, flips):
+    """(rows, columns), int (steps, size) both: where each row and each column of the image that is seen comes from.
+
+    shifts: down and to the right, int (steps, 2); what leaves one side comes in at the other. flips: whether the image
+    is then mirrored left and right, bool (steps,).
+    """
+    places = torch.arange(size)
+    rows, columns = ((places - shift[:, None]) % size for shift in shifts.T)
+    return rows, torch.where(flips[:, None], columns.flip(1), columns)
 
 
 def inversion_loss(x, labels, logits, bn, student_logits, a_tv, a_l2, a_f, a_c, T):

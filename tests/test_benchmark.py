@@ -22,11 +22,13 @@ def run(tmp_path, *argv):
 
 
 def test_table(tmp_path, capsys):
-    written = run(tmp_path, "net", "--kind", "normal", "nasty", "kd", "--profile", str(tmp_path / "profile.txt"))
+    profile = str(tmp_path / "profile.txt")
+    written = run(tmp_path, "net", "--kind", "normal", "nasty", "kd", "--compile", "--profile", profile)
     assert [line["kind"] for line in written["results"]] == ["normal", "nasty", "kd"]
     for line in written["results"]:
         assert line["ratio"] == pytest.approx(line["images_per_second"] / line["reference_images_per_second"])
-        assert all(line[name] > 0 for name in epoch.COLUMNS if name not in ("network", "kind"))
+        assert all(line[name] > 0 for name in epoch.COLUMNS if name not in ("network", "kind", "compiled"))
+        assert line["compiled"] == torch.cuda.is_available()
     assert written["data"].startswith("64 random images")
     assert "aten::" in (tmp_path / "profile.txt").read_text()
     assert "images/s" in capsys.readouterr().out
@@ -49,6 +51,15 @@ def test_attacks_without_data(tmp_path, monkeypatch):
 def test_batch_sizes_are_the_published_ones():
     sizes = {kind: pipelines.settings("net", kind, None, "fp32").batch_size for kind in pipelines.KINDS}
     assert sizes == {"normal": 128, "nasty": 128, "kd": 128, "dafl": 1024, "dfad": 256, "deepinversion": 256}
+
+
+def test_lengths_of_a_round():
+    def lengths(device, *argv):
+        return epoch.steps_of_a_round(epoch.flags().parse_args(list(argv)), torch.device(device))
+
+    assert lengths("cpu") == (30, 30) and lengths("cuda") == (380, 60)
+    assert lengths("cuda", "--steps", "7") == (7, 7) and lengths("cuda", "--reference_steps", "9") == (380, 9)
+    assert lengths("cpu", "--steps", "0", "--reference_steps", "5") == (0, 5)
 
 
 def test_whole_epoch(tmp_path):

@@ -170,6 +170,7 @@ def test_several_processes_take_the_plain_path(monkeypatch):
 @every_case
 def test_every_method(name, keys, device, trained, tmp_path):
     """One recording serves both epochs, so that what `losses` decides in Python must be the same in both."""
+    keys = keys | {"precision": "fp32" if device == "cpu" else "bf16"}
     learner = build(name, keys, trained / "baseline/teacher/best_model.tar")[0]
     for value in (False, True):
         (tmp_path / str(value)).mkdir()
@@ -178,8 +179,24 @@ def test_every_method(name, keys, device, trained, tmp_path):
     assert_same(tmp_path / "False", tmp_path / "True", device)
     said = re.findall(r"INFO: (.*ompiled.*)", log(tmp_path / "True"))
     if name != "averager" or device == "cuda":  # its one_hot looks at the labels, on the CPU alone
-        assert len(said) == (2 if name in ("dfad", "deepinversion") else 1)  # two kinds of batch
-        assert all(line.startswith("Compiled in ") for line in said)
+        kinds = 2 if name in ("dfad", "deepinversion") else 1  # of batches
+        images = 3 if name == "deepinversion" else 0  # whose pixels are changed in recorded steps
+        assert len(said) == kinds + images
+        assert all(re.match(r"(Images ./3: )?Compiled in ", line) for line in said)
+
+
+@pytest.mark.parametrize("name", ["dafl", "dfad", "deepinversion", "skeptical", "scm"])
+def test_what_has_more_than_a_student_ends_with_the_same_bits(name, device, trained, tmp_path):
+    learner = build(name, {"num_epochs": 3, "compile": True}, trained / "baseline/teacher/best_model.tar")[0]
+    lengths = {"whole": [3], "cut": [1, 3]}
+    for folder, epochs in lengths.items():
+        (tmp_path / folder).mkdir()
+        for num_epochs in epochs:
+            params = SimpleNamespace(**vars(learner.params) | {"num_epochs": num_epochs})
+            experiment.train(tmp_path / folder, params, "")
+    assert same_weights(tmp_path / "whole/last_model.tar", tmp_path / "cut/last_model.tar")
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+    assert "Compiled in " in log(tmp_path / "cut")
 
 
 def test_a_run_that_began_before_there_was_the_key_goes_on(trained, tmp_path):

@@ -1,5 +1,6 @@
 """One run over two processes, as torchrun starts them, against the same run in one."""
 
+import os
 import subprocess
 import sys
 
@@ -20,7 +21,8 @@ PLAIN = {
 def train(folder, processes=1):
     command = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
     command = [sys.executable, *command, "train_scratch.py", "--save_path", str(folder)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    on_cpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # two processes want two GPUs
+    return subprocess.run(command, cwd=ROOT, env=on_cpu, capture_output=True, text=True, check=True).stdout
 
 
 def test_two_processes_compute_what_one_does_and_resume(tmp_path):

@@ -82,11 +82,15 @@ class Witness(Zoo):
         return self.made[-1]
 
 
+def raw_params(name, frozen):
+    """What a params.json of the method `name` may say; frozen: the checkpoint of another network."""
+    needed = [f for f in dataclasses.fields(method.find(name).Params) if f.default is dataclasses.MISSING]
+    return TINY | {"method": name} | SMALL.get(name, {}) | {field.name: example(field, frozen) for field in needed}
+
+
 def build(name, keys, frozen, bf16=False):
     """(the method, a loader, an optimizer)"""
-    needed = [f for f in dataclasses.fields(method.find(name).Params) if f.default is dataclasses.MISSING]
-    raw = TINY | {"method": name} | SMALL.get(name, {}) | {field.name: example(field, frozen) for field in needed}
-    checked = params.check(raw | keys, Path("params.json"))
+    checked = params.check(raw_params(name, frozen) | keys, Path("params.json"))
     engine.seed_everything(0, epoch=-1)
     learner = method.find(name)(checked, Witness(DIGITS, torch.device("cpu"), bf16))
     loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)

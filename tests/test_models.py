@@ -351,8 +351,9 @@ def test_depthwise_is_the_library_s_grouped_convolution(dtype, stride):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_a_frozen_network_in_bf16_answers_with_autocasts_bits(name, device):
+def test_a_frozen_network_in_bf16_answers_with_autocasts_bits(name, device, monkeypatch):
     """Features, logits, and the gradient of the images, which attacks without data follow."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as `engine.pick_device` has it
     zoo = Zoo(DATASETS["cifar10"], torch.device(device), bf16=True)
     network = zoo.fresh(name)
     images = torch.randn(4, 3, 32, 32, device=device)

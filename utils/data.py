@@ -15,7 +15,7 @@ from utils.augment import augment, draw, normalise
 from utils.errors import UserError, suggest
 
 SUBSET_SEED = 230
-AHEAD = 2048  # images that a GPU assembles at once: for a batch, launching its kernels takes longer than running them
+AHEAD = 2048  # images that are assembled at once on a GPU: launching a batch's kernels takes longer than running them
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,11 @@ class Dataset:
     test: Split
     summary: str  # one line for the log
 
-    def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1):
-        """Shuffled batches. UserError where a process would be left with one image, too few for batch norm."""
+    def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1, ahead=False):
+        """Shuffled batches. UserError where a process would be left with one image, too few for batch norm.
+
+        ahead: on a GPU, assemble several batches at once.
+        """
         smallest = (len(self.train) % batch_size or batch_size) // world_size
         if smallest < 2:
             raise UserError(
@@ -69,7 +72,10 @@ class Dataset:
                 "batch norm needs 2: choose another batch_size or subset_percent"
             )
         kinds = self.spec.augmentation if augmentation else ()
-        return Loader(self.train, self.spec, batch_size, kinds, True, seed, rank, world_size)
+        loader = Loader(self.train, self.spec, batch_size, kinds, True, seed, rank, world_size)
+        if ahead and self.train.images.is_cuda:
+            loader.together = max(1, AHEAD // batch_size)
+        return loader
 
     def test_loader(self, batch_size=1000):
         return Loader(self.test, self.spec, batch_size)
@@ -91,7 +97,7 @@ class Loader:
         self.rank, self.world_size, self.weight = rank, world_size, 1.0
         self.mean = torch.tensor(spec.mean, device=split.images.device)
         self.std = torch.tensor(spec.std, device=split.images.device)
-        self.together = max(1, AHEAD // batch_size) if self.mean.is_cuda else 1
+        self.together = 1
 
     def set_epoch(self, epoch):
         self.epoch = epoch

@@ -12,9 +12,10 @@ from utils.distributed import WORLD_SIZE
 
 def describe(device, precision):
     """One line on versions, device, precision and commit: equal numbers are promised only where it is equal."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    if device.type == "cpu":
-        where += f", {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        where = f"{torch.cuda.get_device_name(device)}, cuDNN {torch.backends.cudnn.version()}"
+    else:
+        where = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if WORLD_SIZE > 1:
         where += f", {WORLD_SIZE} processes"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"

@@ -135,10 +135,10 @@ def train(folder, params, data_dir, gpu_id=None, download=False):
     dataset = data.load(params.dataset, data_dir, device, params.subset_percent, download)
     engine.seed_everything(params.seed, epoch=-1)
     learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))
-    learner.folder = run.folder
+    learner.folder, learner.log = run.folder, run.log
     run.check_origins(learner.zoo.origins)
     share = distributed.RANK, distributed.WORLD_SIZE
-    loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share)
+    loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share, ahead=params.compile)
     with run.opened(environment.describe(device, params.precision)):
         run.log(f"Data: {dataset.summary}")
         engine.train(learner, loader, dataset.test_loader(), params, run)

@@ -6,13 +6,14 @@ Its kernels are those of the plain path and read the same numbers, so they compu
 memory each time: a batch is copied there first. What Python decides, in `losses` for example, is decided while
 recording, once and for all. Where a learning rate has changed, the step is recorded anew, which takes about as long as
 a plain one. A batch of another size, the last of an epoch, takes the plain path; and so does every step where
-recording is impossible or fails, which the log then says in a line.
+recording is impossible or fails, which the log then says in a line. What would fail, an operation that waits for the
+GPU, is looked for beforehand, since a failed recording is hard to clean up after.
 """
 
+import functools
 import time
 import traceback
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from torch import nn
 from utils import distributed
 
 WARMUP = 3  # steps before the first recording, in which libraries and the optimizer set up what they keep
+SPOILT = []  # graphs whose recording failed: PyTorch 2.11 goes on referring to them
 
 
 class Recorder:
@@ -61,8 +63,13 @@ class Recorder:
         if rates != self.rates:
             self.rates, self.graphs = rates, {}  # before the next ones, which then find their memory free
         if kind not in self.graphs:
-            self.record(kind, partial(step, *inputs))
+            self.record(kind, functools.partial(step, *inputs))
         return step(*batch) if self.refused else self.graphs[kind].replay()
+
+    @property
+    def active(self):
+        """Whether steps are replayed."""
+        return bool(self.graphs)
 
     def record(self, kind, step):
         start = time.perf_counter()
@@ -75,7 +82,8 @@ class Recorder:
             with capturable(optimizers(self.method, self.optimizer)):
                 graph.record(step)
         except Exception as error:  # of any kind: what is wrong with the step itself shows on the plain path too
-            self.refuse(traceback.format_exception_only(error)[0].splitlines()[0])
+            cause = error.__context__ or error  # what ends a spoilt recording is an error of its own
+            self.refuse(traceback.format_exception_only(cause)[0].splitlines()[0])
         else:
             self.graphs[kind] = graph
             self.log(f"Compiled in {time.perf_counter() - start:.1f} s")
@@ -85,26 +93,53 @@ class Graph:
     """A step on CUDA. It runs and is recorded on a stream of its own, as PyTorch asks for, and replayed on any."""
 
     def __init__(self):
-        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        self.graph, self.stream = torch.cuda.CUDAGraph(), own_stream(torch.cuda.current_device())
 
     def warm_up(self, step):
         here = torch.cuda.current_stream()
         self.stream.wait_stream(here)
         try:
             with torch.cuda.stream(self.stream):
-                for _ in range(WARMUP):
+                for _ in range(WARMUP - 1):
+                    step()
+                with waiting_is_an_error():
                     step()
         finally:
             here.wait_stream(self.stream)
 
     def record(self, step):
-        """Nothing is computed meanwhile."""
-        with torch.cuda.graph(self.graph, stream=self.stream):
-            self.terms = step()
+        """Nothing is computed meanwhile. Where it fails, stream and random numbers are those of before."""
+        here, generator = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
+        numbers = generator.clone_state()
+        try:
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.terms = step()
+        except Exception:
+            torch.cuda.set_stream(here)
+            generator.graphsafe_set_state(numbers)
+            SPOILT.append(self.graph)
+            raise
 
     def replay(self):
         self.graph.replay()
         return self.terms
+
+
+@functools.cache
+def own_stream(device_number):
+    """The one stream on which steps are recorded: libraries keep memory for each that they work on."""
+    return torch.cuda.Stream(device_number)
+
+
+@contextmanager
+def waiting_is_an_error():
+    """An operation that waits for the GPU raises RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def hindrance(device):

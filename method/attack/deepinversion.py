@@ -87,7 +87,9 @@ class DeepInversion(DataFree):
             raise UserError(f"images/{name} is missing, its student has learned since: move *.tar away to train anew")
         seed = derived_seed(p.seed, number, IMAGES)
         labels = torch.arange(number * p.batch_size, (number + 1) * p.batch_size) % self.zoo.spec.num_classes
-        own = {"student": self.model.eval(), "seed": seed, "title": f"Images {number + 1}/{p.image_batches}"}
+        title = f"Images {number + 1}/{p.image_batches}"
+        own = {"student": self.model.eval(), "seed": seed, "title": title}
+        own["log"] = (lambda line: self.log(f"{title}: {line}")) if p.compile else None
         x, terms = invert(self.teacher.teacher, labels.to(self.zoo.device), **own, **self.settings())
         self.model.train()
         batch = {"terms": {name: value.item() for name, value in terms.items()}, "made_from": self.made_from()}

@@ -91,9 +91,10 @@ class Skeptical(KD):
         return nn.ModuleList([self.model, self.heads])
 
     def read_heads(self, images):
-        """The heads' logits for the images that `self.model` has just seen."""
+        """The heads' logits for the images that `self.model` has just seen; once, and then its outputs are let go."""
+        outputs, self.outputs = self.outputs, [None] * len(self.heads)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.model.bf16):
-            return [at_least_float32(own(output)) for own, output in zip(self.heads, self.outputs, strict=True)]
+            return [at_least_float32(own(output)) for own, output in zip(self.heads, outputs, strict=True)]
 
     def losses(self, images, labels):
         p, logits, teacher = self.params, self.model(images), self.teacher(images)

@@ -1,0 +1,131 @@
+"""What would fail on a GPU, found without one: steps on fake CUDA tensors, which have a device and no values.
+
+An operation that works on two devices, copies from one to the other or looks at a value is found here. The first is an
+error on a GPU; the others make it wait, which a recording (the key `compile`) does not survive. The backward pass is
+left out, as it wants a real device.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_methods import every_case, raw_params
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import method
+from method.datafree import Generating
+from model.zoo import Zoo
+from utils import data, engine, params
+
+CUDA = torch.device("cuda", 0)
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal.default", "unique", "lift_fresh")
+
+
+class Watch(TorchDispatchMode):
+    """Collects the operations that do not stay on the GPU, or wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        name = str(operation)
+        devices = {leaf.device.type for leaf in tree_leaves((arguments, options, result)) if torch.is_tensor(leaf)}
+        by_mask = "index" in name and any(torch.is_tensor(i) and i.dtype == torch.bool for i in tree_leaves(arguments))
+        if "cpu" in devices or by_mask or any(word in name for word in WAITS):
+            self.found.append((name, sorted(devices)))
+        return result
+
+
+class FakeZoo(Zoo):
+    def frozen(self, name, path):
+        return self.freeze(self.fresh(name))
+
+    def fill(self, network, path, content=None):
+        """Weights have no values here."""
+
+
+def apply_to_new_parameters(module, function, recurse=True):
+    """What `nn.Module._apply` does, but for real parameters that become fake ones."""
+    for child in module.children():
+        child._apply(function)
+    for name, weight in module._parameters.items():
+        if weight is not None:
+            module._parameters[name] = nn.Parameter(function(weight.detach()), weight.requires_grad)
+    for name, buffer in module._buffers.items():
+        module._buffers[name] = buffer if buffer is None else function(buffer)
+    return module
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Tensors made in the test are fake."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(nn.Module, "_apply", apply_to_new_parameters)
+    monkeypatch.setattr(Generating, "step_generator", lambda self, terms: None)  # a backward pass
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def batches_for(learner):
+    """One batch of each kind that the method's `losses` takes."""
+    if isinstance(learner, Generating):
+        return list(learner.iteration())
+    images = torch.empty(32, 3, 32, 32, device=CUDA).contiguous(memory_format=torch.channels_last)
+    batch = images, torch.zeros(32, dtype=torch.int64, device=CUDA)
+    if learner.params.method == "deepinversion":
+        learner.terms = ["inversion"]
+        return [batch, (*batch, torch.zeros(1, device=CUDA))]
+    return [batch]
+
+
+@every_case
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_losses_stay_on_the_gpu(name, keys, bf16, fake):
+    checked = params.check(raw_params(name, "unread") | keys, Path("params.json"))
+    learner = method.find(name)(checked, FakeZoo(data.DATASETS["digits"], CUDA, bf16))
+    learner.trained.train()
+    for batch in batches_for(learner):
+        with Watch() as watch:
+            terms = learner.losses(*batch)
+        assert {term.device for term in terms.values()} == {CUDA} and not watch.found
+        with Watch() as watch:
+            engine.Means().add({term: value.detach() for term, value in terms.items()}, len(batch[0]))
+        assert not watch.found
+
+
+@pytest.mark.parametrize("name", list(data.DATASETS))
+def test_batches_are_assembled_on_the_gpu(name, fake):
+    spec = data.DATASETS[name]
+    size = 50, spec.image_size, spec.image_size, 3
+    split = data.Split(torch.empty(size, dtype=torch.uint8, device=CUDA), torch.zeros(50, dtype=int, device=CUDA))
+    loader = data.Loader(split, spec, 8, spec.augmentation, shuffle=True)
+    order, draws = loader.plan()
+    with Watch() as watch:
+        images, labels = loader.assemble(order[:8], {kind: values[:8] for kind, values in draws.items()})
+    assert images.device == labels.device == CUDA and not watch.found
+
+
+WRONG = {
+    "item": lambda x: x.sum().item(),
+    "mask": lambda x: x[x > 0],
+    "two devices": lambda x: x + torch.empty(4),
+    "copy": lambda x: torch.ones(4).to(CUDA),
+    "constant": lambda x: torch.tensor([1.0, 2.0], device=CUDA),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_found(name, fake):
+    x = torch.empty(4, device=CUDA)
+    with Watch() as watch:
+        try:
+            WRONG[name](x)
+        except Exception as error:  # a fake tensor has no value to look at
+            watch.found.append(error)
+    assert watch.found
