@@ -10,7 +10,7 @@ from conftest import experiment, files, same_weights, script, train, weights, wi
 
 import model
 from model.zoo import Zoo
-from utils import checkpoint, data
+from utils import checkpoint, data, params
 from utils.errors import UserError
 
 
@@ -87,6 +87,13 @@ def test_teacher_resume_replaces_the_teacher(tmp_path, trained):
     teacher = trained / "baseline/teacher"
     train(folder, "--teacher_resume", teacher / "best_model.tar")
     assert same_weights(folder / "last_model.tar", trained / "kd_normal/student/last_model.tar")
+
+
+def test_what_a_changed_run_starts_from_is_in_its_params(tmp_path, trained):
+    folder, source = experiment(tmp_path / "x"), trained / "baseline/teacher/best_model.tar"
+    train(folder, "--resume", source, "--set", "num_epochs=1")
+    assert params.read(tmp_path / "x,num_epochs=1/params.json")["resume"] == str(source)
+    assert "finished" in script("train_scratch.py", "--save_path", tmp_path / "x,num_epochs=1").out
 
 
 @pytest.mark.parametrize("argument", [[], ["best_model.tar"], ["last_model.tar"]])

@@ -123,7 +123,7 @@ def test_a_matrix_has_gains_and_frames_the_strongest(project):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["normal", "nasty"]  # whose teachers have not run
     numbers = {text.get_position(): text.get_text() for text in ax.texts}
     # Alone 70 with one seed, with which the students have 79 and 59, with temperature 2 71 and 51.
-    assert numbers == {(0, 0): "+9.00", (1, 0): "+1.00", (0, 1): "-11.00", (1, 1): "-19.00"}
+    assert numbers == {(0, 0): "+9.00", (1, 0): "+1.00", (0, 1): "−11.00", (1, 1): "−19.00"}
     assert not ax.patches  # one attack has not run
     for kind, best in (("normal", 60.0), ("nasty", 65.0)):
         folder = project / f"kd_{kind}/student,temperature=8"

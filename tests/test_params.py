@@ -95,6 +95,27 @@ def test_all_problems_are_told_at_once():
         assert any(word in line for line in lines)
 
 
+def test_a_key_that_is_there_is_suggested_too():
+    with pytest.raises(UserError, match='"learning_rat"; did you mean "learning_rate"'):
+        check(learning_rat=1)
+
+
+@pytest.mark.parametrize(
+    ("raw", "changes", "gone"),
+    [
+        ({"teacher_model": "net", "temperature": 4, "alpha": 0.9}, {"method": "dafl"}, {"temperature", "alpha"}),
+        ({"teacher_model": "net", "temperature": 4, "alpha": 0.9}, {"method": "htc"}, set()),
+        ({"teacher_model": "net", "temperature": 4}, {"method": "dafl", "temperature": 5}, set()),
+        ({"model_name": "net", "num_channels": 8}, {"model_name": "preresnet8"}, {"num_channels"}),
+        ({"teacher_model": "net", "release": "stingy", "rho": 0.2}, {"release": "logits"}, {"rho"}),
+        ({"momentun": 0.9}, {"seed": 1}, set()),  # a mistake stays one
+        ({"weight": 1}, {"method": "nastty"}, set()),
+    ],
+)
+def test_the_keys_of_what_is_replaced_go_with_it(raw, changes, gone):
+    assert params.changed(raw, changes) == {k: v for k, v in (raw | changes).items() if k not in gone}
+
+
 def test_no_suggestion_where_nothing_is_close():
     with pytest.raises(UserError) as error:
         check(zzz=1)

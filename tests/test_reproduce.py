@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, experiment, files, grow, metrics, same_weights, script, with_teacher
+from conftest import ROOT, experiment, files, grow, metrics, same_weights, script, train, with_teacher
 
-from utils import checkpoint, executors, plan, records, report, tables
+from utils import checkpoint, executors, plan, records, report, runner, tables
 
 # Worked out by hand: {target: runs}. Sweeps: values times rows, and the networks that none of the rows changes.
 RUNS = {
@@ -82,7 +82,7 @@ def test_seeds_run_beside_the_experiment_with_the_teacher_of_their_own():
 
 def test_a_key_changed_everywhere():
     found, last = planned("table1", "--set", "precision=bf16", "--seeds", "0", "17")
-    assert len(found) == 2 * 13 and last.startswith("26 runs, 26 of them to do: 3800 epochs")
+    assert len(found) == 2 * 13 and last.startswith("26 runs, ")
     assert found["experiments/CIFAR10/kd_nasty_resnet18/cnn,precision=bf16,seed=17"] == [
         "experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18,precision=bf16,seed=17"
     ]
@@ -117,6 +117,69 @@ def test_what_fails_is_named_and_the_rest_goes_on(tmp_path):
     assert failed[1].startswith(f"{root}/kd_nasty/student: left out")
     assert [path.parent.name for path in sorted(tmp_path.rglob("last_model.tar"))] == ["student", "teacher", "student"]
     assert done.out.count("finished") == 3 and "kd_normal/student" in done.out.partition("\n\n")[2]
+
+
+def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
+    """Finished with another learning rate; with the teacher of another seed; and spoilt before it has begun."""
+    root = grow(tmp_path, num_epochs=1)
+    assert train(root / "baseline/teacher").status == 0
+    (root / "baseline/teacher/params.json").write_text(
+        (root / "baseline/teacher/params.json").read_text().replace("0.001", "0.002")
+    )
+    dry = script("reproduce.py", root, "--dry_run")
+    line = f'{root}/baseline/teacher: holds a run with other parameters: "learning_rate": there 0.001, here 0.002'
+    assert dry.status == 0 and line in dry.out and dry.out.endswith("5 runs, 5 of them to do: 4 epochs\n")
+    done = script("reproduce.py", root, "--jobs", "1")
+    assert done.status == 1 and line in done.err and done.out.count(": finished") == 1  # the student alone
+    assert done.err.count("left out, since what it needs failed") == 3
+
+    train(root / "kd_normal/student", "--teacher_resume", root / "baseline/student/best_model.tar", "--set", "seed=4")
+    done = script("reproduce.py", root / "kd_normal", "--seeds", "4", "--jobs", "1")
+    assert done.status == 1 and "Traceback" not in done.err
+    assert (
+        f'student,seed=4: holds a run with other parameters: "teacher_resume": there "{root}/baseline/stu' in done.err
+    )
+    assert (root / "baseline/teacher,seed=4/last_model.tar").exists()
+
+
+def test_a_folder_whose_own_name_has_an_equals_sign(tmp_path):
+    for name in "lr=0.1", "other", "other,seed=1":
+        experiment(tmp_path / name)
+    assert set(planned(tmp_path)[0]) == {f"{tmp_path}/lr=0.1", f"{tmp_path}/other"}
+
+
+def test_folders_are_looked_for_here_and_then_in_the_project(tmp_path, monkeypatch):
+    experiment(tmp_path / "été 1/x")
+    monkeypatch.chdir(tmp_path)
+    assert set(planned("été 1")[0]) == {f"{tmp_path}/été 1/x"}
+    assert len(planned("experiments/digits")[0]) == 10
+
+
+def test_metrics_of_an_earlier_run_are_no_progress(tmp_path):
+    folder = experiment(tmp_path / "x", num_epochs=3)
+    (folder / "metrics.jsonl").write_text("{}\n" * 3)
+    planned = plan.Plan()
+    planned.add(str(folder))
+    at_work, seen = runner.Runner(planned), []
+
+    class Slow:
+        room = 1
+
+        def start(self, _):
+            self.waits = 0
+
+        def wait(self, seconds):
+            self.waits += 1
+            if self.waits == 2:
+                (folder / "metrics.jsonl").write_text("{}\n")
+            seen.append(at_work.done[str(folder)])
+            return [(str(folder), None)] if self.waits == 4 else []
+
+        def stop(self):
+            pass
+
+    at_work.run(Slow())
+    assert seen == [0, 0, 1, 1] and at_work.done[str(folder)] == 3
 
 
 # The miniature: a copy of the project with experiments of its own

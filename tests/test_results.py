@@ -246,6 +246,27 @@ def test_folder(project, style):
         assert "83.00" in done.out and "12/160 epochs" in done.out
 
 
+def test_a_run_with_another_teacher_and_one_beside_its_folder(project):
+    other = with_teacher(tables.Path("experiments/mini/kd_nasty/nasty"), num_epochs=1, dropout_rate=0.0)
+    log(experiment(project / "kd_normal/student,num_epochs=1", **other), 77.0)
+    rows = {row[0]: row for row in grid(report.report("experiments/mini/kd_normal/student", "markdown"))}
+    assert rows["mini/kd_normal/student"][1:3] == ["teacher", "84.50 ± 0.71"]
+    assert rows["mini/kd_normal/student,num_epochs=1"][1:3] == ["nasty", "77.00"]
+
+
+def test_a_baseline_is_one_with_defaults_written_out(project):
+    raw = with_teacher(tables.Path("experiments/mini/baseline/teacher"), dropout_rate=0.0)
+    log(experiment(project / "kd_normal/another", **raw), 1.0, 83.0)
+    rows = {row[0]: row for row in grid(report.report("experiments/mini/kd_normal", "markdown"))}
+    assert rows["mini/kd_normal/another"][4] == "+3.00"  # the student's 80 with seed 0, whose folder says none
+
+
+def test_a_damaged_line_is_named(project):
+    (project / "baseline/teacher/metrics.jsonl").write_text('{"epoch": 1, "te\n{}\n')
+    done = script("results.py", "experiments/mini")
+    assert done.status == 2 and "baseline/teacher/metrics.jsonl: line 1: Unterminated string" in done.err
+
+
 def test_a_line_that_is_being_written_does_not_matter(project):
     with open(project / "kd_nasty/nasty/metrics.jsonl", "a") as file:
         file.write('{"epoch": 13, "te')

@@ -5,11 +5,13 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
-from conftest import SCRIPTS, experiment, files, metrics, same_weights, script, start, train
+from conftest import ROOT, SCRIPTS, experiment, files, metrics, same_weights, script, start, train
 
 from utils import params
 
@@ -44,6 +46,13 @@ def epochs(folder):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def grown(folder, num_epochs):
+    """The experiment with another number of epochs."""
+    raw = params.read(folder / "params.json") | {"num_epochs": num_epochs}
+    (folder / "params.json").write_text(json.dumps(raw))
+    return folder
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_repeated_run(kind, trained, tmp_path):
     folder = copy(kind, trained, tmp_path / "x")
@@ -55,9 +64,7 @@ def test_repeated_run(kind, trained, tmp_path):
 def test_num_epochs_grown_later(kind, trained, long, tmp_path):
     folder = copy(kind, trained, tmp_path / "x")
     for length in (1, 3, LENGTH):
-        raw = params.read(folder / "params.json") | {"num_epochs": length}
-        (folder / "params.json").write_text(json.dumps(raw))
-        train(folder)
+        train(grown(folder, length))
         assert epochs(folder) == length
     assert same_run(folder, long / kind)
 
@@ -193,3 +200,16 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(name, train
     (folder / name).unlink(missing_ok=True)
     train(folder)
     assert same_run(folder, trained / "baseline/student")
+
+
+def test_a_reader_who_has_enough_ends_the_run(tmp_path):
+    """As in `python train_scratch.py … | head -n 1`: quietly, and nothing is broken."""
+    folder = experiment(tmp_path / "x", num_epochs=50)
+    command = [sys.executable, ROOT / "train_scratch.py", "--save_path", folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141 and errors == ""
+    assert "Traceback" not in (folder / "training.log").read_text() and epochs(folder) < 50
+    train(grown(folder, 1))

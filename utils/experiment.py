@@ -103,20 +103,25 @@ def one_line_errors():
 def prepare(kind, args):
     """(run folder, checked parameters) that the command line asks for."""
     folder = args.save_path
+    if folder.name == "params.json" and folder.is_file():
+        raise UserError(f"--save_path {folder}: must be the folder that it lies in, {folder.parent}")
     found = parameters.kind_in(folder / "params.json")
     if found != kind:
         script = parameters.SCRIPTS[found]
         raise UserError(f"{folder}: is an experiment for {script}: python {script} --save_path {folder}")
-    if args.set:
-        folder = derive(folder, changed_keys(args))
     changes = {"resume": args.resume, "teacher_resume": getattr(args, "teacher_resume", None)}
     changes = {name: checkpoint.shown(path) for name, path in changes.items() if path}
+    if args.set:
+        folder = derive(folder, changed_keys(args), changes)
     return folder, parameters.load(folder, changes)
 
 
-def derive(folder, changes):
-    """The run folder beside `folder` for the same experiment with some keys changed; its params.json is written."""
-    raw = parameters.read(folder / "params.json") | changes
+def derive(folder, changes, unnamed):
+    """The run folder beside `folder` for the same experiment with some keys changed; its params.json is written.
+
+    unnamed: further changes, which the folder's name does not tell.
+    """
+    raw = parameters.changed(parameters.read(folder / "params.json"), changes | unnamed)
     parameters.check(raw, folder / "params.json")
     path = derived_path(folder, changes)
     write_params(path, raw)

@@ -30,16 +30,19 @@ def wrong(name, value, field):
         return [f'"{name}": {shown} is none of {", ".join(limits["choices"])}{suggest(value, limits["choices"])}']
     if value is None or isinstance(value, (str, list)):
         return []
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return [f'"{name}": must be less than 2^63, not {shown}']
+    if not math.isfinite(value):
+        return [f'"{name}": must be finite, not {shown}']
     bad = (
-        (abs(value) > LARGEST if isinstance(value, int) else not math.isfinite(value))
-        or value < limits.get("low", -math.inf)
+        value < limits.get("low", -math.inf)
         or value > limits.get("high", math.inf)
         or value <= limits.get("above", -math.inf)
         or value >= limits.get("below", math.inf)
     )
     words = {"low": "at least", "high": "at most", "above": "above", "below": "below"}
     rule = " and ".join(f"{words[limit]} {limits[limit]}" for limit in words if limit in limits)
-    return [f'"{name}": must be {rule or "finite"}, not {shown}'] if bad else []
+    return [f'"{name}": must be {rule}, not {shown}'] if bad else []
 
 
 TYPE_NAMES = {

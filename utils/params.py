@@ -99,6 +99,21 @@ def parse_override(text):
         return name, value
 
 
+def changed(raw, changes):
+    """A raw dictionary with `changes`; without the keys of a method, release or network that they replace."""
+    new = raw | changes
+    try:
+        gone = schema(complete(raw)).keys() - schema(complete(new)).keys() - changes.keys()
+    except UserError:  # which `check` will tell
+        gone = ()
+    return {name: value for name, value in new.items() if name not in gone}
+
+
+def complete(raw):
+    """`raw` with the method that it means where it names none. UserError: there is no method of that name."""
+    return {"method": {"scratch": "scratch", "defend": "nasty", "attack": "kd"}[kind_of(raw)]} | raw
+
+
 def kind_of(raw):
     """Which kind of experiment a raw dictionary describes: "scratch", "defend" or "attack"."""
     if isinstance(raw.get("method"), str):
@@ -123,15 +138,11 @@ def check(raw, path):
     try:
         if "method" in raw and not isinstance(raw["method"], str):
             raise UserError(f'"method": must be a string, not {json.dumps(raw["method"])}')
-        raw.setdefault("method", {"scratch": "scratch", "defend": "nasty", "attack": "kd"}[kind_of(raw)])
+        raw = complete(raw)
         fields = schema(raw)
     except UserError as error:
         raise UserError(f"{shown(path)}: {error}") from None
-    problems = [
-        f'unknown key "{name}"{suggest(name, [n for n in fields if n not in raw])}'
-        for name in raw
-        if name not in fields
-    ]
+    problems = [f'unknown key "{name}"{suggest(name, fields)}' for name in raw if name not in fields]
     values = {}
     for name, field in fields.items():
         if name in raw:

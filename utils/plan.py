@@ -32,13 +32,14 @@ class Plan:
         raw = params.read(ROOT / folder / "params.json")
         wanted = everywhere | changes
         tags = {name: value for name, value in wanted.items() if raw.get(name, 0 if name == "seed" else None) != value}
-        raw |= tags
+        raw = params.changed(raw, tags)
         for name in resumes(raw):
             path = Path(checkpoint.shown(checkpoint.locate(raw[name])))
             source, file = str(path.parent), path.name
             if (ROOT / source / "params.json").is_file():
                 made_in, its_tags = self._add(source, teacher_changes, {}, everywhere, (*above, folder))
-                raw[name] = f"{made_in}/{file}"
+                if checkpoint.locate(f"{made_in}/{file}") != checkpoint.locate(raw[name]):
+                    raw[name] = f"{made_in}/{file}"
                 tags |= {f"teacher.{tag}": value for tag, value in its_tags.items() if everywhere.get(tag) != value}
             elif not (ROOT / raw[name]).is_file():
                 raise UserError(f'{folder}/params.json: "{name}": {source} is no experiment, it has no params.json')
@@ -51,6 +52,18 @@ class Plan:
         """The planned experiments that `folder` waits for."""
         raw = self.raws[folder]
         return {str(Path(raw[name]).parent) for name in resumes(raw)} & self.raws.keys()
+
+    def conflict(self, folder):
+        """Why the results in `folder` are not those of the planned run, in one line; None where they may be."""
+        path, raw = ROOT / folder, self.raws[folder]
+        lines = params.differences(params.read(path / "params.json"), raw) if (path / "params.json").exists() else []
+        state = checkpoint.peek(path / "last_model.tar") if (path / "last_model.tar").exists() else {}
+        if "params" in state:
+            wanted = vars(params.check(raw, path / "params.json"))
+            if wanted["precision"] == "auto":
+                wanted["precision"] = state["params"].get("precision")
+            lines = lines or params.differences(params.defaults(wanted) | state["params"], wanted)
+        return f"holds a run with other parameters: {'; '.join(lines)}" if lines else None
 
     def write(self, folder):
         """Make sure that `folder` exists and holds its params.json."""
@@ -87,14 +100,27 @@ def write_params(folder, raw):
         raise UserError(f"{path}: is there already and says something else:\n  " + "\n  ".join(lines))
 
 
+def located(target):
+    """The folder that a word on the command line means: from here, or else from the project root."""
+    return Path(target).absolute() if Path(target).is_dir() else ROOT / target
+
+
+def is_derived(folder):
+    """Whether a folder is called "experiment,key=value"."""
+    return "=" in Path(folder).name.partition(",")[2]
+
+
 def experiments_below(folder, with_runs=False):
     """The experiments in `folder`, itself or below, as strings relative to the root.
 
-    with_runs: also those with changed keys or seeds, "experiment,key=value".
+    with_runs: also those with changed keys or seeds, "experiment,key=value"; of `folder` itself they lie beside it.
     """
-    folder = (ROOT / folder).resolve()
+    folder = located(folder).resolve()
     found = sorted(path.parent for path in folder.rglob("params.json"))
-    found = [path for path in found if with_runs or path == folder or "=" not in path.name]
+    found = [path for path in found if with_runs or path == folder or not is_derived(path)]
+    if with_runs and found[:1] == [folder]:
+        beside = (path.parent for path in folder.parent.glob("*/params.json"))
+        found += sorted(path for path in beside if is_derived(path) and path.name.startswith(f"{folder.name},"))
     if not found:
         raise UserError(f"{folder}: there is no experiment here, that is, no folder with a params.json")
     return [str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path) for path in found]
@@ -115,3 +141,9 @@ def epochs_logged(folder):
     """How many epochs the metrics.jsonl of the run in `folder` tells of."""
     path = ROOT / folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def time_logged(folder):
+    """When the metrics.jsonl of the run in `folder` was last written, or None."""
+    path = ROOT / folder / "metrics.jsonl"
+    return path.stat().st_mtime_ns if path.exists() else None

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import model
-from utils.checkpoint import ROOT
+from utils.checkpoint import ROOT, shown
+from utils.errors import UserError
 from utils.params import check, read
-from utils.plan import Plan, spelt
+from utils.plan import Plan, is_derived, spelt
 
 # 0.975 quantile of Student's t for 1, 2, … degrees of freedom
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -60,14 +61,24 @@ def split_seed(name):
     return ",".join(tag for tag in tags if not tag.startswith("seed=")), seeds[0] if seeds else -1
 
 
+def read_metrics(path):
+    """The records of a metrics.jsonl, one an epoch; a last line that is just being written does not count."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise UserError(f"{shown(path)}: line {number}: {error.msg}") from None
+    return records
+
+
 def summarise(runs):
     """The Summary of some run folders, from their metrics.jsonl."""
     summary = Summary({}, {}, [])
     for run in runs:
-        path = run / "metrics.jsonl"
-        text = path.read_text() if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]  # a run may be writing its next line just now
-        accuracies = [json.loads(line)["test"]["acc"] for line in whole.splitlines()]
+        accuracies = [epoch["test"]["acc"] for epoch in read_metrics(run / "metrics.jsonl")]
         params = check(read(run / "params.json"), run / "params.json")
         if len(accuracies) >= params.num_epochs:
             summary.best[params.seed], summary.last[params.seed] = max(accuracies), accuracies[-1]
@@ -85,7 +96,7 @@ def record(run, numbers, alone=None, changes=None):
     changes = changes or {}
     summary, published = summarise(runs_of(run)), numbers.get(unchanged(run, changes))
     experiment = Path(run).with_name(Path(run).name.split(",")[0])
-    raw = read(ROOT / experiment / "params.json")
+    raw = read((*runs_of(run), ROOT / experiment)[0] / "params.json")
     teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")
     if alone is None and "teacher_resume" in raw:
         alone = baseline(experiment, raw)
@@ -120,10 +131,11 @@ def baseline(experiment, raw):
     folder = experiment.parent.parent / "baseline"
     if (ROOT / folder / experiment.name / "params.json").exists():
         return str(folder / experiment.name)
-    of_network = ("model_name", *model.options(raw["model_name"]))
+    of_network = {"model_name": None} | model.options(raw["model_name"])
     for path in sorted((ROOT / folder).glob("*/params.json")):
         other = read(path)
-        if "=" not in path.parent.name and all(other.get(key) == raw.get(key) for key in of_network):
+        same = all(other.get(key, usual) == raw.get(key, usual) for key, usual in of_network.items())
+        if same and not is_derived(path.parent):
             return str(folder / path.parent.name)
     return None
 

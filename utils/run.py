@@ -14,6 +14,13 @@ from utils.errors import Diverged, UserError
 from utils.params import defaults, differences
 
 
+class Handler(logging.StreamHandler):
+    """A handler that fails where it cannot write, rather than go on with a traceback for each line."""
+
+    def handleError(self, record):
+        raise
+
+
 class Run:
     """The files of one run. It refuses to go on with the results of another, or beside another process."""
 
@@ -57,16 +64,18 @@ class Run:
         self.logger = logging.Logger(str(self.folder))
         with self.locked_log() if RANK == 0 else contextlib.nullcontext() as file:
             if file:
-                in_file = logging.StreamHandler(file)
+                in_file = Handler(file)
                 in_file.setFormatter(logging.Formatter("%(asctime)s:%(levelname)s: %(message)s"))
                 self.logger.addHandler(in_file)
-                self.logger.addHandler(logging.StreamHandler(sys.stdout))
+                self.logger.addHandler(Handler(sys.stdout))
             self.log(f"Environment: {environment}")
             try:
                 yield
             except (Diverged, UserError) as error:
                 if file:
                     file.write(f"{error}\n")
+                raise
+            except BrokenPipeError:  # who reads our output has enough of it
                 raise
             except Exception:
                 if file:

@@ -7,6 +7,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from utils import plan as plans
+from utils.errors import UserError
 
 WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
 
@@ -15,14 +16,18 @@ class Runner:
     """Runs `plan` with an executor from utils/executors.py, which says how many at once, and where.
 
     states: {folder: WAITING, RUNNING, FINISHED or the reason why not}. What needs a failed experiment is left out,
-    the rest goes on.
+    and so is one in whose folder another run lies; the rest goes on.
     """
 
     def __init__(self, plan):
         self.plan = plan
         self.length = {folder: raw["num_epochs"] for folder, raw in plan.raws.items()}
         self.done = {folder: min(plans.epochs_done(folder), self.length[folder]) for folder in plan.raws}
-        self.states = {f: FINISHED if self.done[f] == self.length[f] else WAITING for f in plan.raws}
+        self.states = {
+            folder: plan.conflict(folder) or (FINISHED if self.done[folder] == epochs else WAITING)
+            for folder, epochs in self.length.items()
+        }
+        self.old = {}  # {folder: when the metrics there were written, before its run began}
 
     def overview(self):
         """The plan as a string: each experiment with what it needs and how far it is."""
@@ -32,7 +37,10 @@ class Runner:
         ]
         epochs = sum(self.length.values()) - sum(self.done.values())
         table = tabulate(lines, ["experiment", "epochs", "needs"], disable_numparse=True)
-        return f"{table}\n\n{len(lines)} runs, {len(self.unfinished())} of them to do: {epochs} epochs"
+        conflicts = [f"{folder}: {state}\n" for folder, state in self.unfinished().items() if state != WAITING]
+        return (
+            f"{table}\n\n{''.join(conflicts)}{len(lines)} runs, {len(self.unfinished())} of them to do: {epochs} epochs"
+        )
 
     def unfinished(self):
         """{folder: state} of all that is not FINISHED."""
@@ -58,10 +66,17 @@ class Runner:
             if any(state not in (WAITING, RUNNING, FINISHED) for state in needs):
                 self.set_state(folder, "left out, since what it needs failed")
             elif all(state == FINISHED for state in needs) and running < executor.room:
-                self.plan.write(folder)
-                executor.start(folder)
-                self.set_state(folder, RUNNING)
+                self.start(folder, executor)
         return WAITING in self.states.values()
+
+    def start(self, folder, executor):
+        try:
+            self.plan.write(folder)
+        except UserError as error:
+            return self.set_state(folder, f"failed: {error}")
+        self.old[folder] = plans.time_logged(folder)
+        executor.start(folder)
+        self.set_state(folder, RUNNING)
 
     def set_state(self, folder, state):
         self.states[folder] = state
@@ -69,7 +84,8 @@ class Runner:
 
     def show_progress(self):
         running = [folder for folder, state in self.states.items() if state == RUNNING]
-        self.done |= {folder: plans.epochs_logged(folder) for folder in running}
+        begun = [folder for folder in running if plans.time_logged(folder) != self.old[folder]]
+        self.done |= {folder: plans.epochs_logged(folder) for folder in begun}
         self.done |= {folder: self.length[folder] for folder, state in self.states.items() if state == FINISHED}
         self.bar.set_postfix_str("; ".join(f"{Path(f).name} {self.done[f]}/{self.length[f]}" for f in running), False)
         self.bar.n = sum(self.done.values())

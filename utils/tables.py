@@ -92,7 +92,7 @@ def load_matrix(data):
 
 def is_folder(target):
     """Whether a target is a folder of experiments rather than a name; names win only where there is no folder."""
-    return (ROOT / target).is_dir()
+    return plans.located(target).is_dir()
 
 
 def plan_target(target, plan, seeds, changes):

@@ -1,6 +1,5 @@
 """Accuracy and losses over the epochs of some runs."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 from utils.checkpoint import shown
 from utils.errors import UserError
 from utils.figures import style
-from utils.records import runs_of, split_seed
+from utils.records import read_metrics, runs_of, split_seed
 
 NAMES = {
     ("test", "acc"): "test accuracy (%)",
@@ -102,21 +101,8 @@ def read_group(experiment, folders):
     shortest = min(lengths, key=lengths.get)
     if lengths[shortest] < max(lengths.values()):
         print(f"{shown(experiment)}: {lengths[shortest]} epochs are drawn, as {shortest.name} has no more yet")
-    records = [log[: lengths[shortest]] for log in logs.values()]
-    quantities = [(part, term) for part in ("test", "train") for term in records[0][0][part]]
+    drawn = [log[: lengths[shortest]] for log in logs.values()]
+    quantities = [(part, term) for part in ("test", "train") for term in drawn[0][0][part]]
     return {
-        (part, term): np.array([[record[part][term] for record in log] for log in records]) for part, term in quantities
+        (part, term): np.array([[record[part][term] for record in log] for log in drawn]) for part, term in quantities
     }
-
-
-def read_metrics(path):
-    """The records of a metrics.jsonl, one an epoch; a last line that is just being written does not count."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise UserError(f"{shown(path)}: line {number}: {error.msg}") from None
-    return records

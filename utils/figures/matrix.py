@@ -39,15 +39,20 @@ def matrix(target):
             frame(ax, row, data.columns.index(found[0]) - 1)
     bar = figure.colorbar(image, ax=ax, pad=0.02)
     marks = [mark for mark in (-30, -10, -3, -1, 0, 1, 3, 10, 30) if abs(mark) <= limit]
-    bar.set_ticks([-mark for mark in marks], labels=[f"{mark:+d}" if mark else "0" for mark in marks], minor=False)
+    bar.set_ticks([-mark for mark in marks], labels=[signed(mark, 0) if mark else "0" for mark in marks], minor=False)
     bar.minorticks_off()
     bar.outline.set_visible(False)
     bar.ax.invert_yaxis()
     bar.set_label("student minus student alone")
     gain = yardstick["difference"]
-    shown = "" if gain is None else f"; label smoothing: {gain:+.2f}"
-    ax.set_xlabel(f"teacher (its accuracy) × attack. Student alone: {alone['best']:.2f}{shown}")
+    smoothed = "" if gain is None else f"; label smoothing: {signed(gain)}"
+    shown = f"Student alone: {alone['best']:.2f}{smoothed}"
+    ax.set_xlabel(f"teacher (its accuracy) × attack, the strongest framed\n{shown}")
     return figure
+
+
+def signed(number, digits=2):
+    return f"{number:+.{digits}f}".replace("-", "−")
 
 
 def write(ax, row, values, dark):
@@ -55,7 +60,7 @@ def write(ax, row, values, dark):
     for column, value in enumerate(values):
         if not np.isnan(value):
             colour = "white" if dark[column] else "black"
-            ax.text(column, row, f"{value:+.2f}", ha="center", va="center", color=colour)
+            ax.text(column, row, signed(value), ha="center", va="center", color=colour)
 
 
 def frame(ax, row, column):
