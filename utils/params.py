@@ -202,8 +202,11 @@ def inconsistent(values):
 @functools.cache
 def build_without_weights(model_name, num_classes, image_size, **options):
     """The network without memory for its weights, at next to no cost; or the UserError that says why there is none."""
-    with torch.device("meta"):
-        return model.build(model_name, num_classes, image_size, **options)
+    try:
+        with torch.device("meta"):
+            return model.build(model_name, num_classes, image_size, **options)
+    except RuntimeError as error:
+        raise UserError(f"{model_name} cannot be built: {error}".splitlines()[0]) from None
 
 
 def model_options(params):

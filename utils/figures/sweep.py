@@ -159,12 +159,12 @@ def panels(lines, x):
 
 
 def draw(axes, lines, looks, x):
-    """Lines with bands; a baseline has its line's colour, or is grey where it is that of several lines."""
+    """Lines, with ± over seeds; a baseline in its line's colour, or grey where it is that of several."""
     drawn = Counter(line.student for line in lines)
     for line, look in zip(lines, looks, strict=True):
         at = [x[value] for value in line.accuracies]
         axes.plot(at, line.means, **look)
-        style.band(axes, at, line.means, line.deviations, look["color"])
+        axes.errorbar(at, line.means, line.deviations, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2)
         if line.alone:
             colour = look["color"] if drawn[line.student] == 1 else style.GREY
             axes.axhline(statistics.mean(line.alone), color=colour, **ALONE, zorder=1)

@@ -47,7 +47,7 @@ def scatter(axes, points, labels, names):
     for label in classes:
         marker = style.MARKERS[label % len(style.MARKERS)]
         axes.scatter(*points[labels == label].T, s=7, color=COLOURS[label], marker=marker, linewidths=0, alpha=0.8)
-    axes.set(xticks=[], yticks=[])
+    axes.set(xticks=[], yticks=[], xmargin=0.12)  # room for the names
     axes.spines[:].set(visible=True, color="#BBBBBB")
     axes.set_box_aspect(1)
     halo = [withStroke(linewidth=2.2, foreground="white")]
