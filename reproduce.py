@@ -17,6 +17,7 @@ import torch
 from utils.errors import UserError
 from utils.executors import Local, Ray
 from utils.experiment import Parser, add_data_flags, add_set_flag, changed_keys, one_line_errors
+from utils.params import for_all_runs
 from utils.plan import Plan
 from utils.report import report
 from utils.runner import Runner
@@ -28,7 +29,7 @@ def main():
     with one_line_errors():
         if args.jobs < 1:
             raise UserError(f"--jobs {args.jobs}: must be at least 1")
-        plan, changes = Plan(), changed_keys(args)
+        plan, changes = Plan(), for_all_runs(changed_keys(args))
         for target in args.target:
             plan_target(target, plan, args.seeds, changes)
         runner = Runner(plan)

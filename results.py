@@ -9,6 +9,7 @@ Shown are the best epoch (by test accuracy, as published) and the last; over sev
 
 from utils.errors import UserError
 from utils.experiment import Parser, add_set_flag, changed_keys, one_line_errors
+from utils.params import for_all_runs
 from utils.report import FORMATS, report
 
 
@@ -22,7 +23,7 @@ def main():
         if len(args.target) > 1 and args.format in ("csv", "json"):
             raise UserError(f"--format {args.format}: one target at a time")
         for target in args.target:
-            print(report(target, args.format, changed_keys(args) or None))
+            print(report(target, args.format, for_all_runs(changed_keys(args)), with_changed=not args.set))
 
 
 if __name__ == "__main__":

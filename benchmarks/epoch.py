@@ -83,7 +83,7 @@ def compare(params, kind, dataset, device, args):
     machine.reset_memory(device)
     start = now(device)
     ours = (Inverting if kind == "deepinversion" else Ours)(params, dataset, device)
-    if args.warmup + (args.steps or 0) > len(ours.loader):
+    if args.warmup + (args.steps or 1) > len(ours.loader):
         raise UserError(f"--warmup and --steps: an epoch has only {len(ours.loader)} steps")
     steps, reference_steps = steps_of_a_round(args, device)
     steps = min(steps, len(ours.loader) - args.warmup)

@@ -21,9 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from model.network import at_least_float32
+from utils import recorded
 from utils.errors import Diverged, UserError
 from utils.losses import cross_entropy, kl
-from utils.recorded import Recorder
 
 
 def invert(
@@ -55,10 +55,10 @@ def invert(
         optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 
-    if log:
+    if log and not recorded.hindrance(labels.device):
         canvas = nn.ParameterList([x])
-        pixels = SimpleNamespace(model=canvas, trained=canvas, extra=dict)
-        step = partial(Recorder(pixels, optimizer, labels.device, log), step)
+        pixels = SimpleNamespace(model=canvas, trained=canvas, extra=lambda: {})
+        step = partial(recorded.Recorder(pixels, optimizer, labels.device, log), step)
     sources = zip(*(places.to(labels.device) for places in shift_and_flip(image_size, shifts, flips)), strict=True)
     quiet = None if title else True  # None: quiet where there is no terminal
     with distances(network) as found:

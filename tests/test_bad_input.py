@@ -169,6 +169,7 @@ def flags(name, argv, *words):
 
 
 flags("--set without value", ["train_scratch.py", "--set", "seed"], "--set seed: must be key=value")
+flags("--set another kind", ["train_kd.py", "--set", "method=scratch"], "is an experiment for train_scratch.py")
 flags("--set unknown key", ["train_scratch.py", "--set", "sed=1"], 'unknown key "sed"', 'did you mean "seed"?')
 flags("--set wrong value", ["train_scratch.py", "--set", "seed=one"], '"seed": must be a whole number, not "one"')
 flags("--resume nothing", ["train_scratch.py", "--resume", "{root}/no.tar"], "no.tar: there is no such checkpoint")

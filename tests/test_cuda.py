@@ -35,7 +35,9 @@ def test_training_is_that_of_the_cpu(kind, compile, trained, tmp_path, monkeypat
         monkeypatch.setattr(engine, "pick_device", lambda gpu_id=None, device=device: torch.device(device))
         folders[device] = experiment(tmp_path / device, optimizer="sgd", compile=compile, **own)
         train(folders[device])
-    one, two = (torch.load(folder / "last_model.tar", weights_only=True) for folder in folders.values())
+    one, two = (
+        torch.load(folder / "last_model.tar", map_location="cpu", weights_only=True) for folder in folders.values()
+    )
     torch.testing.assert_close(one["state_dict"], two["state_dict"], rtol=1e-3, atol=1e-3)
     for a, b in zip(*map(metrics, folders.values()), strict=True):
         torch.testing.assert_close(a["train"], b["train"], rtol=1e-3, atol=1e-4)

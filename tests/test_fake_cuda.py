@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_methods import every_case, raw_params
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -126,6 +126,9 @@ def test_what_is_wrong_is_found(name, fake):
     with Watch() as watch:
         try:
             WRONG[name](x)
-        except Exception as error:  # a fake tensor has no value to look at
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:  # there is no value to look at
+            watch.found.append(error)
+        except RuntimeError as error:
+            assert name == "two devices" and "device" in str(error)
             watch.found.append(error)
     assert watch.found

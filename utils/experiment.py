@@ -105,7 +105,7 @@ def prepare(kind, args):
     folder = args.save_path
     if folder.name == "params.json" and folder.is_file():
         raise UserError(f"--save_path {folder}: must be the folder that it lies in, {folder.parent}")
-    found = parameters.kind_in(folder / "params.json")
+    found = parameters.kind_in(folder / "params.json", changed_keys(args))
     if found != kind:
         script = parameters.SCRIPTS[found]
         raise UserError(f"{folder}: is an experiment for {script}: python {script} --save_path {folder}")

@@ -31,7 +31,7 @@ def wrong(name, value, field):
     if value is None or isinstance(value, (str, list)):
         return []
     if isinstance(value, int) and abs(value) > LARGEST:
-        return [f'"{name}": must be less than 2^63, not {shown}']
+        return [f'"{name}": must be between −2^63 and 2^63, not {shown}']
     if not math.isfinite(value):
         return [f'"{name}": must be finite, not {shown}']
     bad = (

@@ -109,8 +109,19 @@ def changed(raw, changes):
     return {name: value for name, value in new.items() if name not in gone}
 
 
+def news(raw, changes):
+    """Those of `changes` that `raw` does not say already, itself or by default."""
+    try:
+        usual = defaults(complete(raw))
+    except UserError:  # which `check` will tell
+        usual = {}
+    return {name: value for name, value in changes.items() if raw.get(name, usual.get(name)) != value}
+
+
 def complete(raw):
-    """`raw` with the method that it means where it names none. UserError: there is no method of that name."""
+    """`raw` with the method that it means where it names none. UserError where it names one that cannot be."""
+    if "method" in raw and not isinstance(raw["method"], str):
+        raise UserError(f'"method": must be a string, not {json.dumps(raw["method"])}')
     return {"method": {"scratch": "scratch", "defend": "nasty", "attack": "kd"}[kind_of(raw)]} | raw
 
 
@@ -123,11 +134,11 @@ def kind_of(raw):
     return "defend" if "adversarial_model" in raw or "adversarial_resume" in raw else "scratch"
 
 
-def kind_in(path):
-    """`kind_of` the params.json `path`."""
+def kind_in(path, changes):
+    """`kind_of` the params.json `path` with `changes`."""
     raw = read(path)
     try:
-        return kind_of(raw)
+        return kind_of(changed(raw, changes))
     except UserError as error:
         raise UserError(f"{shown(path)}: {error}") from None
 
@@ -136,8 +147,6 @@ def check(raw, path):
     """`raw` with defaults filled in, as a namespace. UserError lists everything that is wrong with it."""
     raw = dict(raw)
     try:
-        if "method" in raw and not isinstance(raw["method"], str):
-            raise UserError(f'"method": must be a string, not {json.dumps(raw["method"])}')
         raw = complete(raw)
         fields = schema(raw)
     except UserError as error:
@@ -222,6 +231,17 @@ def resolve(values):
     if values["weight_decay"] is None:
         values["weight_decay"] = 5e-4 if values["optimizer"] == "sgd" else 0.0
     return values
+
+
+def for_all_runs(changes):
+    """`changes`, keys that can be changed in every run of a table alike. UserError where they cannot."""
+    fixed = {"model_name", "method", "resume", "seed"}
+    keys = [field.name for field in dataclasses.fields(Common) if field.name not in fixed]
+    for name in changes:
+        if name not in keys:
+            hint = "; seeds are given with --seeds" if name == "seed" else suggest(name, keys)
+            raise UserError(f"--set {name}: is no key that all runs share; these are {', '.join(keys)}{hint}")
+    return changes
 
 
 def differences(old, new):

@@ -1,6 +1,7 @@
 """Which experiments a target needs, in which order: the `*_resume` keys of their params.json are the graph."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -30,17 +31,15 @@ class Plan:
         if folder in above:
             raise UserError("these experiments wait for each other: " + " -> ".join([*above, folder]))
         raw = params.read(ROOT / folder / "params.json")
-        wanted = everywhere | changes
-        tags = {name: value for name, value in wanted.items() if raw.get(name, 0 if name == "seed" else None) != value}
-        raw = params.changed(raw, tags)
+        own = params.news(raw, everywhere | changes)
+        raw, tags = params.changed(raw, own), dict(own)
         for name in resumes(raw):
-            path = Path(checkpoint.shown(checkpoint.locate(raw[name])))
-            source, file = str(path.parent), path.name
+            source, file = folder_of(raw[name]), Path(raw[name]).name
             if (ROOT / source / "params.json").is_file():
                 made_in, its_tags = self._add(source, teacher_changes, {}, everywhere, (*above, folder))
-                if checkpoint.locate(f"{made_in}/{file}") != checkpoint.locate(raw[name]):
+                if made_in != source:
                     raw[name] = f"{made_in}/{file}"
-                tags |= {f"teacher.{tag}": value for tag, value in its_tags.items() if everywhere.get(tag) != value}
+                tags |= {f"teacher.{tag}": value for tag, value in its_tags.items() if own.get(tag) != value}
             elif not (ROOT / raw[name]).is_file():
                 raise UserError(f'{folder}/params.json: "{name}": {source} is no experiment, it has no params.json')
         params.check(raw, ROOT / folder / "params.json")
@@ -51,23 +50,32 @@ class Plan:
     def dependencies(self, folder):
         """The planned experiments that `folder` waits for."""
         raw = self.raws[folder]
-        return {str(Path(raw[name]).parent) for name in resumes(raw)} & self.raws.keys()
+        return {folder_of(raw[name]) for name in resumes(raw)} & self.raws.keys()
 
     def conflict(self, folder):
         """Why the results in `folder` are not those of the planned run, in one line; None where they may be."""
-        path, raw = ROOT / folder, self.raws[folder]
-        lines = params.differences(params.read(path / "params.json"), raw) if (path / "params.json").exists() else []
-        state = checkpoint.peek(path / "last_model.tar") if (path / "last_model.tar").exists() else {}
-        if "params" in state:
-            wanted = vars(params.check(raw, path / "params.json"))
-            if wanted["precision"] == "auto":
-                wanted["precision"] = state["params"].get("precision")
-            lines = lines or params.differences(params.defaults(wanted) | state["params"], wanted)
+        file, last = ROOT / folder / "params.json", ROOT / folder / "last_model.tar"
+        wanted = vars(params.check(self.raws[folder], file))
+        try:
+            lines = params.differences(vars(params.load(file.parent)), wanted) if file.exists() else []
+        except UserError as error:
+            return str(error)
+        state = checkpoint.peek(last) if last.exists() else {}
+        if "params" in state and not lines:
+            had = params.defaults(wanted) | state["params"]
+            if wanted["precision"] == "auto":  # what it stood for is in the checkpoint
+                wanted["precision"] = had["precision"]
+            lines = params.differences(had, wanted)
         return f"holds a run with other parameters: {'; '.join(lines)}" if lines else None
 
     def write(self, folder):
-        """Make sure that `folder` exists and holds its params.json."""
+        """Make sure that `folder` exists and holds its params.json. UserError where it holds another."""
         write_params(ROOT / folder, self.raws[folder])
+
+
+def run_folder(experiment, changes):
+    """The folder in which an experiment runs with `changes` in it and in all that it depends on."""
+    return Plan().add(experiment, everywhere=changes) if changes else experiment
 
 
 def resumes(raw):
@@ -75,34 +83,38 @@ def resumes(raw):
     return [name for name in raw if name.endswith("resume") and isinstance(raw[name], str)]
 
 
+def folder_of(file):
+    """The folder of a checkpoint that a key names, as a plan calls it."""
+    return checkpoint.shown(os.path.realpath(checkpoint.locate(file).parent))
+
+
 def derived_path(folder, changes):
     """`folder`,key=value,… for a run of the same experiment with some keys changed, spelt so that shells accept it."""
     folder = Path(folder) if Path(folder).name not in ("", "..") else Path(folder).resolve()
-    return folder.with_name(",".join([folder.name, *sorted(spelt(changes))]))
-
-
-def spelt(changes):
-    """["key=value", …] as in a folder's name."""
-    return [f"{name}={re.sub('[^A-Za-z0-9._+-]+', '-', str(value)).strip('-')}" for name, value in changes.items()]
+    spelt = [f"{name}={re.sub('[^A-Za-z0-9._+-]+', '-', str(value)).strip('-')}" for name, value in changes.items()]
+    return folder.with_name(",".join([folder.name, *sorted(spelt)]))
 
 
 def write_params(folder, raw):
     """Write `raw` as the params.json of `folder`. UserError where there is another one, or it cannot be written."""
-    path = Path(folder) / "params.json"
+    path, wanted = Path(folder) / "params.json", params.check(raw, Path(folder) / "params.json")
+    if path.exists():
+        there = params.load(folder)
+        lines = params.differences(vars(there), vars(wanted))
+        if lines:
+            raise UserError(f"{path}: is there already and says something else:\n  " + "\n  ".join(lines))
+        if there.num_epochs == wanted.num_epochs:
+            return
     try:
         path.parent.mkdir(exist_ok=True, parents=True)
-        if not path.exists():
-            path.write_text(json.dumps(raw, indent=4) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    lines = params.differences(params.read(path), raw)
-    if lines:
-        raise UserError(f"{path}: is there already and says something else:\n  " + "\n  ".join(lines))
+    checkpoint.replace(path, lambda file: file.write(f"{json.dumps(raw, indent=4)}\n".encode()))
 
 
 def located(target):
-    """The folder that a word on the command line means: from here, or else from the project root."""
-    return Path(target).absolute() if Path(target).is_dir() else ROOT / target
+    """The folder that a word on the command line means: from here where experiments lie in it, else from the root."""
+    return Path(target).absolute() if any(Path(target).rglob("params.json")) else ROOT / target
 
 
 def is_derived(folder):

@@ -13,6 +13,7 @@ GPU, is looked for beforehand, since a failed recording is hard to clean up afte
 import functools
 import time
 import traceback
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -82,8 +83,7 @@ class Recorder:
             with capturable(optimizers(self.method, self.optimizer)):
                 graph.record(step)
         except Exception as error:  # of any kind: what is wrong with the step itself shows on the plain path too
-            cause = error.__context__ or error  # what ends a spoilt recording is an error of its own
-            self.refuse(traceback.format_exception_only(cause)[0].splitlines()[0])
+            self.refuse(traceback.format_exception_only(error)[0].splitlines()[0])
         else:
             self.graphs[kind] = graph
             self.log(f"Compiled in {time.perf_counter() - start:.1f} s")
@@ -110,15 +110,15 @@ class Graph:
     def record(self, step):
         """Nothing is computed meanwhile. Where it fails, stream and random numbers are those of before."""
         here, generator = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
-        numbers = generator.clone_state()
+        random_state = generator.clone_state()
         try:
             with torch.cuda.graph(self.graph, stream=self.stream):
                 self.terms = step()
-        except Exception:
+        except Exception as error:
             torch.cuda.set_stream(here)
-            generator.graphsafe_set_state(numbers)
+            generator.graphsafe_set_state(random_state)
             SPOILT.append(self.graph)
-            raise
+            raise error.__context__ or error from None  # to end what is spoilt is an error of its own
 
     def replay(self):
         self.graph.replay()
@@ -135,7 +135,8 @@ def own_stream(device_number):
 def waiting_is_an_error():
     """An operation that waits for the GPU raises RuntimeError."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings(action="ignore"):  # that this is a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import model
 from utils.checkpoint import ROOT, shown
 from utils.errors import UserError
 from utils.params import check, read
-from utils.plan import Plan, is_derived, spelt
+from utils.plan import is_derived, run_folder
 
 # 0.975 quantile of Student's t for 1, 2, … degrees of freedom
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -87,21 +87,19 @@ def summarise(runs):
     return summary
 
 
-def record(run, numbers, alone=None, changes=None):
-    """All that is known of a run folder (seeds apart), as a flat dictionary; numbers: `published()`.
+def record(run, published=None, numbers=(), alone=None, changes=None):
+    """All that is known of a run folder (seeds apart), as a flat dictionary.
 
-    Its difference is to the run folder `alone`; of a student by default to its `baseline`. changes: the {key: value}
-    that are changed in all runs, whatever table they belong to.
+    published: its accuracy in the paper; numbers: {experiment: published accuracy}. Its difference is to the experiment
+    `alone`, of a student by default to its `baseline`. changes: {key: value} that are changed there too.
     """
-    changes = changes or {}
-    summary, published = summarise(runs_of(run)), numbers.get(unchanged(run, changes))
+    summary, numbers = summarise(runs_of(run)), dict(numbers)
     experiment = Path(run).with_name(Path(run).name.split(",")[0])
     raw = read((*runs_of(run), ROOT / experiment)[0] / "params.json")
     teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")
     if alone is None and "teacher_resume" in raw:
         alone = baseline(experiment, raw)
-        alone = alone and Plan().add(alone, everywhere=changes)
-    gains = summary.over(summarise(runs_of(alone))) if alone else []
+    gains = summary.over(summarise(runs_of(run_folder(alone, changes)))) if alone else []
     return {
         "experiment": run.removeprefix("experiments/"),
         "teacher": Path(teacher).parent.name if teacher else "",
@@ -114,16 +112,10 @@ def record(run, numbers, alone=None, changes=None):
         "difference_sd": deviation(gains),
         "difference_n": len(gains),
         "published": published,
-        "published_difference": minus(published, numbers.get(unchanged(alone, changes)) if alone else None),
+        "published_difference": minus(published, numbers.get(alone)),
         "published_inside": summary.inside(published),
         "unfinished": ", ".join(summary.unfinished),
     }
-
-
-def unchanged(run, changes):
-    """The run folder in which `changes` are not made."""
-    name, *tags = Path(run).name.split(",")
-    return str(Path(run).with_name(",".join([name, *(tag for tag in tags if tag not in spelt(changes))])))
 
 
 def baseline(experiment, raw):

@@ -15,14 +15,14 @@ STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 FORMATS = (*STYLES, "csv", "json")
 
 
-def report(target, style="text", changes=None):
+def report(target, style="text", changes=None, with_changed=True):
     """The results of a target, a folder or a name in experiments/tables.json, as a string.
 
-    changes: {key: value}, of the runs in which these are changed; None: of those as the target has them, and for a
-    folder of all with changed keys too, "experiment,key=value". Those with other seeds always are.
+    changes: {key: value}, of the runs in which these are changed. with_changed: for a folder, of all runs with changed
+    keys, "experiment,key=value". Those with other seeds always are.
     """
     if tables.is_folder(target):
-        return report_folder(target, style, changes)
+        return report_folder(target, style, changes or {}, with_changed)
     table = tables.load_table(target)
     return (report_matrix if isinstance(table, tables.Matrix) else report_table)(table, style, changes or {})
 
@@ -68,10 +68,10 @@ def report_matrix(matrix, style, changes):
 
 def read_matrix(matrix, changes=None):
     """(record of the student alone, of the yardstick, for each row (the teacher's, [each attack's]))."""
-    alone, numbers = tables.run_of(matrix.alone, changes), tables.published()
+    numbers, alone = tables.published(), matrix.alone.experiment
 
     def read(cell, alone=None):
-        return record(tables.run_of(cell, changes), numbers, alone, changes)
+        return record_of(cell, numbers, changes, alone)
 
     rows = [(read(teacher), [read(cell, alone) for cell in attacks]) for _, (teacher, *attacks) in matrix.rows]
     return read(matrix.alone), read(matrix.yardstick, alone), rows
@@ -96,11 +96,12 @@ def shown_gain(entry):
 def read_records(table, changes):
     """(names of the rows, for each row a record or None a column)."""
     numbers = tables.published()
-    records = [
-        [cell and record(tables.run_of(cell, changes), numbers, changes=changes) for cell in cells]
-        for _, cells in table.rows
-    ]
+    records = [[cell and record_of(cell, numbers, changes) for cell in cells] for _, cells in table.rows]
     return [name for name, _ in table.rows], records
+
+
+def record_of(cell, numbers, changes, alone=None):
+    return record(tables.run_of(cell, changes), numbers.get(tables.run_of(cell)), numbers, alone, changes)
 
 
 def flat(table, rows, records):
@@ -126,15 +127,15 @@ def listed(changes):
     return ", ".join(f"{name} {value}" for name, value in changes.items())
 
 
-def report_folder(folder, style, changes):
+def report_folder(folder, style, changes, with_changed):
     """Every experiment in `folder`, its seeds together, as a string."""
     numbers = tables.published()
-    if changes is None:
+    if with_changed:
         paths = [Path(path) for path in plans.experiments_below(folder, with_runs=True)]
-        runs = sorted({str(path.with_name(split_seed(path.name)[0])) for path in paths})
+        runs = {str(path.with_name(split_seed(path.name)[0])): None for path in paths}
     else:
-        runs = [plans.Plan().add(path, everywhere=changes) for path in plans.experiments_below(folder)]
-    records = [record(run, numbers, changes=changes) for run in runs]
+        runs = {plans.run_folder(path, changes): path for path in plans.experiments_below(folder)}
+    records = [record(run, numbers.get(plain or run), numbers, changes=changes) for run, plain in sorted(runs.items())]
     begun = [entry["experiment"] for entry in records if entry["n"] or entry["unfinished"]]
     records = [
         r for r in records if r["experiment"] in begun or not any(b.startswith(r["experiment"] + ",") for b in begun)

@@ -14,11 +14,13 @@ from utils.errors import Diverged, UserError
 from utils.params import defaults, differences
 
 
-class Handler(logging.StreamHandler):
-    """A handler that fails where it cannot write, rather than go on with a traceback for each line."""
+class Printer(logging.StreamHandler):
+    """Ends the program where no one reads what it prints any more."""
 
     def handleError(self, record):
-        raise
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        super().handleError(record)
 
 
 class Run:
@@ -64,10 +66,10 @@ class Run:
         self.logger = logging.Logger(str(self.folder))
         with self.locked_log() if RANK == 0 else contextlib.nullcontext() as file:
             if file:
-                in_file = Handler(file)
+                in_file = logging.StreamHandler(file)
                 in_file.setFormatter(logging.Formatter("%(asctime)s:%(levelname)s: %(message)s"))
                 self.logger.addHandler(in_file)
-                self.logger.addHandler(Handler(sys.stdout))
+                self.logger.addHandler(Printer(sys.stdout))
             self.log(f"Environment: {environment}")
             try:
                 yield

@@ -27,7 +27,7 @@ class Runner:
             folder: plan.conflict(folder) or (FINISHED if self.done[folder] == epochs else WAITING)
             for folder, epochs in self.length.items()
         }
-        self.old = {}  # {folder: when the metrics there were written, before its run began}
+        self.metrics_before = {}  # {folder: when those there were written, before its run began}
 
     def overview(self):
         """The plan as a string: each experiment with what it needs and how far it is."""
@@ -35,12 +35,11 @@ class Runner:
             [folder, f"{self.done[folder]}/{epochs}", ", ".join(sorted(self.plan.dependencies(folder)))]
             for folder, epochs in self.length.items()
         ]
-        epochs = sum(self.length.values()) - sum(self.done.values())
+        waiting = [folder for folder, state in self.states.items() if state == WAITING]
+        epochs = sum(self.length[folder] - self.done[folder] for folder in waiting)
         table = tabulate(lines, ["experiment", "epochs", "needs"], disable_numparse=True)
         conflicts = [f"{folder}: {state}\n" for folder, state in self.unfinished().items() if state != WAITING]
-        return (
-            f"{table}\n\n{''.join(conflicts)}{len(lines)} runs, {len(self.unfinished())} of them to do: {epochs} epochs"
-        )
+        return f"{table}\n\n{''.join(conflicts)}{len(lines)} runs, {len(waiting)} of them to do: {epochs} epochs"
 
     def unfinished(self):
         """{folder: state} of all that is not FINISHED."""
@@ -74,7 +73,7 @@ class Runner:
             self.plan.write(folder)
         except UserError as error:
             return self.set_state(folder, f"failed: {error}")
-        self.old[folder] = plans.time_logged(folder)
+        self.metrics_before[folder] = plans.time_logged(folder)
         executor.start(folder)
         self.set_state(folder, RUNNING)
 
@@ -84,7 +83,7 @@ class Runner:
 
     def show_progress(self):
         running = [folder for folder, state in self.states.items() if state == RUNNING]
-        begun = [folder for folder in running if plans.time_logged(folder) != self.old[folder]]
+        begun = [folder for folder in running if plans.time_logged(folder) != self.metrics_before[folder]]
         self.done |= {folder: plans.epochs_logged(folder) for folder in begun}
         self.done |= {folder: self.length[folder] for folder, state in self.states.items() if state == FINISHED}
         self.bar.set_postfix_str("; ".join(f"{Path(f).name} {self.done[f]}/{self.length[f]}" for f in running), False)

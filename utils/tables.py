@@ -111,7 +111,7 @@ def plan_target(target, plan, seeds, changes):
 
 def run_of(cell, changes=None):
     """The run folder of a cell, seeds apart. changes: {key: value} for it and all that it depends on."""
-    return cell.add_to(plans.Plan(), changes)
+    return cell.add_to(plans.Plan(), changes or {})
 
 
 def published():
