@@ -41,7 +41,7 @@ def main():
             executor = Ray(args.ray or None, args.jobs, args.data_dir, args.download)
         runner.run(executor)
         for target in args.target:
-            print(f"\n{report(target, changes=changes)}")
+            print(f"\n{report(target, changes=changes, with_changed=False)}")
         for folder, state in runner.unfinished().items():
             print(f"{folder}: {state}", file=sys.stderr)
         sys.exit(1 if runner.unfinished() else 0)

@@ -171,6 +171,8 @@ def test_runs_with_changed_keys_go_on_when_the_experiment_grows(tmp_path):
         assert conflict(folder, num_epochs=epochs, momentum=0.9) is None  # by default, and then written out
         assert script("reproduce.py", folder, "--seeds", "1", "--set", "gamma=0.2", "--jobs", "1").status == 0
         assert len(metrics(tmp_path / "x,gamma=0.2,seed=1")) == epochs
+    done = script("reproduce.py", folder, "--jobs", "1")  # whose table is of its own runs alone
+    assert done.status == 0 and "gamma=" not in done.out and "gamma=" in script("results.py", folder).out
     raw = tmp_path / "x,gamma=0.2,seed=1/params.json"
     raw.write_text(raw.read_text().replace("0.001", "0.002"))
     planned = plan.Plan()
