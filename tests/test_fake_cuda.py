@@ -109,6 +109,7 @@ def test_batches_are_assembled_on_the_gpu(name, fake):
     with Watch() as watch:
         images, labels = loader.assemble(order[:8], {kind: values[:8] for kind, values in draws.items()})
     assert images.device == labels.device == CUDA and not watch.found
+    assert images.shape == (8, 3, spec.image_size, spec.image_size) and labels.shape == (8,)
 
 
 WRONG = {

@@ -108,7 +108,7 @@ def test_what_it_measured_of_each_method_is_what_the_tables_say(column, target, 
     changes = [(teacher - normal, kd["difference"]) for teacher, (kd, *_) in [*defended, without_key, stingy, with_key]]
     changes += [(a["difference"], b["difference"]) for a, b in zip(from_normal, defended[0][1], strict=True)]
     found = [", ".join(f"{value:+.2f}" for value in pair) for pair in [*changes, (smoothed["difference"],)]]
-    stolen = [[record(run_of(cell))["best"] for cell in cells[1:]] for _, cells in load_table(data_free).rows]
+    stolen = [[record(run_of(cell), {})["best"] for cell in cells[1:]] for _, cells in load_table(data_free).rows]
     found += [f"{one:.1f}, {other:.1f}" for one, other in zip(*stolen, strict=True)]
     assert written == [text.replace("-", "−") for text in found]
 

@@ -136,5 +136,5 @@ def remedy(path):
     folder = Path(path).parent
     if not (folder / "params.json").is_file():
         return ""
-    script = params.SCRIPTS[params.kind_in(folder / "params.json", {})]
+    script = params.SCRIPTS[params.kind_in(folder / "params.json")]
     return f"; make it with: python {script} --save_path {shlex.quote(shown(folder))}"

@@ -105,14 +105,15 @@ def prepare(kind, args):
     folder = args.save_path
     if folder.name == "params.json" and folder.is_file():
         raise UserError(f"--save_path {folder}: must be the folder that it lies in, {folder.parent}")
-    found = parameters.kind_in(folder / "params.json", changed_keys(args))
+    named = changed_keys(args)
+    found = parameters.kind_in(folder / "params.json", named)
     if found != kind:
         script = parameters.SCRIPTS[found]
         raise UserError(f"{folder}: is an experiment for {script}: python {script} --save_path {folder}")
     changes = {"resume": args.resume, "teacher_resume": getattr(args, "teacher_resume", None)}
     changes = {name: checkpoint.shown(path) for name, path in changes.items() if path}
-    if args.set:
-        folder = derive(folder, changed_keys(args), changes)
+    if named:
+        folder = derive(folder, named, changes)
     return folder, parameters.load(folder, changes)
 
 

@@ -134,11 +134,11 @@ def kind_of(raw):
     return "defend" if "adversarial_model" in raw or "adversarial_resume" in raw else "scratch"
 
 
-def kind_in(path, changes):
+def kind_in(path, changes=()):
     """`kind_of` the params.json `path` with `changes`."""
     raw = read(path)
     try:
-        return kind_of(changed(raw, changes))
+        return kind_of(changed(raw, dict(changes)))
     except UserError as error:
         raise UserError(f"{shown(path)}: {error}") from None
 
@@ -253,6 +253,11 @@ def differences(old, new):
         if name not in IGNORED and before != after and not grown:
             lines.append(f'"{name}": there {json.dumps(before)}, here {json.dumps(after)}')
     return lines
+
+
+def differences_to_run(ran, wanted):
+    """`differences` of a run's parameters, as its checkpoint has them, to those `wanted` of it now."""
+    return differences(defaults(wanted) | ran, wanted)  # a key that is younger than the run had what is its default now
 
 
 def defaults(values):

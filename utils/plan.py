@@ -60,12 +60,11 @@ class Plan:
             lines = params.differences(vars(params.load(file.parent)), wanted) if file.exists() else []
         except UserError as error:
             return str(error)
-        state = checkpoint.peek(last) if last.exists() else {}
-        if "params" in state and not lines:
-            had = params.defaults(wanted) | state["params"]
+        ran = checkpoint.peek(last).get("params") if last.exists() and not lines else None
+        if ran:
             if wanted["precision"] == "auto":  # what it stood for is in the checkpoint
-                wanted["precision"] = had["precision"]
-            lines = params.differences(had, wanted)
+                wanted["precision"] = ran.get("precision", "fp32")
+            lines = params.differences_to_run(ran, wanted)
         return f"holds a run with other parameters: {'; '.join(lines)}" if lines else None
 
     def write(self, folder):

@@ -87,13 +87,13 @@ def summarise(runs):
     return summary
 
 
-def record(run, published=None, numbers=(), alone=None, changes=None):
-    """All that is known of a run folder (seeds apart), as a flat dictionary.
+def record(run, numbers, plain=None, alone=None, changes=None):
+    """All that is known of a run folder (seeds apart), as a flat dictionary; numbers: `published()`.
 
-    published: its accuracy in the paper; numbers: {experiment: published accuracy}. Its difference is to the experiment
-    `alone`, of a student by default to its `baseline`. changes: {key: value} that are changed there too.
+    Its difference is to the experiment `alone`, of a student by default to its `baseline`. changes: {key: value} that
+    are changed in both; plain: the run folder without these.
     """
-    summary, numbers = summarise(runs_of(run)), dict(numbers)
+    summary, published = summarise(runs_of(run)), numbers.get(plain or run)
     experiment = Path(run).with_name(Path(run).name.split(",")[0])
     raw = read((*runs_of(run), ROOT / experiment)[0] / "params.json")
     teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")

@@ -101,7 +101,8 @@ def read_records(table, changes):
 
 
 def record_of(cell, numbers, changes, alone=None):
-    return record(tables.run_of(cell, changes), numbers.get(tables.run_of(cell)), numbers, alone, changes)
+    plain = tables.run_of(cell)
+    return record(tables.run_of(cell, changes) if changes else plain, numbers, plain, alone, changes)
 
 
 def flat(table, rows, records):
@@ -135,7 +136,7 @@ def report_folder(folder, style, changes, with_changed):
         runs = {str(path.with_name(split_seed(path.name)[0])): None for path in paths}
     else:
         runs = {plans.run_folder(path, changes): path for path in plans.experiments_below(folder)}
-    records = [record(run, numbers.get(plain or run), numbers, changes=changes) for run, plain in sorted(runs.items())]
+    records = [record(run, numbers, plain, changes=changes) for run, plain in sorted(runs.items())]
     begun = [entry["experiment"] for entry in records if entry["n"] or entry["unfinished"]]
     records = [
         r for r in records if r["experiment"] in begun or not any(b.startswith(r["experiment"] + ",") for b in begun)

@@ -11,7 +11,7 @@ from pathlib import Path
 from utils import checkpoint
 from utils.distributed import RANK
 from utils.errors import Diverged, UserError
-from utils.params import defaults, differences
+from utils.params import differences_to_run
 
 
 class Printer(logging.StreamHandler):
@@ -48,8 +48,7 @@ class Run:
                 f"{checkpoint.shown(self.last)}: not written by this project's scripts, so a run cannot go on from "
                 "it; move it away to train anew, or start from its weights in another folder with --resume"
             )
-        # A key that is younger than the run had what is its default now.
-        lines = differences(defaults(self.params) | state["params"], self.params)
+        lines = differences_to_run(state["params"], self.params)
         if lines:
             raise UserError(
                 f"{checkpoint.shown(self.folder)}: holds the results of a run with other parameters; use another "

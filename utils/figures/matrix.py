@@ -5,7 +5,7 @@ import numpy as np
 from utils import tables
 from utils.errors import UserError, suggest
 from utils.figures import style
-from utils.report import read_matrix, strongest
+from utils.report import read_matrix, signed, strongest
 
 MAP = "PuOr"  # orange: the student gains by the teacher; violet: it loses. Told apart by colour-blind readers.
 
@@ -39,20 +39,23 @@ def matrix(target):
             frame(ax, row, data.columns.index(found[0]) - 1)
     bar = figure.colorbar(image, ax=ax, pad=0.02)
     marks = [mark for mark in (-30, -10, -3, -1, 0, 1, 3, 10, 30) if abs(mark) <= limit]
-    bar.set_ticks([-mark for mark in marks], labels=[signed(mark, 0) if mark else "0" for mark in marks], minor=False)
+    bar.set_ticks(
+        [-mark for mark in marks], labels=[typeset(f"{mark:+d}") if mark else "0" for mark in marks], minor=False
+    )
     bar.minorticks_off()
     bar.outline.set_visible(False)
     bar.ax.invert_yaxis()
     bar.set_label("student minus student alone")
     gain = yardstick["difference"]
-    smoothed = "" if gain is None else f"; label smoothing: {signed(gain)}"
+    smoothed = "" if gain is None else f"; label smoothing: {typeset(signed(gain))}"
     shown = f"Student alone: {alone['best']:.2f}{smoothed}"
     ax.set_xlabel(f"teacher (its accuracy) × attack, the strongest framed\n{shown}")
     return figure
 
 
-def signed(number, digits=2):
-    return f"{number:+.{digits}f}".replace("-", "−")
+def typeset(number):
+    """A number's digits with a minus sign in the place of the hyphen."""
+    return number.replace("-", "−")
 
 
 def write(ax, row, values, dark):
@@ -60,7 +63,7 @@ def write(ax, row, values, dark):
     for column, value in enumerate(values):
         if not np.isnan(value):
             colour = "white" if dark[column] else "black"
-            ax.text(column, row, signed(value), ha="center", va="center", color=colour)
+            ax.text(column, row, typeset(signed(value)), ha="center", va="center", color=colour)
 
 
 def frame(ax, row, column):
