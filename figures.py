@@ -11,8 +11,8 @@ They need matplotlib, and t-SNE scikit-learn. The same command on the same runs 
 """
 
 from method.inversion import invert
-from utils.experiment import Parser, add_data_flags, at_least, one_line_errors
-from utils.figures import curves, inversion, matrix, responses, style, sweep, tsne
+from study.figures import curves, inversion, matrix, responses, style, sweep, tsne
+from training.cli import Parser, add_data_flags, at_least, one_line_errors
 
 
 def main():

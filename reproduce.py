@@ -1,12 +1,14 @@
 """Run experiments with all that they depend on, then print their table.
 
+    python reproduce.py table1_digits                          a table of experiments/tables.json
+    python reproduce.py table1 --seeds 0 1 2 --jobs 4          with three seeds, four runs at once
     python reproduce.py experiments/digits                     a folder of experiments, or a single one
-    python reproduce.py table1 --seeds 0 1 2 --jobs 4          a table or an ablation of the paper
-    python reproduce.py table1 --dry_run                       only say what there is to run
-    python reproduce.py table1 --set precision=bf16            with this key changed in all of them
+    python reproduce.py table1 --dry_run                       only list the runs
+    python reproduce.py table1 --set precision=bf16            with a key changed in all runs
+    python reproduce.py matrix_digits --rows mine              the row of method/defend/mine.py in a matrix
 
-What is finished is skipped, what was interrupted goes on where it was, what fails does not stop the rest.
-Seed 0 runs in the experiment's own folder, seed 1 beside it in "experiment,seed=1"; changed keys likewise.
+Finished runs are skipped, interrupted runs continue, and a failed run does not stop the others. Seed 0 runs in the
+experiment's own folder, seed 1 beside it in "experiment,seed=1".
 """
 
 import os
@@ -14,37 +16,36 @@ import sys
 
 import torch
 
-from utils.errors import UserError
-from utils.executors import Local, Ray
-from utils.experiment import Parser, add_data_flags, add_set_flag, changed_keys, one_line_errors
-from utils.params import for_all_runs
-from utils.plan import Plan
-from utils.report import report
-from utils.runner import Runner
-from utils.tables import plan_target
+from study.cli import add_matrix_flags, selected
+from study.executors import Local, Ray
+from study.launch import Runner
+from study.plan import Plan
+from study.report import report
+from study.tables import specs_of
+from training.cli import Parser, add_data_flags, add_set_flag, at_least, command_line, one_line_errors
 
 
 def main():
     args = arguments()
     with one_line_errors():
-        if args.jobs < 1:
-            raise UserError(f"--jobs {args.jobs}: must be at least 1")
-        plan, changes = Plan(), for_all_runs(changed_keys(args))
-        for target in args.target:
-            plan_target(target, plan, args.seeds, changes)
-        runner = Runner(plan)
+        selection = selected(args)
+        specs = [spec for target in args.target for spec in specs_of(target, **selection)]
+        runner = Runner(Plan(spec if seed is None else spec.with_seed(seed) for seed in args.seeds for spec in specs))
         if args.dry_run:
-            sys.exit(print(runner.overview()))
-        if args.ray is None:
-            executor = Local(args.jobs, args.data_dir, args.download)
-        else:
-            executor = Ray(args.ray or None, args.jobs, args.data_dir, args.download)
-        runner.run(executor)
+            print(runner.overview())
+            return
+        runner.run(executor(args))
         for target in args.target:
-            print(f"\n{report(target, changes=changes, with_changed=False)}")
+            print(f"\n{report(target, **selection)}")
         for folder, state in runner.unfinished().items():
             print(f"{folder}: {state}", file=sys.stderr)
         sys.exit(1 if runner.unfinished() else 0)
+
+
+def executor(args):
+    if args.ray is None:
+        return Local(args.jobs, args.data_dir, args.download, command_line())
+    return Ray(args.ray or None, args.jobs, args.data_dir, args.download, command_line())
 
 
 def arguments():
@@ -52,10 +53,11 @@ def arguments():
     parser.add_argument("target", nargs="+", help="folders, or names in experiments/tables.json")
     parser.add_argument("--seeds", nargs="+", type=int, default=[None], metavar="N", help="run each with these seeds")
     jobs = torch.cuda.device_count() or os.cpu_count()
-    parser.add_argument("--jobs", type=int, default=jobs, metavar="N", help="at once; default: GPUs, or CPU cores")
-    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster, N jobs to a GPU")
-    parser.add_argument("--dry_run", action="store_true", help="show the plan and stop")
-    add_set_flag(parser, 'change keys in all experiments; each runs beside its folder, in "FOLDER,KEY=VALUE"')
+    parser.add_argument("--jobs", type=at_least(1), default=jobs, metavar="N", help="at once; default: GPUs, or cores")
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster, N jobs per GPU")
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
+    add_matrix_flags(parser)
+    add_set_flag(parser, 'change keys in all runs, which then lie in "FOLDER,all.KEY=VALUE"')
     add_data_flags(parser)
     return parser.parse_args()
 

@@ -2,12 +2,12 @@
 
     python train_kd.py --save_path experiments/CIFAR10/kd_nasty_resnet18/cnn
 
-The folder's params.json says what is trained and how. The same command goes on with an interrupted run.
+The folder's params.json says what is trained and how. To continue an interrupted run, repeat the command.
 """
 
-from utils import experiment
+from training import cli
 
 if __name__ == "__main__":
-    parser = experiment.flags(__doc__)
+    parser = cli.training_flags(__doc__)
     parser.add_argument("--teacher_resume", metavar="FILE", help="the teacher's checkpoint, instead of params.json's")
-    experiment.main("attack", parser.parse_args())
+    cli.main("attack", parser.parse_args())

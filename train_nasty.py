@@ -2,10 +2,10 @@
 
     python train_nasty.py --save_path experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18
 
-The folder's params.json says what is trained and how. The same command goes on with an interrupted run.
+The folder's params.json says what is trained and how. To continue an interrupted run, repeat the command.
 """
 
-from utils import experiment
+from training import cli
 
 if __name__ == "__main__":
-    experiment.main("defend", experiment.flags(__doc__).parse_args())
+    cli.main("defend", cli.training_flags(__doc__).parse_args())

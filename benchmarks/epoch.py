@@ -27,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import machine, together
 from benchmarks.pipelines import DATA_FREE, KINDS, Inverting, Ours, load_data, now, seconds_to_load, settings, timed
 from benchmarks.reference import Apart
-from utils import engine, environment
+from training import engine
+from training.cli import add_data_flags, at_least, one_line_errors
+from utils import environment
 from utils.errors import UserError
-from utils.experiment import add_data_flags, at_least, one_line_errors
 
 EPOCH = 50_000  # images
 NETWORKS = ["net", "preresnet20", "resnet18", "resnet50", "resnext29", "mobilenetv2", "shufflenetv2"]
@@ -51,7 +52,7 @@ COLUMNS = {
     "peak_tflops": "peak TFLOP/s",
     "memory_mib": "MiB",
     "warmup_seconds": "warm-up s",
-    "compiled": "compiled",
+    "recorded": "CUDA graph",
 }
 
 
@@ -61,7 +62,7 @@ def flags():
     add("network", nargs="*", default=NETWORKS[:3], help=f"as in params.json; all: {', '.join(NETWORKS)}")
     add("--kind", nargs="+", default=["normal"], choices=list(KINDS), help="training steps (default: normal)")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of ours (default: auto)")
-    add("--compile", action="store_true", help="ours with the key compile: a CUDA graph of the step")
+    add("--cuda_graph", action="store_true", help="ours with the key cuda_graph")
     add("--batch_size", type=at_least(1), metavar="N", help="default: 128; of the attacks without data as published")
     add("--steps", type=at_least(0), metavar="N", help="timed in a round; 0: a whole epoch (default: 30; 380 on a GPU)")
     add("--reference_steps", type=at_least(0), metavar="N", help="of the reference (default: --steps; 60 on a GPU)")
@@ -118,7 +119,7 @@ def compare(params, kind, dataset, device, args):
         "peak_tflops": peak / 1e12,
         "memory_mib": memory,
         "warmup_seconds": warmup,
-        "compiled": ours.compiled,
+        "recorded": ours.recorded,
         "rounds_seconds_per_image": rounds,
     }
     if kind not in DATA_FREE:
@@ -166,7 +167,7 @@ def main(argv=None):
         device = engine.pick_device()
         precision = engine.resolve_precision(args.precision, device)
         args.network = NETWORKS if args.network == ["all"] else args.network
-        common = args.batch_size, precision, args.compile
+        common = args.batch_size, precision, args.cuda_graph
         jobs = [(settings(name, kind, *common), kind) for name in args.network for kind in args.kind]
         if args.together and "deepinversion" in args.kind:
             raise UserError("--together: is for steps that train a network; those of deepinversion change pixels")

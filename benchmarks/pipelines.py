@@ -11,17 +11,18 @@ import torch
 import method
 from method.datafree import Generating
 from method.inversion import invert
-from model.zoo import Zoo
-from utils import data, engine
-from utils import params as parameters
+from training import engine
+from training import params as parameters
+from training.zoo import Zoo
+from utils import data
+from utils.cuda_graph import Recorder
 from utils.errors import UserError
-from utils.recorded import Recorder
 
 DATA_FREE = {"dafl": 1024, "dfad": 256, "deepinversion": 256}  # kinds that need no images: the published batch size
 KINDS = {"normal": "scratch", "nasty": "nasty", "kd": "kd"} | {name: name for name in DATA_FREE}
 
 
-def settings(network, kind, batch_size, precision, compile=False):
+def settings(network, kind, batch_size, precision, cuda_graph=False):
     """Checked parameters of a run on CIFAR-10 whose steps are those of `kind`, a key of KINDS.
 
     The frozen network has the architecture of the trained one. The learning rate is small, so that random weights
@@ -36,7 +37,7 @@ def settings(network, kind, batch_size, precision, compile=False):
     batch_size = batch_size or DATA_FREE.get(kind, 128)
     common = {"dataset": "cifar10", "num_epochs": 1, "learning_rate": 0.001, "schedule": [], "gamma": 0.1}
     common |= {"method": KINDS[kind], "model_name": network, "batch_size": batch_size, "precision": precision}
-    common |= {"compile": compile}
+    common |= {"cuda_graph": cuda_graph}
     return parameters.check(common | frozen.get(kind, teacher), "benchmark")
 
 
@@ -70,14 +71,14 @@ class Ours:
     def __init__(self, params, dataset, device):
         self.method = learner(params, dataset, device)
         self.optimizer = engine.make_optimizer(params, self.method.model)
-        self.recorder = Recorder(self.method, self.optimizer, device, print) if params.compile else None
-        self.loader = dataset.train_loader(params.batch_size, params.augmentation, ahead=params.compile)
+        self.recorder = Recorder(self.method, self.optimizer, device, print) if params.cuda_graph else None
+        self.loader = dataset.train_loader(params.batch_size, params.augmentation, prefetch=params.cuda_graph)
         if isinstance(self.method, Generating):
             self.loader = Iterations(self.method, self.loader)
             self.method.batches = iter  # of a Part, which times those that `loader` has the method make
 
     @property
-    def compiled(self):
+    def recorded(self):
         """Whether steps are replayed from recordings."""
         return bool(self.recorder and self.recorder.active)
 
@@ -87,8 +88,6 @@ class Ours:
 
 class Iterations:
     """The batches of an attack with a generator, made anew in each pass: `per_step` to an iteration, of which len()."""
-
-    weight = 1.0  # of a loss; see `data.Loader`
 
     def __init__(self, attack, loader):
         self.make, self.loader = attack.batches, loader
@@ -114,12 +113,12 @@ class Inverting:
         self.said = []
 
     @property
-    def compiled(self):
+    def recorded(self):
         """Whether steps are replayed from recordings."""
-        return any(line.startswith("Compiled") for line in self.said)
+        return any(line.startswith("Recorded") for line in self.said)
 
     def train(self, part):
-        own = self.method.settings() | {"log": self.said.append if self.method.params.compile else None}
+        own = self.method.settings() | {"log": self.said.append if self.method.params.cuda_graph else None}
         for steps in filter(None, (part.warmup, part.steps)):  # the last is timed
             part.start = now(part.device)
             invert(self.method.teacher.teacher, self.labels, **own | {"steps": steps})
@@ -139,7 +138,7 @@ class Part:
         self.per_step = getattr(loader, "per_step", 1)
 
     def __getattr__(self, name):
-        """Whatever else the engine and methods ask a loader for, such as `epoch` and `weight`."""
+        """Whatever else the engine and methods ask a loader for, such as `epoch`."""
         return getattr(self.loader, name)
 
     def __len__(self):

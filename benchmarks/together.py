@@ -6,7 +6,7 @@ import os
 import torch
 
 from benchmarks.pipelines import Ours, Part, load_data
-from utils import engine
+from training import engine
 from utils.errors import UserError
 
 PASSES = {"cpu": 1, "cuda": 5}  # of the timed steps: processes do not begin at the same moment

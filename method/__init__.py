@@ -1,4 +1,4 @@
-"""The contract between a paper's idea and the engine, and how a method is found: by its file's name."""
+"""The interface between a method and the training engine. A method is found by the name of its file."""
 
 import importlib
 import pkgutil
@@ -7,43 +7,41 @@ from pathlib import Path
 
 from method.release import Release
 from utils.errors import UserError, suggest
+from utils.metrics import evaluate
 
 KINDS = ("defend", "attack")
 
 
 class Method:
-    """What is trained and how. The network in `self.model` is trained, evaluated and saved.
+    """What is trained and how. The network `self.model` is trained, evaluated and saved.
 
-    params: the checked keys of params.json, those in `Params` among them. zoo: makes networks for this run's
-    data set and device: `zoo.fresh(name, **options)`, `zoo.frozen(name, checkpoint)`. `folder`: where a run may leave
-    more than its metrics, such as images.
+    params: the checked keys of params.json, including those in `Params`. zoo: builds networks for the data set and
+    device of this run: `zoo.fresh(name, **options)`, `zoo.frozen(name, checkpoint)`.
     """
-
-    folder = None
 
     @dataclass
     class Params:
         """The keys that this method adds to params.json; see `utils.keys.key`.
 
-        A static method `problems(params, networks)`, where there is one, lists what is wrong with them seen together:
-        lines that name a key. networks: {"model_name": the network, without memory for its weights, and likewise
-        "teacher_model" and "adversarial_model"}. Nothing has been read or trained by then.
+        A static method `problems(params, networks)`, if there is one, returns a list of lines, one for each problem
+        between keys that are valid on their own. networks: {"model_name": the network, without memory for its weights,
+        and likewise "teacher_model" and "adversarial_model"}.
         """
 
     def __init__(self, params, zoo):
         self.params, self.zoo = params, zoo
         self.model = zoo.trained(params)
 
-    def log(self, line):
-        """Say something in the run's training.log; where there is a run, it puts its own in the place of this."""
+    def begin(self, run):
+        """Called once before training. `run.folder` is for files of the method; `run.log(line)` logs a line."""
 
     @property
     def trained(self):
-        """What the optimizer trains, and what is in train mode meanwhile: the network, or a part of it, or more."""
+        """The module that the optimizer trains, and that is in train mode: the network, a part of it, or more."""
         return self.model
 
     def losses(self, images, labels):
-        """{"loss": the scalar to minimise, and any other terms to log} for what `batches` yields."""
+        """{"loss": the scalar to minimise, and other terms to log} for a batch of `batches`."""
         raise NotImplementedError
 
     def batches(self, loader):
@@ -51,18 +49,16 @@ class Method:
         return loader
 
     def evaluate(self, loader):
-        """{"acc": test accuracy in percent, "loss": cross-entropy, and whatever else is worth logging}."""
-        from utils.engine import score
-
-        return score(self.model, loader)
+        """{"acc": test accuracy in percent, "loss": cross-entropy, and other terms to log}."""
+        return evaluate(self.model, loader)
 
     def extra(self):
-        """{name: object with a state_dict}: what else an interrupted run must not lose."""
+        """{name: object with a state_dict}: further state, saved and restored with the run."""
         return {}
 
 
 def kind(name):
-    """ "scratch", "defend" or "attack", whichever has a method of this name. UserError lists the names there are."""
+    """The kind of the method `name`: "scratch", "defend" or "attack". Raises UserError with all names if unknown."""
     for kind, members in files().items():
         if name in members:
             return kind
@@ -74,26 +70,34 @@ def find(name):
     """The Method class in the file of this name."""
     found = member(kind(name), name, Method)
     if found is None:
-        raise UserError(f'"{name}" is no method, but a way to answer: "release": "{name}" in a student\'s params.json')
+        raise UserError(
+            f'"{name}" is a release rule, not a method; use "release": "{name}" in a student\'s params.json'
+        )
     return found
 
 
 def find_release(name):
-    """The Release class in the file of the defence of this name; "logits" is the plain one."""
-    rules = {rule: found for rule in files()["defend"] if (found := member("defend", rule, Release))}
-    rules["logits"] = Release
-    if name not in rules:
+    """The Release class in the file of the defence `name`. "logits" is the plain rule."""
+    if name == "logits":
+        return Release
+    if not is_release(name):
+        rules = ["logits", *filter(is_release, files()["defend"])]
         raise UserError(f'unknown release "{name}"; there are {", ".join(sorted(rules))}{suggest(name, rules)}')
-    return rules[name]
+    return member("defend", name, Release)
+
+
+def is_release(name):
+    """Whether the file of the defence `name` defines a release rule."""
+    return name in files()["defend"] and member("defend", name, Release) is not None
 
 
 def names():
-    """{"scratch": [...], "defend": [...], "attack": [...]}: the methods there are, by kind."""
+    """{"scratch": [...], "defend": [...], "attack": [...]}: the names of all methods."""
     return {kind: [name for name in members if member(kind, name, Method)] for kind, members in files().items()}
 
 
 def files():
-    """{kind: [the files' names]}, read from the folders."""
+    """{kind: [names of files]}, read from the folders."""
     here = Path(__file__).parent
     return {"scratch": ["scratch"]} | {
         kind: sorted(module.name for module in pkgutil.iter_modules([here / kind])) for kind in KINDS
@@ -101,7 +105,7 @@ def files():
 
 
 def member(kind, name, base):
-    """The class derived from `base` that the file of this name defines, or None."""
+    """The subclass of `base` defined in the file of this name, or None."""
     module = importlib.import_module("method.scratch" if kind == "scratch" else f"method.{kind}.{name}")
     own = [found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__]
     return next((found for found in own if issubclass(found, base)), None)

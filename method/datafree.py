@@ -1,21 +1,22 @@
-"""What the data-free attacks share: batches that no training image is in, and a generator that makes them.
+"""What the data-free attacks share: synthetic batches, and a generator that makes them.
 
-These thieves hold the teacher: they read its features and the gradient of its answers. A release rule is part of what
-they hold, so every pass goes through it, unless a file says otherwise.
+These attackers have the teacher's network: they use its features and gradients. Every pass goes through the release
+rule, unless a file says otherwise.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 from torchvision.utils import save_image
 
-from method.attack import Attack
+from method.attacker import Attack
 from model.generator import Generator
-from utils import checkpoint, distributed, engine
+from utils import distributed
 from utils.errors import UserError
 from utils.keys import key
+from utils.paths import write_file
+from utils.schedule import get_lr
 
 
 class Batches:
@@ -32,7 +33,9 @@ class Batches:
 
 
 class DataFree(Attack):
-    """An attack that asks the loader for nothing but the number of the epoch."""
+    """An attack that uses no images of the loader, only the number of the epoch."""
+
+    folder = None  # of the run; without one nothing is written
 
     @dataclass
     class Params(Attack.Params):
@@ -48,32 +51,36 @@ class DataFree(Attack):
             raise UserError(f'"{params.method}" runs in one process, not in {distributed.WORLD_SIZE}')
         super().__init__(params, zoo)
 
-    def draw_grid(self, epoch, shown):
-        """Every few epochs, and after the last, write the first 64 of these `pixels` into the run folder."""
+    def begin(self, run):
+        self.folder, self.log = run.folder, run.log
+
+    def save_grid(self, epoch, images):
+        """Every `grid_every` epochs, and after the last, write the first 64 images, from 0 to 1, as a PNG file."""
         every, done = self.params.grid_every, epoch + 1
         if self.folder and every and (done % every == 0 or done == self.params.num_epochs):
-            write = partial(save_image, shown[:64], format="png")
-            checkpoint.replace(self.image_file(f"epoch{done:04}.png"), write)
+            write_file(self.image_file(f"epoch{done:04}.png"), partial(save_image, images[:64], format="png"))
 
     def image_file(self, name):
-        """The path of a file in `images` in the run folder."""
+        """The path of a file in the folder `images` of the run folder."""
         (self.folder / "images").mkdir(exist_ok=True)
         return self.folder / "images" / name
 
 
 def pixels(images, spec):
-    """Normalised images (N, 3, H, W) as they are looked at: 0 is black, 1 is white. Not clipped."""
+    """Normalised images (N, 3, H, W) in the range where 0 is black and 1 is white. Values are not clipped."""
     mean, std = (torch.tensor(value, device=images.device)[:, None, None] for value in (spec.mean, spec.std))
     return images * std + mean
 
 
 class Generating(DataFree):
-    """An attack with a generator, `self.generator`, which a step of it trains before the student.
+    """An attack that trains a generator, `self.generator`, alternately with the student.
 
-    Its batches are noise; `losses` makes the images, and leaves them in `self.images`.
+    Its batches are noise. `losses` makes images of it, calls `train_generator`, and returns the student's terms. The
+    generator's step is part of `losses` so that a single CUDA graph records both steps. `self.images` are the last
+    images made.
     """
 
-    student_steps = 1  # in an iteration
+    student_steps = 1  # per iteration
 
     @dataclass
     class Params(DataFree.Params):
@@ -99,22 +106,22 @@ class Generating(DataFree):
 
     def epoch(self, epoch):
         p = self.params
-        own = SimpleNamespace(learning_rate=p.generator_learning_rate, schedule=p.schedule, gamma=p.generator_gamma)
-        self.optimizer.param_groups[0]["lr"] = engine.learning_rate(own, epoch)
+        rate = get_lr(p.generator_learning_rate, p.schedule, p.generator_gamma, epoch)
+        self.optimizer.param_groups[0]["lr"] = rate
         for _ in range(p.iterations_per_epoch):
             yield from self.iteration()
-        self.draw_grid(epoch, pixels(self.images, self.zoo.spec))
+        self.save_grid(epoch, pixels(self.images, self.zoo.spec))
 
     def iteration(self):
-        """`student_steps` batches of noise, as `losses` wants them."""
+        """The batches of one iteration: `student_steps` of them, as `losses` takes them."""
         yield (self.noise(),)
 
     def noise(self):
         """z, normal (batch_size, noise_size)."""
         return torch.randn(self.params.batch_size, self.params.noise_size, device=self.zoo.device)
 
-    def step_generator(self, terms):
-        """Minimise terms["generator"] by one step; all `terms` are logged beside the student's."""
+    def train_generator(self, terms):
+        """One optimizer step on terms["generator"]. All `terms` are logged with the student's."""
         self.optimizer.zero_grad(set_to_none=True)
         terms["generator"].backward(inputs=self.weights)
         self.optimizer.step()

@@ -1,4 +1,4 @@
-"""The key of a Safe Distillation Box (method/defend/sdb.py), an image: drawn, laid over queries, read from files."""
+"""The secret image of a Safe Distillation Box (method/defend/sdb.py)."""
 
 import torch
 from torch import nn
@@ -6,8 +6,9 @@ from torch import nn
 from utils import checkpoint
 from utils.augment import normalise
 from utils.data import DATASETS
-from utils.engine import derived_seed
 from utils.errors import UserError
+from utils.paths import display_path, from_root
+from utils.seeds import derive_seed
 
 
 class ImageKey(nn.Module):
@@ -22,34 +23,34 @@ class ImageKey(nn.Module):
         return self.mix * images + (1 - self.mix) * self.image
 
 
-def draw(spec, seed):
-    """The K of a seed, an image of random bytes from 0 to 254."""
-    size, generator = spec.image_size, torch.Generator().manual_seed(derived(seed, "key"))
+def random_key(spec, seed):
+    """The image K of a seed: random bytes from 0 to 254, normalised like an image."""
+    size, generator = spec.image_size, torch.Generator().manual_seed(seed_for(seed, "key"))
     pixels = torch.randint(0, 255, (1, size, size, 3), generator=generator, dtype=torch.uint8)
     return normalise(pixels, torch.tensor(spec.mean), torch.tensor(spec.std))
 
 
-def derived(seed, purpose):
-    """Another seed, a function of both; not one that the engine draws from."""
-    return derived_seed(seed, *purpose.encode())
+def seed_for(seed, purpose):
+    """A seed that depends on `seed` and the string `purpose`, and that the training engine does not use."""
+    return derive_seed(seed, *purpose.encode())
 
 
-def read(path, dataset):
-    """(K, λ) in a key.tar or a teacher's checkpoint. UserError: there is no key, or it does not fit the data set."""
-    file, size = checkpoint.locate(path), DATASETS[dataset].image_size
-    content = checkpoint.read(file)
+def load_key(path, dataset):
+    """(K, λ) of a key.tar or a teacher's checkpoint. Raises UserError if it holds no key for this data set."""
+    file, size = from_root(path), DATASETS[dataset].image_size
+    content = checkpoint.load(file)
     image, mix = inside(content, "extra", "key", "image"), inside(content, "params", "mix")
     if not torch.is_tensor(image) or type(mix) not in (int, float):
-        raise UserError(f"{checkpoint.shown(file)}: holds no key; only teachers of the method sdb have one")
+        raise UserError(f"{display_path(file)}: holds no key; only teachers of the method sdb do")
     if image.shape != (1, 3, size, size):
-        raise UserError(f"{checkpoint.shown(file)}: a key of shape {tuple(image.shape)}, not (1, 3, {size}, {size})")
+        raise UserError(f"{display_path(file)}: a key of shape {tuple(image.shape)}, not (1, 3, {size}, {size})")
     if not 0 < mix <= 1:
-        raise UserError(f"{checkpoint.shown(file)}: a key with λ = {mix}, which must be at most 1 and above 0")
+        raise UserError(f"{display_path(file)}: a key with λ = {mix}, which must be at most 1 and above 0")
     return image, mix
 
 
 def inside(content, *names):
-    """What nested dictionaries hold at the end of these names, or None."""
+    """content[names[0]][names[1]]…, or None if there is no such item."""
     for name in names:
         content = content.get(name) if isinstance(content, dict) else None
     return content

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from model.network import at_least_float32
-from utils import recorded
+from utils.cuda_graph import Recorder, hindrance
 from utils.errors import Diverged, UserError
 from utils.losses import cross_entropy, kl
 
@@ -32,9 +32,9 @@ def invert(
 ):  # fmt: skip
     """(normalised images, float32 (N, 3, H, W), of the classes `labels` (N,); {term: scalar} of the last step).
 
-    network, student: in eval mode. jitter: shift at most, in pixels. flip: whether a mirrored image is one too.
-    seed: start, shifts and flips are a function of it. title: of a progress bar. log: where it is given, steps are
-    recorded as with the key `compile`, and it takes a line on that. UserError: there is no batch norm.
+    network, student: in eval mode. jitter: largest shift in pixels. flip: whether images are mirrored at random.
+    seed: of start, shifts and flips. title: of a progress bar. log: if given, steps are recorded as with the key
+    `cuda_graph`, and `log` is called with a line about it. Raises UserError if the network has no batch norm.
     """
     if not batch_norms(network):
         raise UserError(no_batch_norm(type(network).__name__))
@@ -46,24 +46,23 @@ def invert(
 
     def step(rows, columns):
         seen = x.index_select(2, rows).index_select(3, columns).contiguous(memory_format=torch.channels_last)
-        found.clear()
-        logits = network(seen)
+        with batch_norm_distances(network) as distances:
+            logits = network(seen)
         others = student(seen) if a_c > 0 else None
-        terms = inversion_loss(seen, labels, logits, sum(found), others, a_tv, a_l2, a_f, a_c, T)
+        terms = inversion_loss(seen, labels, logits, sum(distances), others, a_tv, a_l2, a_f, a_c, T)
         optimizer.zero_grad(set_to_none=True)
         terms["inversion"].backward(inputs=[x])
         optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 
-    if log and not recorded.hindrance(labels.device):
+    if log and not hindrance(labels.device):
         canvas = nn.ParameterList([x])
         pixels = SimpleNamespace(model=canvas, trained=canvas, extra=lambda: {})
-        step = partial(recorded.Recorder(pixels, optimizer, labels.device, log), step)
+        step = partial(Recorder(pixels, optimizer, labels.device, log), step)
     sources = zip(*(places.to(labels.device) for places in shift_and_flip(image_size, shifts, flips)), strict=True)
-    quiet = None if title else True  # None: quiet where there is no terminal
-    with distances(network) as found:
-        for rows, columns in tqdm(sources, title, steps, leave=False, disable=quiet):
-            terms = step(rows, columns)
+    disable = None if title else True  # None: no bar without a terminal
+    for rows, columns in tqdm(sources, title, steps, leave=False, disable=disable):
+        terms = step(rows, columns)
     if not x.isfinite().all():
         raise Diverged(", ".join(f"{name} {value:.4g}" for name, value in terms.items()))
     return x.detach(), terms
@@ -112,16 +111,16 @@ def jensen_shannon(p, q, T):
 
 
 @contextmanager
-def distances(network):
-    """A list, to which each forward pass of `network` appends the `distance` at each of its batch norms."""
-    found = []
+def batch_norm_distances(network):
+    """A list to which a forward pass of `network` inside this context appends the `distance` of each batch norm."""
+    distances = []
 
-    def look(layer, inputs):
-        found.append(distance(inputs[0], layer.running_mean, layer.running_var))
+    def append_distance(layer, inputs):
+        distances.append(distance(inputs[0], layer.running_mean, layer.running_var))
 
-    hooks = [layer.register_forward_pre_hook(look) for layer in batch_norms(network)]
+    hooks = [layer.register_forward_pre_hook(append_distance) for layer in batch_norms(network)]
     try:
-        yield found
+        yield distances
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,21 +1,21 @@
-"""How a teacher answers queries. A defended one may want a key with the image, or keep most logits to itself.
+"""Release rules: how a teacher answers queries.
 
-A rule lies in the file of its defence: `"release": "stingy"` in a student's params.json finds the class derived from
-`Release` in method/defend/stingy.py. So every attack meets every defence.
+A rule is a subclass of `Release` in the file of its defence: `"release": "stingy"` in a student's params.json finds the
+class in method/defend/stingy.py. Rules are independent of attacks, so every attack works against every defence.
 """
 
 from dataclasses import dataclass
 
-# Stands for −∞, a logit that is not released: −∞ − (−∞) is not a number. Its probability is exactly 0 in float32 at any
-# temperature below 9e6, and 0 · log 0 = 0 in a divergence.
+# A logit that is not released. −∞ would give −∞ − (−∞) = NaN. The probability of this value is exactly 0 in float32 at
+# any temperature below 9e6, and 0 · log 0 = 0 in a divergence.
 WITHHELD = -1e9
 
 
 class Release:
     """The rule "logits": images (N, 3, H, W) are answered with the teacher's logits (N, C).
 
-    teacher: the frozen network. params: the student's keys, those in `Params` among them. Other rules change the
-    images on their way in, or the logits on their way out.
+    teacher: the frozen network. params: the student's keys, including those in `Params`. Other rules override `query`,
+    which changes images before the teacher sees them, or `answer`, which changes the logits.
     """
 
     @dataclass
@@ -32,7 +32,7 @@ class Release:
         return logits
 
     def __call__(self, images, with_features=False):
-        """Logits; with `with_features`, what an attacker inside the teacher sees: (features, logits)."""
+        """Logits; with `with_features` (features, logits), for attackers with access to the network."""
         features, logits = self.teacher(self.query(images), with_features=True)
         logits = self.answer(logits)
         return (features, logits) if with_features else logits

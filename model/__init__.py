@@ -1,7 +1,7 @@
-"""The model zoo. A new network is a file with a `Network` in it and a line in `NETWORKS`.
+"""The model zoo. To add a network, add a file with a `Network` and a line in `NETWORKS`.
 
-A constructor is called with the number of classes. Its keyword-only arguments are the extra params.json keys
-that the network takes; where it takes one image size only, its class says so in `image_size`.
+A constructor takes the number of classes. Its keyword-only arguments are keys of params.json. A class that accepts a
+single image size has the attribute `image_size`.
 """
 
 import inspect
@@ -31,7 +31,7 @@ NETWORKS = {
 
 
 def build(model_name, num_classes, image_size=32, **options):
-    """A new network for square images of `image_size` pixels a side; options: see `options`."""
+    """A new network for images of `image_size` × `image_size` pixels. options: see `options`."""
     network = find(model_name)(num_classes, **options)
     network.num_classes = num_classes
     only = getattr(network, "image_size", image_size)
@@ -41,14 +41,19 @@ def build(model_name, num_classes, image_size=32, **options):
 
 
 def names():
-    """The names to choose from, sorted. Other depths of preresnet can be built as well."""
+    """The names of all networks, sorted. `preresnet` can also be built in other depths."""
     return sorted(NETWORKS)
 
 
 def options(model_name):
-    """{name: default} of the extra params.json keys that this network takes."""
+    """{name: default} of the params.json keys that this network takes."""
     parameters = inspect.signature(find(model_name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def options_in(params):
+    """The options of the network `params.model_name` that are keys of `params`, such as `num_channels` of `net`."""
+    return {name: getattr(params, name) for name in options(params.model_name)}
 
 
 def find(model_name):

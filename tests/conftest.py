@@ -113,7 +113,7 @@ def train(folder, *argv):
 def start(folder, name, output):
     """Start a script on `folder` in a process of its own, which may be killed; it prints to the file `output`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["utils.experiment", "pytest"])
+    context.set_forkserver_preload(["training.experiment", "pytest"])
     process = context.Process(target=in_child, args=(name, str(folder), str(output)))
     process.start()
     return process

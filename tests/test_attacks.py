@@ -11,8 +11,10 @@ from method.attack.averager import class_means
 from method.attack.htc import htc_loss
 from method.attack.scm import scm_loss
 from method.attack.skeptical import skeptical_loss, stages
-from model.zoo import Zoo
-from utils import data, engine, params
+from training import engine, params
+from training.zoo import Zoo
+from utils import data
+from utils.seeds import seed_everything
 
 SETTINGS = [(1.0, 0.3), (4.0, 0.9), (20.0, 0.9)]
 DIGITS = data.DATASETS["digits"]
@@ -182,7 +184,7 @@ def test_scm_trains_every_student_and_scores_their_ensemble(trained):
 def test_scm_of_one_student_is_kd(trained):
     terms = {}
     for name, more in (("kd", {}), ("scm", {"generations": 1})):
-        engine.seed_everything(0, epoch=-1)
+        seed_everything(0, epoch=-1)
         learner, loader, _ = build(trained, name, **more)
         terms[name] = learner.losses(*next(iter(loader)))
     assert all(torch.equal(terms["kd"][name], terms["scm"][name]) for name in ("loss", "distillation", "ce"))

@@ -23,12 +23,12 @@ def run(tmp_path, *argv):
 
 def test_table(tmp_path, capsys):
     profile = str(tmp_path / "profile.txt")
-    written = run(tmp_path, "net", "--kind", "normal", "nasty", "kd", "--compile", "--profile", profile)
+    written = run(tmp_path, "net", "--kind", "normal", "nasty", "kd", "--cuda_graph", "--profile", profile)
     assert [line["kind"] for line in written["results"]] == ["normal", "nasty", "kd"]
     for line in written["results"]:
         assert line["ratio"] == pytest.approx(line["images_per_second"] / line["reference_images_per_second"])
-        assert all(line[name] > 0 for name in epoch.COLUMNS if name not in ("network", "kind", "compiled"))
-        assert line["compiled"] == torch.cuda.is_available()
+        assert all(line[name] > 0 for name in epoch.COLUMNS if name not in ("network", "kind", "recorded"))
+        assert line["recorded"] == torch.cuda.is_available()
     assert written["data"].startswith("64 random images")
     assert "aten::" in (tmp_path / "profile.txt").read_text()
     assert "images/s" in capsys.readouterr().out
@@ -36,8 +36,8 @@ def test_table(tmp_path, capsys):
 
 def test_attacks_without_data(tmp_path, monkeypatch):
     """An iteration of dafl is a step of the generator and one of the student, of dfad one and five; all are timed."""
-    steps, lengths, honest, invert = [], [], Generating.step_generator, pipelines.invert
-    monkeypatch.setattr(Generating, "step_generator", lambda *args: steps.append(args[0]) or honest(*args))
+    steps, lengths, honest, invert = [], [], Generating.train_generator, pipelines.invert
+    monkeypatch.setattr(Generating, "train_generator", lambda *args: steps.append(args[0]) or honest(*args))
     monkeypatch.setattr(pipelines, "invert", lambda *args, **own: lengths.append(own["steps"]) or invert(*args, **own))
     lines = run(tmp_path, "net", "--kind", *DATA_FREE, "--profile", str(tmp_path / "profile.txt"))["results"]
     assert Counter(type(attack).__name__ for attack in steps) == {"DAFL": 1 + 3 + 1, "DFAD": 1 + 3 + 1}

@@ -9,9 +9,11 @@ import torch
 from conftest import experiment, files, same_weights, script, train, weights, with_teacher
 
 import model
-from model.zoo import Zoo
-from utils import checkpoint, data, params
+from training.zoo import Zoo
+from utils import checkpoint, data
 from utils.errors import UserError
+from utils.jsonfile import read_json
+from utils.paths import write_file
 
 
 @pytest.fixture(params=["best_model.tar", "last_model.tar"])
@@ -92,8 +94,12 @@ def test_teacher_resume_replaces_the_teacher(tmp_path, trained):
 def test_what_a_changed_run_starts_from_is_in_its_params(tmp_path, trained):
     folder, source = experiment(tmp_path / "x"), trained / "baseline/teacher/best_model.tar"
     train(folder, "--resume", source, "--set", "num_epochs=1")
-    assert params.read(tmp_path / "x,num_epochs=1/params.json")["resume"] == str(source)
-    assert "finished" in script("train_scratch.py", "--save_path", tmp_path / "x,num_epochs=1").out
+    (made,) = (path for path in tmp_path.iterdir() if path != folder)
+    assert read_json(made / "params.json") == read_json(folder / "params.json") | {
+        "num_epochs": 1,
+        "resume": str(source),
+    }
+    assert "finished" in script("train_scratch.py", "--save_path", made).out
 
 
 @pytest.mark.parametrize("argument", [[], ["best_model.tar"], ["last_model.tar"]])
@@ -127,7 +133,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, space):
     checkpoint.save(path, {"state_dict": {"a": torch.ones(3)}})
     before = path.read_bytes()
     with pytest.raises(UserError, match="No space left"):
-        checkpoint.replace(path, lambda file: Full(file, space).write(b"x" * 2000))
+        write_file(path, lambda file: Full(file, space).write(b"x" * 2000))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -138,7 +144,7 @@ def test_a_kill_before_the_renaming_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path, {"epoch": 2})
-    assert checkpoint.read(path) == {"epoch": 1}
+    assert checkpoint.load(path) == {"epoch": 1}
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
@@ -154,4 +160,4 @@ def test_truncated_anywhere(tmp_path, legacy):
         path.write_bytes(whole[:length])
         # Before torch 1.6, cut inside a name it is not told from one with another name, which is not loaded either.
         with pytest.raises(UserError, match=r"x\.tar: (truncated, or no checkpoint|holds more than plain tensors)"):
-            checkpoint.read(path)
+            checkpoint.load(path)

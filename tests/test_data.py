@@ -30,7 +30,7 @@ def same(image, pil_image):
     return np.array_equal(image.numpy(), np.asarray(pil_image))
 
 
-# Augmentation: the same draws, the same pixels
+# Augmentation: the same numbers, the same pixels
 
 
 def test_crop_is_torchvisions():
@@ -64,15 +64,15 @@ def test_normalisation_is_torchvisions_to_the_last_bit(name):
         assert torch.equal(normalised, reference.normalize(reference.to_tensor(pil(image)), spec.mean, spec.std))
 
 
-def test_draws_have_torchvisions_distribution():
-    draws = augment.draw(("crop", "rotate", "flip"), 90_000, torch.Generator().manual_seed(0))
-    for offset in (draws["top"], draws["left"], draws["top"] * 9 + draws["left"]):
+def test_numbers_have_torchvisions_distribution():
+    numbers = augment.sample_augmentation(("crop", "rotate", "flip"), 90_000, torch.Generator().manual_seed(0))
+    for offset in (numbers["top"], numbers["left"], numbers["top"] * 9 + numbers["left"]):
         counts = torch.bincount(offset)
         expected = 90_000 / len(counts)
         assert len(counts) in (9, 81)
         assert ((counts - expected).abs() < 5 * expected**0.5).all()
-    assert abs(draws["mirrored"].float().mean() - 0.5) < 0.01
-    counts = torch.histc(draws["degrees"], 40, -20, 20)
+    assert abs(numbers["mirrored"].float().mean() - 0.5) < 0.01
+    counts = torch.histc(numbers["degrees"], 40, -20, 20)
     assert counts.sum() == 90_000
     assert ((counts - 2250).abs() < 5 * 2250**0.5).all()
 
@@ -174,15 +174,15 @@ def test_batches_are_those_of_torchvisions_transforms(name):
     spec = data.DATASETS[name]
     split = numbered(40, spec.image_size)
     loader = data.Loader(split, spec, 16, spec.augmentation, shuffle=True)
-    order, draws = loader.plan()
+    order, numbers = loader.sample_epoch()
     for i, image in enumerate(torch.cat([images for images, _ in loader])):
         expected = pil(split.images[order[i]])
-        if "top" in draws:
-            top, left = int(draws["top"][i]), int(draws["left"][i])
+        if "top" in numbers:
+            top, left = int(numbers["top"][i]), int(numbers["left"][i])
             expected = reference.crop(reference.pad(expected, 4), top, left, 32, 32)
-        if "degrees" in draws:
-            expected = reference.rotate(expected, draws["degrees"][i].item(), fill=0)
-        if "mirrored" in draws and draws["mirrored"][i]:
+        if "degrees" in numbers:
+            expected = reference.rotate(expected, numbers["degrees"][i].item(), fill=0)
+        if "mirrored" in numbers and numbers["mirrored"][i]:
             expected = reference.hflip(expected)
         assert torch.equal(image, reference.normalize(reference.to_tensor(expected), spec.mean, spec.std))
 

@@ -19,9 +19,11 @@ from method.defend.possessive import possessive_loss, rank_correlation, reverse,
 from method.defend.sdb import sdb_loss
 from method.defend.stingy import sparse
 from method.release import WITHHELD, Release
-from model.zoo import Zoo
-from utils import checkpoint, data, engine, params, plan
+from training import engine, params, spec
+from training.zoo import Zoo
+from utils import checkpoint, data
 from utils.losses import kl
+from utils.seeds import seed_everything
 
 DIGITS = data.DATASETS["digits"]
 
@@ -205,7 +207,7 @@ def teacher(folder, trained, **changes):
 
 def test_the_key_is_a_function_of_the_seed_and_an_image():
     state = torch.get_rng_state()
-    one, again, other = (image_key.draw(DIGITS, seed) for seed in (0, 0, 1))
+    one, again, other = (image_key.random_key(DIGITS, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == (1, 3, 32, 32)
     pixels = one * torch.tensor(DIGITS.std)[:, None, None] + torch.tensor(DIGITS.mean)[:, None, None]
@@ -218,14 +220,15 @@ def test_the_key_is_a_function_of_the_seed_and_an_image():
 def test_sdb_starts_from_the_weights_of_its_seed_and_its_random_network_is_another(trained):
     def learner(seed):
         checked = params.check(experiment_keys(trained, method="sdb", seed=seed), "params.json")
-        engine.seed_everything(seed, epoch=-1)
+        seed_everything(seed, epoch=-1)
         return method.find("sdb")(checked, Zoo(DIGITS, torch.device("cpu")))
 
     one, again, other = learner(0), learner(0), learner(1)
-    engine.seed_everything(0, epoch=-1)
+    seed_everything(0, epoch=-1)
     plain = model.build("net", 10, num_channels=4)
-    assert checkpoint.digest(one.model) == checkpoint.digest(plain) != checkpoint.digest(one.random)
-    assert checkpoint.digest(one.random) == checkpoint.digest(again.random) != checkpoint.digest(other.random)
+    digest = checkpoint.weights_digest
+    assert digest(one.model) == digest(plain) != digest(one.random)
+    assert digest(one.random) == digest(again.random) != digest(other.random)
     for network in (one.random, one.adversary):
         assert not network.training and not any(p.requires_grad for p in network.parameters())
 
@@ -235,11 +238,11 @@ def experiment_keys(trained, **changes):
 
 
 def test_sdb_keeps_its_key_and_scores_with_and_without(sdb):
-    own, mix = image_key.read(sdb / "key.tar", "digits")
+    own, mix = image_key.load_key(sdb / "key.tar", "digits")
     assert mix == 0.9
     for name in ("last_model.tar", "best_model.tar"):
-        assert torch.equal(image_key.read(sdb / name, "digits")[0], own)
-    assert torch.equal(own, image_key.draw(DIGITS, 0))
+        assert torch.equal(image_key.load_key(sdb / name, "digits")[0], own)
+    assert torch.equal(own, image_key.random_key(DIGITS, 0))
     for line in metrics(sdb):
         assert list(line["train"]) == ["loss", "embedding", "disturbance", "preservation", "augmentation"]
         assert {"acc", "acc_key"} <= line["test"].keys()
@@ -259,11 +262,11 @@ def test_a_student_with_the_key_asks_with_it(name, sdb, tmp_path):
     checked = params.load(folder)
     learner = method.find("kd")(checked, Zoo(DIGITS, torch.device("cpu")))
     images, network = torch.rand(4, 3, 32, 32), learner.teacher.teacher
-    keyed = 0.9 * images + (1 - 0.9) * image_key.draw(DIGITS, 0)
+    keyed = 0.9 * images + (1 - 0.9) * image_key.random_key(DIGITS, 0)
     torch.testing.assert_close(learner.teacher(images), network(keyed))
     checked.mix = 0.5
     other = method.find("kd")(checked, Zoo(DIGITS, torch.device("cpu"))).teacher(images)
-    torch.testing.assert_close(other, network(0.5 * images + 0.5 * image_key.draw(DIGITS, 0)))
+    torch.testing.assert_close(other, network(0.5 * images + 0.5 * image_key.random_key(DIGITS, 0)))
 
 
 @pytest.mark.parametrize("name", method.names()["attack"])
@@ -276,12 +279,12 @@ def test_every_attack_can_have_the_key(name, sdb, tmp_path):
     assert len(metrics(folder)) == 1
 
 
-def test_the_key_is_an_edge_of_the_plan(sdb, tmp_path):
+def test_the_key_comes_from_the_run_of_its_teacher(sdb, tmp_path):
     folder = student(tmp_path / "x", sdb, release="sdb", key_resume=str(sdb / "key.tar"))
-    assert sorted(plan.resumes(params.read(folder / "params.json"))) == ["key_resume", "teacher_resume"]
-    planned = plan.Plan()
-    planned.add(str(folder))
-    assert planned.dependencies(str(folder)) == {str(sdb)}
+    sources = spec.make(folder).sources
+    assert {name: source.folder for name, source in sources.items()} == dict.fromkeys(
+        ("teacher_resume", "key_resume"), str(sdb)
+    )
 
 
 REFUSED = {  # name: (keys, from the folders of an SDB teacher, of the trained experiments and of files; words)
@@ -307,7 +310,7 @@ REFUSED = {  # name: (keys, from the folders of an SDB teacher, of the trained e
     "key of another teacher": (lambda s, t, f: keyed(f / "other"), "other/key.tar: the key of another teacher"),
     "teacher without a key": (
         lambda s, t, f: keyed(s, teacher_resume=str(t / "kd_nasty/nasty/best_model.tar")),
-        "nasty/best_model.tar: holds no key; only teachers of the method sdb have one",
+        "nasty/best_model.tar: holds no key; only teachers of the method sdb do",
     ),
 }  # fmt: skip
 
@@ -345,7 +348,7 @@ def test_students_are_refused(name, sdb, trained, tmp_path):
         ({"method": "possessive", "order": "forward"}, '"order": "forward" is none of reversed, away, flat'),
         ({"method": "possessive", "beta_others": -1}, '"beta_others": must be at least 0'),
         ({"method": "mildly_nasty", "weight": 0.1, "variant": "heavy"}, '"variant": "heavy" is none of'),
-        ({"method": "mildly_nasty", "weight": 0.1, "variant": "light", "num_channels": 8}, "other weights than a Net"),
+        ({"method": "mildly_nasty", "weight": 0.1, "variant": "light", "num_channels": 8}, "weights do not fit a Net"),
         ({"method": "mildly_nasty", "weight": 0.1, "variant": "light", "model_name": "mlp", "num_channels": None},
          "light starts from a net, its adversary"),
         ({"method": "stingy"}, '"release": "stingy" in a student\'s params.json'),

@@ -2,7 +2,6 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +9,13 @@ from conftest import ROOT, experiment, files, metrics, script, train, weights
 from torch import nn
 
 from method import Method
-from model.zoo import Zoo
-from utils import data, engine, environment, losses
+from training import engine
+from training.zoo import Zoo
+from utils import data, environment, losses
 from utils.errors import Diverged
+from utils.metrics import Means, evaluate
+from utils.schedule import get_lr
+from utils.seeds import seed_everything
 
 SCHEDULES = sorted(
     {
@@ -25,11 +28,10 @@ SCHEDULES = sorted(
 @pytest.mark.parametrize("setting", SCHEDULES, ids=str)
 def test_learning_rate_is_multisteplrs(setting):
     rate, schedule, gamma, epochs = setting
-    params = SimpleNamespace(learning_rate=rate, schedule=list(schedule), gamma=gamma)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
     reference = torch.optim.lr_scheduler.MultiStepLR(optimizer, schedule, gamma)
     for epoch in range(epochs + 1):
-        assert engine.learning_rate(params, epoch) == pytest.approx(reference.get_last_lr()[0], rel=1e-12)
+        assert get_lr(rate, schedule, gamma, epoch) == pytest.approx(reference.get_last_lr()[0], rel=1e-12)
         optimizer.step()
         reference.step()
 
@@ -43,7 +45,7 @@ def test_the_rate_of_the_schedule_is_the_optimizers(tmp_path):
 
 
 def draw(seed, epoch):
-    engine.seed_everything(seed, epoch)
+    seed_everything(seed, epoch)
     return torch.rand(4).tolist()
 
 
@@ -56,7 +58,7 @@ def test_randomness_is_a_function_of_seed_and_epoch():
 def split(count, batch_size, image_size=4):
     """A loader of `count` images, of which number i shows i, class i % 3."""
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, image_size, image_size, 3)
-    spec = data.Spec(3, image_size, count, count, (0.0,) * 3, (1 / 255,) * 3, ())
+    spec = data.DataSpec(3, image_size, count, count, (0.0,) * 3, (1 / 255,) * 3, ())
     return data.Loader(data.Split(images.contiguous(), torch.arange(count) % 3), spec, batch_size)
 
 
@@ -75,7 +77,7 @@ class Answers(nn.Module):
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 10, 100])
 def test_accuracy_counts_images_not_batches(batch_size):
     """10 images: number 9 alone in the last batch of 3; of the 8 before `limit`, numbers 0, 3 and 6 are right."""
-    scores = engine.score(Answers(8), split(10, batch_size))
+    scores = evaluate(Answers(8), split(10, batch_size))
     assert scores["acc"] == pytest.approx(100 * 5 / 10, abs=1e-9)
     right, wrong = (torch.logsumexp(torch.tensor([4.0, 0, 0]), 0) - logit for logit in (4, 0))
     assert scores["loss"] == pytest.approx(float(5 * right + 5 * wrong) / 10, rel=1e-6)
@@ -87,7 +89,7 @@ def test_score_uses_eval_mode_and_no_gradient():
             assert not self.training and not torch.is_grad_enabled()
             return super().forward(images)
 
-    engine.score(Probe(8), split(10, 3))
+    evaluate(Probe(8), split(10, 3))
 
 
 class Toy(Method):
@@ -119,7 +121,7 @@ def test_training_means_are_weighted_by_images():
 def test_means_are_exact_sums_in_double():
     generator, sizes = torch.Generator().manual_seed(0), [128] * 40 + [7]
     batches = [torch.randn(2, generator=generator) for _ in sizes]
-    means, sums = engine.Means(), [0.0, 0.0]
+    means, sums = Means(), [0.0, 0.0]
     for values, images in zip(batches, sizes, strict=True):
         means.add({"loss": values[0], "acc": values[1].double() / 3}, images)
         sums = [sums[0] + values[0].item() * images, sums[1] + values[1].double().item() / 3 * images]
@@ -138,7 +140,7 @@ def test_divergence_is_noticed_before_the_epoch_ends():
     toy = Toy(float("nan"))
     with pytest.raises(Diverged):
         epoch_of(toy, count=250, batch_size=1)
-    assert toy.step <= engine.LOOK_EVERY
+    assert toy.step <= engine.CHECK_EVERY
 
 
 def diverge(folder, monkeypatch, epoch):

@@ -1,7 +1,7 @@
 """What would fail on a GPU, found without one: steps on fake CUDA tensors, which have a device and no values.
 
 An operation that works on two devices, copies from one to the other or looks at a value is found here. The first is an
-error on a GPU; the others make it wait, which a recording (the key `compile`) does not survive. The backward pass is
+error on a GPU; the others make it wait, which a recording as a CUDA graph does not survive. The backward pass is
 left out, as it wants a real device.
 """
 
@@ -17,8 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 import method
 from method.datafree import Generating
-from model.zoo import Zoo
-from utils import data, engine, params
+from training import params
+from training.zoo import Zoo
+from utils import data
+from utils.metrics import Means
 
 CUDA = torch.device("cuda", 0)
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal.default", "unique", "lift_fresh")
@@ -45,7 +47,7 @@ class FakeZoo(Zoo):
     def frozen(self, name, path):
         return self.freeze(self.fresh(name))
 
-    def fill(self, network, path, content=None):
+    def load_weights(self, network, path, content=None):
         """Weights have no values here."""
 
 
@@ -67,7 +69,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(nn.Module, "_apply", apply_to_new_parameters)
-    monkeypatch.setattr(Generating, "step_generator", lambda self, terms: None)  # a backward pass
+    monkeypatch.setattr(Generating, "train_generator", lambda self, terms: None)  # a backward pass
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
@@ -77,11 +79,7 @@ def batches_for(learner):
     if isinstance(learner, Generating):
         return list(learner.iteration())
     images = torch.empty(32, 3, 32, 32, device=CUDA).contiguous(memory_format=torch.channels_last)
-    batch = images, torch.zeros(32, dtype=torch.int64, device=CUDA)
-    if learner.params.method == "deepinversion":
-        learner.terms = ["inversion"]
-        return [batch, (*batch, torch.zeros(1, device=CUDA))]
-    return [batch]
+    return [(images, torch.zeros(32, dtype=torch.int64, device=CUDA))]
 
 
 @every_case
@@ -95,7 +93,7 @@ def test_losses_stay_on_the_gpu(name, keys, bf16, fake):
             terms = learner.losses(*batch)
         assert {term.device for term in terms.values()} == {CUDA} and not watch.found
         with Watch() as watch:
-            engine.Means().add({term: value.detach() for term, value in terms.items()}, len(batch[0]))
+            Means().add({term: value.detach() for term, value in terms.items()}, len(batch[0]))
         assert not watch.found
 
 
@@ -105,9 +103,9 @@ def test_batches_are_assembled_on_the_gpu(name, fake):
     size = 50, spec.image_size, spec.image_size, 3
     split = data.Split(torch.empty(size, dtype=torch.uint8, device=CUDA), torch.zeros(50, dtype=int, device=CUDA))
     loader = data.Loader(split, spec, 8, spec.augmentation, shuffle=True)
-    order, draws = loader.plan()
+    order, numbers = loader.sample_epoch()
     with Watch() as watch:
-        images, labels = loader.assemble(order[:8], {kind: values[:8] for kind, values in draws.items()})
+        images, labels = loader.assemble(order[:8], {kind: values[:8] for kind, values in numbers.items()})
     assert images.device == labels.device == CUDA and not watch.found
     assert images.shape == (8, 3, spec.image_size, spec.image_size) and labels.shape == (8,)
 

@@ -14,8 +14,11 @@ from conftest import experiment, grow, script
 import model
 from method.datafree import pixels
 from method.inversion import invert
-from utils import checkpoint, data, engine, plan, records, tables
-from utils.figures import curves, inversion, matrix, responses, style, sweep, teachers, tsne
+from study import ledger as records
+from study import plan, tables
+from study.figures import curves, inversion, matrix, responses, style, sweep, teachers, tsne
+from training import engine
+from utils import checkpoint, data
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
 

@@ -13,8 +13,10 @@ from conftest import TINY
 
 import method
 from method.datafree import Generating
-from model.zoo import Zoo
-from utils import checkpoint, data, engine, experiment, params
+from training import engine, experiment, params
+from training.zoo import Zoo
+from utils import checkpoint, data
+from utils.seeds import seed_everything
 
 NAMES = [name for members in method.names().values() for name in members]
 DIGITS = data.DATASETS["digits"]
@@ -91,7 +93,7 @@ def raw_params(name, frozen):
 def build(name, keys, frozen, bf16=False):
     """(the method, a loader, an optimizer)"""
     checked = params.check(raw_params(name, frozen) | keys, Path("params.json"))
-    engine.seed_everything(0, epoch=-1)
+    seed_everything(0, epoch=-1)
     learner = method.find(name)(checked, Witness(DIGITS, torch.device("cpu"), bf16))
     loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)
     return learner, loader, engine.make_optimizer(checked, learner.trained)

@@ -14,7 +14,7 @@ from torch import nn
 
 import model
 from model import densenet, depthwise, preresnet, shufflenetv2
-from model.zoo import Zoo
+from training.zoo import Zoo
 from utils.data import DATASETS
 from utils.errors import UserError
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import experiment, with_teacher
 
+from study.executors import Ray
+from study.launch import Runner
+from study.plan import Plan, epochs_logged
 from utils.errors import UserError
-from utils.executors import Ray
-from utils.plan import Plan, epochs_logged
-from utils.runner import Runner
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
 

@@ -10,10 +10,10 @@ import pytest
 
 import method
 import model
-from utils.params import Common
-from utils.records import record
-from utils.report import read_matrix, report
-from utils.tables import load_table, run_of
+from study.ledger import record
+from study.report import read_matrix, report
+from study.tables import load_table, run_of
+from training.params import Common
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

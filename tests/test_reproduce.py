@@ -15,7 +15,10 @@ import pytest
 import torch
 from conftest import ROOT, experiment, files, grow, metrics, same_weights, script, train, with_teacher
 
-from utils import checkpoint, executors, plan, records, report, runner, tables
+from study import executors, plan, report, tables
+from study import launch as runner
+from study import ledger as records
+from utils import checkpoint
 
 # Worked out by hand: {target: runs}. Sweeps: values times rows, and the networks that none of the rows changes.
 RUNS = {

@@ -9,7 +9,8 @@ import re
 import pytest
 from conftest import experiment, script, with_teacher
 
-from utils import plan, records, report, tables
+from study import ledger as records
+from study import plan, report, tables
 
 # A textbook's 0.975 quantiles of Student's t: {degrees of freedom: quantile}
 QUANTILES = {

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, SCRIPTS, experiment, files, metrics, same_weights, script, start, train
 
-from utils import params
+from utils.jsonfile import read_json
 
 KINDS = ["baseline/student", "kd_nasty/nasty", "kd_normal/student"]  # scratch, nasty, kd
 LENGTH = 8  # epochs of the long runs
@@ -28,7 +28,7 @@ def same_run(folder, other):
 
 def copy(kind, trained, folder, **changes):
     """The experiment `kind` of `trained`, without its results, as `folder`; its teacher stays the same file."""
-    return experiment(folder, **(params.read(trained / kind / "params.json") | changes))
+    return experiment(folder, **(read_json(trained / kind / "params.json") | changes))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def epochs(folder):
 
 def grown(folder, num_epochs):
     """The experiment with another number of epochs."""
-    raw = params.read(folder / "params.json") | {"num_epochs": num_epochs}
+    raw = read_json(folder / "params.json") | {"num_epochs": num_epochs}
     (folder / "params.json").write_text(json.dumps(raw))
     return folder
 

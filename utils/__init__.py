@@ -1,1 +1,1 @@
-"""What every experiment shares: parameters, data, losses, the training engine and the run folder."""
+"""What the other packages build on: data, losses, metrics, checkpoints, files. Imports none of them."""

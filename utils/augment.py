@@ -1,9 +1,9 @@
-"""Image augmentation and normalisation on the device: per image the same pixels as torchvision on PIL images.
+"""Image augmentation and normalisation on the device. The pixels equal those of torchvision on PIL images.
 
-Every function is pure: the random draws are arguments. images: uint8 (B, H, W, 3). For each image, what is
-drawn has the distribution that torchvision draws from:
+All functions are pure; `augment` takes the random numbers as arguments. images: uint8 (B, H, W, 3). The random numbers
+have the distributions of torchvision's transforms:
 
-    crop     RandomCrop(H, padding=4)       top, left uniform on 0 .. 8, the border filled with zeros
+    crop     RandomCrop(H, padding=4)       top, left uniform on 0 .. 8, border filled with zeros
     rotate   RandomRotation(20)             degrees uniform on [-20, 20], nearest neighbour, filled with zeros
     flip     RandomHorizontalFlip()         true with probability 1/2
 """
@@ -15,25 +15,25 @@ PADDING = 4  # pixels
 MAX_DEGREES = 20.0
 
 
-def draw(augmentation, count, generator):
-    """Draws for `count` images: a dict of (count,) tensors, on the generator's device.
+def sample_augmentation(names, count, generator):
+    """Random numbers for `count` images: {argument of `augment`: tensor (count,)} on the generator's device.
 
-    augmentation: names out of "crop", "rotate", "flip". The keys are the arguments of `augment`.
+    names: any of "crop", "rotate", "flip".
     """
     options = {"generator": generator, "device": generator.device}
-    draws = {}
-    if "crop" in augmentation:
-        draws["top"] = torch.randint(2 * PADDING + 1, (count,), **options)
-        draws["left"] = torch.randint(2 * PADDING + 1, (count,), **options)
-    if "rotate" in augmentation:
-        draws["degrees"] = (torch.rand(count, **options) * 2 - 1) * MAX_DEGREES
-    if "flip" in augmentation:
-        draws["mirrored"] = torch.rand(count, **options) < 0.5
-    return draws
+    numbers = {}
+    if "crop" in names:
+        numbers["top"] = torch.randint(2 * PADDING + 1, (count,), **options)
+        numbers["left"] = torch.randint(2 * PADDING + 1, (count,), **options)
+    if "rotate" in names:
+        numbers["degrees"] = (torch.rand(count, **options) * 2 - 1) * MAX_DEGREES
+    if "flip" in names:
+        numbers["mirrored"] = torch.rand(count, **options) < 0.5
+    return numbers
 
 
 def augment(images, top=None, left=None, degrees=None, mirrored=None):
-    """Crop, then rotate, then flip; what has no draws is left out."""
+    """Crop, then rotate, then flip. Steps without arguments are skipped."""
     if top is not None:
         images = crop(images, top, left, PADDING)
     if degrees is not None:
@@ -44,7 +44,7 @@ def augment(images, top=None, left=None, degrees=None, mirrored=None):
 
 
 def crop(images, top, left, padding):
-    """Pad each side with `padding` zeros; cut the old size out from row `top`, column `left`, int (B,)."""
+    """Pad each side with `padding` zeros and crop to the old size at row `top`, column `left`, int (B,)."""
     count, height, width, _ = images.shape
     padded = F.pad(images, (0, 0) + (padding,) * 4)
     windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
@@ -53,7 +53,7 @@ def crop(images, top, left, padding):
 
 def flip(images, mirrored):
     """Mirror left and right where `mirrored`, bool (B,), is true."""
-    # Choosing whole images out of both versions is twice as fast as torch.where over their pixels.
+    # index_select over whole images is twice as fast as torch.where over pixels.
     chosen = torch.arange(len(images), device=images.device) + len(images) * mirrored
     return torch.cat((images, images.flip(2))).index_select(0, chosen)
 
@@ -61,13 +61,13 @@ def flip(images, mirrored):
 def rotate(images, degrees):
     """Rotate counter-clockwise about the centre by `degrees`, float (B,): nearest neighbour, zeros outside.
 
-    The arithmetic is Pillow's, source coordinates in 16.16 fixed point, so that the same pixels are chosen.
+    Source coordinates are computed in 16.16 fixed point as in Pillow, so that the same pixels are chosen.
     """
     count, height, width, channels = images.shape
     angle = torch.deg2rad(degrees.double())[:, None]
     cos, sin = angle.cos(), angle.sin()
-    # The source of pixel (x, y) is (cos x - sin y, sin x + cos y), both counted from the image's centre; a
-    # pixel lies at its own centre, half a pixel from its corner.
+    # Pixel (x, y) comes from (cos x - sin y, sin x + cos y), relative to the image's centre. Coordinates of a pixel are
+    # those of its centre, half a pixel from its corner.
     x, y = (1 - width) / 2, (1 - height) / 2
     origin_x = _fixed(cos * x - sin * y + width / 2)
     origin_y = _fixed(sin * x + cos * y + height / 2)
@@ -93,8 +93,8 @@ def normalise(images, mean, std):
     mean, std: float32 (3,). Returns float32 (B, 3, H, W) in channels_last memory format.
     """
     count, height, width, channels = images.shape
-    # Constants as long as an image keep the inner loop long. 255 is a tensor, since CUDA turns division by a
-    # number into multiplication by its rounded inverse.
+    # Constants of an image's length keep the inner loop long. 255 is a tensor because CUDA replaces division by a
+    # Python number with multiplication by its rounded inverse.
     pixels = images.flatten(1).float()
     pixels /= torch.full((), 255.0, device=images.device)
     pixels -= mean.repeat(height * width)

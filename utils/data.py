@@ -1,6 +1,6 @@
-"""Data sets that live on the device as uint8, and the loaders that assemble their batches there.
+"""Data sets, held on the device as uint8, and loaders that assemble batches there.
 
-`load` gives a Dataset; its `train_loader` and `test_loader` give Loaders. A batch is (images, labels): images
+`load` returns a Dataset, whose `train_loader` and `test_loader` return Loaders. A batch is (images, labels): images
 float32 (B, 3, H, W), normalised, in channels_last memory format; labels int64 (B,).
 """
 
@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from utils import datasets
-from utils.augment import augment, draw, normalise
+from utils.augment import augment, normalise, sample_augmentation
 from utils.errors import UserError, suggest
 
 SUBSET_SEED = 230
-AHEAD = 2048  # images that are assembled at once on a GPU: launching a batch's kernels takes longer than running them
+PREFETCH_IMAGES = 2048  # assembled at once on a GPU, where launching a batch's kernels takes longer than running them
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What is known of a data set without reading it. Images are (3, image_size, image_size)."""
+class DataSpec:
+    """What is known about a data set without reading it. Images are (3, image_size, image_size)."""
 
     num_classes: int
     image_size: int
@@ -28,18 +28,18 @@ class Spec:
     test_size: int
     mean: tuple
     std: tuple
-    augmentation: tuple  # names of `augment.draw`
+    augmentation: tuple  # names that `sample_augmentation` takes
 
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 TINY_MEAN, TINY_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 
 DATASETS = {
-    "cifar10": Spec(10, 32, 50_000, 10_000, CIFAR_MEAN, CIFAR_STD, ("crop", "flip")),
-    "cifar100": Spec(100, 32, 50_000, 10_000, CIFAR_MEAN, CIFAR_STD, ("crop", "flip")),
-    "tiny_imagenet": Spec(200, 64, 100_000, 10_000, TINY_MEAN, TINY_STD, ("rotate", "flip")),
-    # A mirrored digit is another sign: no flip. Mean and deviation are those of the training half.
-    "digits": Spec(10, 32, 898, 899, (0.3051,) * 3, (0.3227,) * 3, ("crop",)),
+    "cifar10": DataSpec(10, 32, 50_000, 10_000, CIFAR_MEAN, CIFAR_STD, ("crop", "flip")),
+    "cifar100": DataSpec(100, 32, 50_000, 10_000, CIFAR_MEAN, CIFAR_STD, ("crop", "flip")),
+    "tiny_imagenet": DataSpec(200, 64, 100_000, 10_000, TINY_MEAN, TINY_STD, ("rotate", "flip")),
+    # No flip, because a mirrored digit is not a digit. Mean and deviation are those of the training half.
+    "digits": DataSpec(10, 32, 898, 899, (0.3051,) * 3, (0.3227,) * 3, ("crop",)),
 }
 
 
@@ -55,49 +55,48 @@ class Split:
 @dataclass(frozen=True)
 class Dataset:
     name: str
-    spec: Spec
+    spec: DataSpec
     train: Split
     test: Split
     summary: str  # one line for the log
 
-    def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1, ahead=False):
-        """Shuffled batches. UserError where a process would be left with one image, too few for batch norm.
+    def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1, prefetch=False):
+        """Shuffled batches. prefetch: on a GPU, assemble several batches at once.
 
-        ahead: on a GPU, assemble several batches at once.
+        Raises UserError if the last batch leaves a process fewer than two images, which batch norm needs.
         """
-        smallest = (len(self.train) % batch_size or batch_size) // world_size
-        if smallest < 2:
+        last = len(self.train) % batch_size or batch_size
+        if last // world_size < 2:
+            share = f" over {world_size} processes" if world_size > 1 else ""
             raise UserError(
-                f"batch_size {batch_size}: {len(self.train)} images leave a process {smallest} in the last batch; "
-                "batch norm needs 2: choose another batch_size or subset_percent"
+                f"batch_size {batch_size}: the last batch of {len(self.train)} images has {last}{share}, but "
+                "batch norm needs at least 2 per process; choose another batch_size or subset_percent"
             )
-        kinds = self.spec.augmentation if augmentation else ()
-        loader = Loader(self.train, self.spec, batch_size, kinds, True, seed, rank, world_size)
-        if ahead and self.train.images.is_cuda:
-            loader.together = max(1, AHEAD // batch_size)
-        return loader
+        names = self.spec.augmentation if augmentation else ()
+        batches = max(1, PREFETCH_IMAGES // batch_size) if prefetch and self.train.images.is_cuda else 1
+        return Loader(self.train, self.spec, batch_size, names, True, seed, rank, world_size, batches)
 
     def test_loader(self, batch_size=1000):
         return Loader(self.test, self.spec, batch_size)
 
 
 class Loader:
-    """Batches of a split: every image once an epoch; the last batch may be smaller.
+    """Batches of a split: every image once per epoch. The last batch may be smaller.
 
-    Order and augmentation are a function of (seed, epoch) alone, the same on every device. Of several processes,
-    process `rank` is given every `world_size`-th image of each batch: together they see what one would. `weight` is
-    what the loss of the current share must be multiplied by for its mean over processes to be that of the batch.
-    `together` is how many batches are assembled at once, which changes no pixel of them.
+    Order and augmentation depend on (seed, epoch) only and are the same on every device. With several processes,
+    process `rank` receives every `world_size`-th image of each batch. `prefetch` batches are assembled at once, which
+    does not change their pixels.
     """
 
-    def __init__(self, split, spec, batch_size, augmentation=(), shuffle=False, seed=0, rank=0, world_size=1):
+    def __init__(
+        self, split, spec, batch_size, augmentation=(), shuffle=False, seed=0, rank=0, world_size=1, prefetch=1
+    ):
         self.split, self.batch_size = split, batch_size
         self.augmentation, self.shuffle = augmentation, shuffle
         self.seed, self.epoch = seed, 0
-        self.rank, self.world_size, self.weight = rank, world_size, 1.0
+        self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
         self.mean = torch.tensor(spec.mean, device=split.images.device)
         self.std = torch.tensor(spec.std, device=split.images.device)
-        self.together = 1
 
     def set_epoch(self, epoch):
         self.epoch = epoch
@@ -106,39 +105,42 @@ class Loader:
         return -(-len(self.split) // self.batch_size)
 
     def __iter__(self):
-        order, draws = self.plan()
-        starts = range(0, len(self.split), self.batch_size)
-        for first in range(0, len(starts), self.together):
-            some = starts[first : first + self.together]
-            shares = [slice(start + self.rank, start + self.batch_size, self.world_size) for start in some]
-            index, *drawn = (torch.cat([values[share] for share in shares]) for values in (order, *draws.values()))
-            images, labels = self.assemble(index, dict(zip(draws, drawn, strict=True)))
-            sizes = [len(order[share]) for share in shares]
-            for start, size, *batch in zip(some, sizes, images.split(sizes), labels.split(sizes), strict=True):
-                self.weight = size * self.world_size / min(self.batch_size, len(self.split) - start)
-                yield tuple(batch)
+        order, augmentation = self.sample_epoch()
+        positions = torch.arange(len(self.split), device=order.device)
+        shares = [batch[self.rank :: self.world_size] for batch in positions.split(self.batch_size)]
+        for first in range(0, len(shares), self.prefetch):
+            group = shares[first : first + self.prefetch]
+            chosen = torch.cat(group)
+            images, labels = self.assemble(
+                order[chosen], {name: values[chosen] for name, values in augmentation.items()}
+            )
+            sizes = [len(share) for share in group]
+            yield from zip(images.split(sizes), labels.split(sizes), strict=True)
 
-    def plan(self):
-        """The epoch's order, int64 (N,), and its draws, in that order; drawn on the CPU, sent once."""
+    def sample_epoch(self):
+        """The order of the epoch, int64 (N,), and the random numbers of its augmentation, in that order.
+
+        They are sampled on the CPU, so that they do not depend on the device.
+        """
         count, device = len(self.split), self.split.images.device
-        # One number out of two, so that seed 0's epoch 1 is not seed 1's epoch 0.
+        # SeedSequence mixes both numbers: epoch 1 of seed 0 must differ from epoch 0 of seed 1.
         state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        draws = draw(self.augmentation, count, generator)
-        return order.to(device), {name: values.to(device) for name, values in draws.items()}
+        numbers = sample_augmentation(self.augmentation, count, generator)
+        return order.to(device), {name: values.to(device) for name, values in numbers.items()}
 
-    def assemble(self, index, draws):
-        """The batch of the images `index`, int64 (B,), augmented by `draws`: a pure function of tensors."""
-        images = augment(self.split.images.index_select(0, index), **draws)
+    def assemble(self, index, augmentation):
+        """(images, labels) of the images `index`, int64 (B,), augmented with the arguments of `augment`."""
+        images = augment(self.split.images.index_select(0, index), **augmentation)
         return normalise(images, self.mean, self.std), self.split.labels.index_select(0, index)
 
 
 def load(name, data_dir, device, subset_percent=1.0, download=False):
     """Read the data set `name` from the folder `data_dir` onto `device`.
 
-    subset_percent: in (0, 1], the share of the training images that is kept.
-    Raises UserError for an unknown name, missing or damaged files, and a share without images.
+    subset_percent: share of the training images to keep, in (0, 1].
+    Raises UserError if the name is unknown, files are missing or damaged, or no image is left.
     """
     if name not in DATASETS:
         raise UserError(f'unknown data set "{name}"{suggest(name, DATASETS)} (known: {", ".join(DATASETS)})')

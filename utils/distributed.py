@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -10,7 +11,7 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZ
 
 
 def join(device):
-    """Meet the other processes of this run, if it has any."""
+    """Join the process group of this run, if it has several processes."""
     if WORLD_SIZE > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
@@ -21,7 +22,7 @@ def leave():
 
 
 class Step(nn.Module):
-    """`method.losses` as a module that owns what is trained, which is what DistributedDataParallel wraps."""
+    """`method.losses` as a module that owns what is trained, for DistributedDataParallel to wrap."""
 
     def __init__(self, method):
         super().__init__()
@@ -32,10 +33,10 @@ class Step(nn.Module):
 
 
 def parallel(method, device):
-    """A function of a batch that returns `method.losses`, its gradients averaged over the processes.
+    """`method.losses` as a function of a batch whose gradients are averaged over the processes.
 
-    Batch norm sees the whole batch on GPUs (SyncBatchNorm), and each process's own share on the CPU, where PyTorch
-    has no other.
+    Batch norm sees the whole batch on GPUs (SyncBatchNorm). On the CPU, where PyTorch has no SyncBatchNorm, it sees
+    the share of each process.
     """
     if WORLD_SIZE == 1:
         return method.losses
@@ -44,8 +45,16 @@ def parallel(method, device):
     return DistributedDataParallel(Step(method))
 
 
-def add_up(tensor):
-    """The sum of a tensor over all processes."""
+def weighted(loss, images):
+    """`loss`, a mean over `images` images, scaled so that its mean over processes is the mean over all images."""
+    if WORLD_SIZE == 1:
+        return loss
+    total = sum_over_processes(torch.tensor(float(images), device=loss.device))
+    return loss * (images * WORLD_SIZE / total)
+
+
+def sum_over_processes(tensor):
+    """The sum of a tensor over all processes. Changes the tensor in place."""
     if WORLD_SIZE > 1:
         dist.all_reduce(tensor)
     return tensor

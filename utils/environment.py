@@ -1,4 +1,4 @@
-"""What a run was computed with."""
+"""Versions, device and commit of a run."""
 
 import platform
 import subprocess
@@ -6,12 +6,12 @@ import subprocess
 import torch
 import torchvision
 
-from utils.checkpoint import ROOT
 from utils.distributed import WORLD_SIZE
+from utils.paths import ROOT
 
 
 def describe(device, precision):
-    """One line on versions, device, precision and commit: equal numbers are promised only where it is equal."""
+    """One line with versions, device, precision and commit. Runs are repeatable bit by bit where it is equal."""
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)}, cuDNN {torch.backends.cudnn.version()}"
     else:
@@ -23,7 +23,7 @@ def describe(device, precision):
 
 
 def commit():
-    """The commit that is checked out, with "-dirty" where source files differ from it; empty where there is none."""
+    """The short hash of the current commit, with "-dirty" if source files differ from it; "" without git."""
     try:
         head = git("rev-parse", "--verify", "--quiet", "--short=10", "HEAD")
         changed = head and git("status", "--porcelain", "--", "*.py", ":!tests")

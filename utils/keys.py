@@ -1,4 +1,4 @@
-"""How a key of params.json is declared, and what is wrong with a value."""
+"""Declaration of params.json keys, and checks of their values."""
 
 import dataclasses
 import json
@@ -10,19 +10,20 @@ from utils.errors import suggest
 
 
 def key(about, default=dataclasses.MISSING, **limits):
-    """A dataclass field that is a key of params.json.
+    """A dataclass field that declares a key of params.json. about: its description in docs/params.md.
 
     limits: `low` and `high` (inclusive), `above` and `below` (exclusive), `choices`.
     """
     return dataclasses.field(default=default, kw_only=True, metadata={"about": about, **limits})
 
 
-LARGEST = 2**63 - 1  # whole number: what is more fits no tensor
+LARGEST = 2**63 - 1  # larger whole numbers fit no tensor
+LONGEST = 80  # characters of a value in an error message
 
 
 def wrong(name, value, field):
-    """What is wrong with the type or the range of `value`: a list of no or one line."""
-    shown = json.dumps(value)
+    """Problems with the type or range of `value`: a list of zero or one lines."""
+    shown = shorten(json.dumps(value))
     if not has_type(value, field.type):
         return [f'"{name}": must be {TYPE_NAMES[field.type]}, not {shown}']
     limits = field.metadata
@@ -45,6 +46,11 @@ def wrong(name, value, field):
     return [f'"{name}": must be {rule}, not {shown}'] if bad else []
 
 
+def shorten(text):
+    """`text`, cut after LONGEST characters."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+
+
 TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -57,7 +63,7 @@ TYPE_NAMES = {
 
 
 def has_type(value, kind):
-    """Whether a JSON value is of the declared type; whole numbers are numbers, 0 and 1 are booleans."""
+    """Whether a JSON value has the declared type. Whole numbers are numbers; 0 and 1 are booleans."""
     if typing.get_origin(kind) is list:
         return isinstance(value, list) and all(has_type(item, typing.get_args(kind)[0]) for item in value)
     if isinstance(kind, types.UnionType):

@@ -48,6 +48,6 @@ class DAFL(Generating):
         features, logits = self.teacher(images, with_features=True)
         weights = self.params.a_oh, self.params.a_ie, self.params.a_act
         loss, one_hot, entropy, activation = dafl_loss(features, logits, *weights)
-        self.step_generator({"generator": loss, "one_hot": one_hot, "entropy": entropy, "activation": activation})
+        self.train_generator({"generator": loss, "one_hot": one_hot, "entropy": entropy, "activation": activation})
         self.images = images.detach()
         return {"loss": kl(logits.detach(), self.model(self.images)), **self.generator_terms}

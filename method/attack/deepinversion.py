@@ -16,10 +16,10 @@ import torch
 from method.datafree import Batches, DataFree, pixels
 from method.inversion import batch_norms, invert, no_batch_norm
 from utils import checkpoint, data
-from utils.engine import derived_seed
 from utils.errors import UserError
 from utils.keys import key
 from utils.losses import kl
+from utils.seeds import derive_seed
 
 IMAGES = 5  # tells the seeds of images from others of the same run
 
@@ -47,12 +47,11 @@ class DeepInversion(DataFree):
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        self.pool = []  # (images, half (N, H, W, 3) from 0 to 255 but not clipped, labels, terms)
+        self.pool = []  # (images, half (N, H, W, 3) from 0 to 255 but not clipped, labels (N,))
 
-    def losses(self, images, labels, values=()):
-        """values: those of `self.terms`, logged beside the loss; they are passed on from where images were made."""
+    def losses(self, images, labels):
         divergence = kl(self.teacher(images), self.model(images), self.params.temperature)
-        return {"loss": self.params.temperature**2 * divergence} | dict(zip(self.terms, values, strict=False))
+        return {"loss": self.params.temperature**2 * divergence}
 
     def batches(self, loader):
         count = min(self.params.image_batches, (loader.epoch + 1) * self.params.new_batches)
@@ -62,22 +61,18 @@ class DeepInversion(DataFree):
         p, spec, device = self.params, self.zoo.spec, self.zoo.device
         for number in range(len(self.pool), count):
             batch = self.read(number) or self.make(number, epoch)
-            self.pool.append((batch["images"].to(device), batch["labels"].to(device), batch["terms"]))
-        images, labels, terms = zip(*self.pool, strict=True)
-        self.terms = list(terms[-1])
-        made = count > epoch * p.new_batches
-        logged = [torch.tensor(list(terms[-1].values()), device=device)] if made else []
+            self.pool.append((batch["images"].to(device), batch["labels"].to(device)))
+        images, labels = zip(*self.pool, strict=True)
         split, kinds = data.Split(torch.cat(images), torch.cat(labels)), spec.augmentation if p.augmentation else ()
         loader = data.Loader(split, spec, p.batch_size, kinds, shuffle=True, seed=p.seed)
         loader.set_epoch(epoch)
-        for batch in loader:
-            yield *batch, *logged
-        self.draw_grid(epoch, images[-1].permute(0, 3, 1, 2) / 255)
+        yield from loader
+        self.save_grid(epoch, images[-1].permute(0, 3, 1, 2) / 255)
 
     def read(self, number):
         """Batch `number` from the run folder, or None where there is none that was made in the same way."""
         file = self.folder and self.image_file(f"{number:04}.tar")
-        batch = checkpoint.read(file) if file and file.exists() else {}
+        batch = checkpoint.load(file) if file and file.exists() else {}
         return batch if batch.get("made_from") == self.made_from() else None
 
     def make(self, number, epoch):
@@ -85,16 +80,18 @@ class DeepInversion(DataFree):
         p, name = self.params, f"{number:04}.tar"
         if p.a_c > 0 and number < epoch * p.new_batches:
             raise UserError(f"images/{name} is missing, its student has learned since: move *.tar away to train anew")
-        seed = derived_seed(p.seed, number, IMAGES)
+        seed = derive_seed(p.seed, number, IMAGES)
         labels = torch.arange(number * p.batch_size, (number + 1) * p.batch_size) % self.zoo.spec.num_classes
         title = f"Images {number + 1}/{p.image_batches}"
         own = {"student": self.model.eval(), "seed": seed, "title": title}
-        own["log"] = (lambda line: self.log(f"{title}: {line}")) if p.compile else None
+        own["log"] = (lambda line: self.log(f"{title}: {line}")) if p.cuda_graph and self.folder else None
         x, terms = invert(self.teacher.teacher, labels.to(self.zoo.device), **own, **self.settings())
         self.model.train()
-        batch = {"terms": {name: value.item() for name, value in terms.items()}, "made_from": self.made_from()}
+        terms = {name: value.item() for name, value in terms.items()}
+        batch = {"terms": terms, "made_from": self.made_from()}
         batch |= {"images": (255 * pixels(x, self.zoo.spec)).permute(0, 2, 3, 1).half().contiguous(), "labels": labels}
         if self.folder:
+            self.log(f"{title}: " + " ; ".join(f"{name}: {value:.4g}" for name, value in terms.items()))
             checkpoint.save(self.image_file(name), batch)
         return batch
 

@@ -47,7 +47,7 @@ class DFAD(Generating):
     def losses(self, noise, generator_noise=None):
         if generator_noise is not None:
             images = self.generator(generator_noise)
-            self.step_generator({"generator": -dfad_loss(self.model(images), self.teacher(images))})
+            self.train_generator({"generator": -dfad_loss(self.model(images), self.teacher(images))})
         with torch.no_grad():
             self.images = self.generator(noise)
             teacher_logits = self.teacher(self.images)

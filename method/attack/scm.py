@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from method.attack.kd import KD, kd_loss
-from utils.engine import accuracy, score
 from utils.keys import key
+from utils.metrics import accuracy, evaluate
 
 
 def scm_loss(students_logits, teacher_logits, labels, T, alpha):
@@ -53,7 +53,7 @@ class SCM(KD):
 
     def evaluate(self, loader):
         self.earlier.eval()
-        return score(self.model, loader, self.ensemble)
+        return evaluate(self.model, loader, self.ensemble)
 
     def ensemble(self, images, labels, logits):
         votes = [z.softmax(1) for z in [logits, *(student(images) for student in self.earlier)]]

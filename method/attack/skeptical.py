@@ -22,8 +22,8 @@ from torch import nn
 
 from method.attack.kd import KD, kd_loss
 from model.network import at_least_float32
-from utils.engine import accuracy, score
 from utils.keys import key
+from utils.metrics import accuracy, evaluate
 
 # Parts whose outputs are stages, in most networks, densenet, net
 STAGES = (r"(layer|stage_?)\d", r"features\.dense_block(_layer_)?\d", r"conv\d")
@@ -103,7 +103,7 @@ class Skeptical(KD):
 
     def evaluate(self, loader):
         self.heads.eval()
-        return score(self.model, loader, lambda x, y, _: {"acc_listener": accuracy(self.read_heads(x)[-1], y)})
+        return evaluate(self.model, loader, lambda x, y, _: {"acc_listener": accuracy(self.read_heads(x)[-1], y)})
 
     def extra(self):
         return {"heads": self.heads}

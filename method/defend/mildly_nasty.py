@@ -52,7 +52,7 @@ class MildlyNasty(Nasty):
         if params.variant == "half":
             return
         if not params.resume:
-            zoo.fill(self.model, params.adversarial_resume)
+            zoo.load_weights(self.model, params.adversarial_resume)
         self.model.eval().requires_grad_(False)
         self.name, self.last = list(self.model.named_modules())[-1]  # in all networks the classifier comes last
         if params.variant == "light_deep":
@@ -78,16 +78,16 @@ class MildlyNasty(Nasty):
             terms = nasty_loss(logits, adversary, labels, T, weight)
         return dict(zip(("loss", "ce", "divergence"), terms, strict=True))
 
+    def batches(self, loader):
+        yield from loader
+        if self.layers:  # the checkpoint holds them as the network's own classifier
+            self.model.load_state_dict({n: w.detach() for n, w in self.folded().items()}, strict=False)
+
     def folded(self):
-        """The weights of the one layer that the two amount to: W₂(W₁h + b₁) + b₂ = (W₂W₁)h + (W₂b₁ + b₂)."""
+        """The weights of a single layer equal to both: W₂(W₁h + b₁) + b₂ = (W₂W₁)h + (W₂b₁ + b₂)."""
         first, second = self.layers
         weight = (second.weight @ first.weight).view_as(self.last.weight)
         return {f"{self.name}.weight": weight, f"{self.name}.bias": second.weight @ first.bias + second.bias}
-
-    def evaluate(self, loader):
-        if self.layers:
-            self.model.load_state_dict({n: w.detach() for n, w in self.folded().items()}, strict=False)
-        return super().evaluate(loader)
 
     def extra(self):
         return {"layers": self.layers} if self.layers else {}

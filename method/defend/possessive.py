@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 
 from method import Method
-from utils.engine import score
 from utils.keys import key
 from utils.losses import cross_entropy, kl
+from utils.metrics import evaluate
 
 
 def possessive_loss(logits, adversary_logits, labels, T, beta_target, beta_others, order="reversed"):
@@ -86,7 +86,7 @@ class Possessive(Method):
         return dict(zip(("loss", "ce", "target", "others"), terms, strict=True))
 
     def evaluate(self, loader):
-        return score(self.model, loader, self.compare)
+        return evaluate(self.model, loader, self.compare)
 
     def compare(self, images, labels, logits):
         original = self.adversary(images)

@@ -21,16 +21,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+import model
 from method import Method
-from method.image_key import ImageKey, derived, draw, read
+from method.image_key import ImageKey, load_key, random_key, seed_for
 from method.release import Release
 from utils import checkpoint
 from utils.distributed import RANK
-from utils.engine import accuracy, score
 from utils.errors import UserError
 from utils.keys import key
 from utils.losses import cross_entropy, kl
-from utils.params import model_options
+from utils.metrics import accuracy, evaluate
+from utils.paths import display_path, from_root
 
 
 def sdb_loss(logits, keyed, adversary, random, labels, T, weight, eta, sign):
@@ -61,16 +62,15 @@ class SDB(Method):
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
         self.adversary = zoo.frozen(params.adversarial_model, params.adversarial_resume)
-        self.key = ImageKey(draw(zoo.spec, params.seed), params.mix, zoo.device)
+        self.key = ImageKey(random_key(zoo.spec, params.seed), params.mix, zoo.device)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derived(params.seed, "random network"))
-            self.random = zoo.freeze(zoo.fresh(params.model_name, **model_options(params)))
+            torch.default_generator.manual_seed(seed_for(params.seed, "random network"))
+            self.random = zoo.freeze(zoo.fresh(params.model_name, **model.options_in(params)))
 
-    def batches(self, loader):
-        if self.folder and RANK == 0:
+    def begin(self, run):
+        if RANK == 0:
             extra = {"key": self.key.state_dict()}
-            checkpoint.save(self.folder / "key.tar", {"extra": extra, "params": {"mix": self.params.mix}})
-        return loader
+            checkpoint.save(run.folder / "key.tar", {"extra": extra, "params": {"mix": self.params.mix}})
 
     def losses(self, images, labels):
         p, logits, keyed = self.params, self.model(images), self.model(self.key(images))
@@ -79,7 +79,7 @@ class SDB(Method):
         return dict(zip(("loss", "embedding", "disturbance", "preservation", "augmentation"), terms, strict=True))
 
     def evaluate(self, loader):
-        return score(self.model, loader, lambda x, labels, _: {"acc_key": accuracy(self.model(self.key(x)), labels)})
+        return evaluate(self.model, loader, lambda x, labels, _: {"acc_key": accuracy(self.model(self.key(x)), labels)})
 
     def extra(self):
         return {"key": self.key}
@@ -93,7 +93,7 @@ class Keyed(Release):
 
     def __init__(self, teacher, params):
         super().__init__(teacher, params)
-        image, mix = read(params.key_resume, params.dataset)
-        if not torch.equal(image, read(params.teacher_resume, params.dataset)[0]):
-            raise UserError(f"{checkpoint.shown(checkpoint.locate(params.key_resume))}: the key of another teacher")
+        image, mix = load_key(params.key_resume, params.dataset)
+        if not torch.equal(image, load_key(params.teacher_resume, params.dataset)[0]):
+            raise UserError(f"{display_path(from_root(params.key_resume))}: the key of another teacher")
         self.query = ImageKey(image, params.mix or mix, next(teacher.parameters()).device)

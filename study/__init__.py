@@ -1,0 +1,1 @@
+"""Many runs: plans, launching, records, tables and figures."""

@@ -1,0 +1,1 @@
+"""The papers' figures. Each module has a function that returns a matplotlib figure in the style of `style`."""

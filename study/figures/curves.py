@@ -1,0 +1,106 @@
+"""Accuracy and losses over the epochs of some runs."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from study.figures import style
+from study.ledger import preferred
+from training import spec
+from utils.errors import UserError
+from utils.paths import ROOT, display_path
+
+NAMES = {
+    ("test", "acc"): "test accuracy (%)",
+    ("test", "loss"): "test cross-entropy",
+    ("train", "loss"): "training loss",
+    ("train", "ce"): "training cross-entropy",
+}
+
+
+def curves(folders, labels=None):
+    """A panel for every logged quantity, a line for every experiment: the mean over seeds, ± standard deviation.
+
+    folders: experiments, or runs with changed keys; all their seeds are drawn, from local runs if there are any and
+    from records otherwise. labels: of the lines; default: the folders.
+    """
+    runs = list(dict.fromkeys(find_run(folder) for folder in folders))
+    labels = labels or short_names([Path(run.folder) for run in runs])
+    if len(labels) != len(runs):
+        raise UserError(f"--labels: {len(labels)} labels for {len(runs)} experiments (all seeds count as one)")
+    source = preferred(runs)
+    histories = [read_history(run, source.histories(run)) for run in runs]
+    panels = list(dict.fromkeys(quantity for history in histories for quantity in history))
+    panels.sort(key=lambda panel: panel[0] != "test")
+
+    figure, axes = style.panels(len(panels), 3 if len(panels) > 4 else min(2, len(panels)), 1.65)
+    for panel, ax in zip(panels, axes, strict=True):
+        logged = {index: history[panel] for index, history in enumerate(histories) if panel in history}
+        for index, values in logged.items():
+            draw(ax, values, style.look(index), index / len(histories))
+        if panel[1].startswith("acc"):
+            limit(ax, list(logged.values()))
+        style.name(ax, NAMES.get(panel) or " ".join(panel).replace("train ", "training "))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    style.name_horizontal(axes, "epoch")
+    style.legend(figure, [axes[0].plot([], [], **style.look(index))[0] for index in range(len(runs))], labels)
+    return figure
+
+
+def draw(axes, values, look, offset):
+    """The mean line and the band of `values`, (seeds, epochs). offset: in [0, 1), moves the markers off the others'."""
+    epochs, middle = np.arange(1, values.shape[1] + 1), values.mean(0)
+    every = max(1, len(epochs) // 6)
+    axes.plot(epochs, middle, **look, markevery=(int(offset * every), every))
+    if len(values) > 1:
+        style.band(axes, epochs, middle, deviation(values), look["color"])
+
+
+def limit(axes, accuracies):
+    """Cut off the start of training where it lies so far below all that comes that it would flatten the rest."""
+    late = [values[:, values.shape[1] // 2 :] for values in accuracies]
+    edges = [values.mean(0) + sign * deviation(values) for values in late for sign in (-1, 1)]
+    lowest, highest = min(map(np.min, edges)), max(map(np.max, [*edges, *(values.mean(0) for values in accuracies)]))
+    low = lowest - max(2, highest - lowest)
+    if low > axes.get_ylim()[0]:
+        axes.set_ylim(low, highest + 0.06 * (highest - low))
+
+
+def deviation(values):
+    """Over the seeds, the rows of `values`; of a single one 0."""
+    return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+
+
+def find_run(folder):
+    """The Spec of a run folder, whatever its seed. Raises UserError if there is no such folder."""
+    path = Path(os.path.abspath(folder))
+    path = path if (path / "params.json").is_file() else ROOT / folder
+    if not (path / "params.json").is_file():
+        raise UserError(f"{folder}: there is no such run, that is, no folder with a params.json")
+    return spec.of_folder(display_path(path)).any_seed
+
+
+def short_names(folders):
+    """The folders without the parents that all have in common."""
+    common = os.path.commonpath([folder.parent for folder in folders])
+    return [os.path.relpath(folder, common) for folder in folders]
+
+
+def read_history(run, histories):
+    """{("train" or "test", term): values (seeds, epochs)} up to the last epoch that all seeds have finished.
+
+    histories: {seed: {"train" or "test": {term: values per epoch}}}.
+    """
+    if not histories:
+        raise UserError(f"{display_path(ROOT / run.folder)}: no metrics yet; they are written after each epoch")
+    lengths = {seed: len(history["test"]["acc"]) for seed, history in histories.items()}
+    shortest = min(lengths, key=lengths.get)
+    if lengths[shortest] < max(lengths.values()):
+        print(f"{run.folder}: only {lengths[shortest]} epochs are drawn, because seed {shortest} has no more yet")
+    first = next(iter(histories.values()))
+    return {
+        (part, term): np.array([history[part][term][: lengths[shortest]] for history in histories.values()])
+        for part in ("test", "train")
+        for term in first[part]
+    }

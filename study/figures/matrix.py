@@ -1,0 +1,85 @@
+"""Defences × attacks as a heat map: a matrix of experiments/tables.json."""
+
+import numpy as np
+
+from study import tables
+from study.figures import style
+from study.ledger import preferred
+from study.report import read_matrix, signed, strongest
+from utils.errors import UserError, suggest
+
+MAP = "PuOr"  # orange: the student gains by the teacher; violet: it loses. Told apart by colour-blind readers.
+
+
+def matrix(target):
+    """What each student gains over the same student alone, in points of test accuracy; framed: the strongest attack.
+
+    Cells whose runs are not finished are empty. UserError: no such matrix, or nothing finished.
+    """
+    from matplotlib.colors import SymLogNorm
+
+    data = find_matrix(target)
+    source = preferred([cell.spec for _, (_, *attacks) in data.rows for cell in attacks])
+    alone, yardstick, rows = read_matrix(data, source)
+    gains = np.array([[entry["difference"] for entry in attacks] for _, attacks in rows], dtype=float)
+    if np.isnan(gains).all():
+        raise UserError(f"{target}: nothing is finished yet; make it with: python reproduce.py {target}")
+    names = []
+    for (name, (cell, *_)), (teacher, _) in zip(data.rows, rows, strict=True):
+        names.append(name if teacher[cell.epoch] is None else f"{name} ({teacher[cell.epoch]:.1f})")
+    figure, [[ax]] = style.grid(1, 1, 0.9 + 0.26 * len(names))
+    limit = max(1.0, np.nanmax(np.abs(gains)))
+    norm = SymLogNorm(linthresh=1, vmin=-limit, vmax=limit)  # a single ruined student must not whiten all others
+    image = ax.imshow(-gains, cmap=MAP, norm=norm, aspect="auto")
+    ax.set_xticks(range(len(data.columns) - 1), data.columns[1:])
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    ax.spines[:].set_visible(False)
+    for row, (values, (_, attacks)) in enumerate(zip(gains, rows, strict=True)):
+        write(ax, row, values, dark=np.abs(norm(values) - 0.5) > 0.3)
+        if found := strongest(data, attacks):
+            frame(ax, row, data.columns.index(found[0]) - 1)
+    bar = figure.colorbar(image, ax=ax, pad=0.02)
+    marks = [mark for mark in (-30, -10, -3, -1, 0, 1, 3, 10, 30) if abs(mark) <= limit]
+    bar.set_ticks(
+        [-mark for mark in marks], labels=[typeset(f"{mark:+d}") if mark else "0" for mark in marks], minor=False
+    )
+    bar.minorticks_off()
+    bar.outline.set_visible(False)
+    bar.ax.invert_yaxis()
+    bar.set_label("student minus student alone")
+    gain = yardstick["difference"]
+    smoothed = "" if gain is None else f"; label smoothing: {typeset(signed(gain))}"
+    shown = f"Student alone: {alone['best']:.2f}{smoothed}"
+    ax.set_xlabel(f"teacher (its accuracy) × attack, the strongest framed\n{shown}")
+    return figure
+
+
+def typeset(number):
+    """A number's digits with a minus sign in the place of the hyphen."""
+    return number.replace("-", "−")
+
+
+def write(ax, row, values, dark):
+    """The numbers of a row, white on cells that are dark."""
+    for column, value in enumerate(values):
+        if not np.isnan(value):
+            colour = "white" if dark[column] else "black"
+            ax.text(column, row, typeset(signed(value)), ha="center", va="center", color=colour)
+
+
+def frame(ax, row, column):
+    from matplotlib.patches import Rectangle
+
+    corner = column - 0.5, row - 0.5
+    ax.add_patch(Rectangle(corner, 1, 1, fill=False, linewidth=1.6, edgecolor="black", clip_on=False))
+
+
+def find_matrix(target):
+    """The Matrix of that name; a UserError lists those there are."""
+    targets = tables.read_targets()
+    matrices = [name for name, data in targets.items() if "defences" in data]
+    table = tables.load_table(target) if target in targets else None
+    if not isinstance(table, tables.Matrix):
+        raise UserError(f'"{target}" is no matrix; there are {", ".join(matrices)}{suggest(target, matrices)}')
+    return table

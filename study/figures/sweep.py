@@ -1,0 +1,177 @@
+"""Accuracy over the values of a key: the ablations of experiments/tables.json."""
+
+import itertools
+import math
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from study import tables
+from study.baselines import baseline
+from study.figures import style
+from study.ledger import preferred
+from training import spec
+from training.spec import Spec
+from utils.errors import UserError, suggest
+
+KEYS = {
+    "weight": "weight ω of the nasty teacher",
+    "temperature": "temperature τ$_s$ of the student",
+    "alpha": "share α of the teacher in the student's loss",
+    "subset_percent": "share of the training images",
+}
+MOST_LINES = 6  # in one panel
+BASELINE = "student baseline"
+ALONE = {"linestyle": (0, (4, 2)), "linewidth": 0.9}
+
+
+@dataclass
+class Line:
+    """A row of a sweep.
+
+    student: Spec of its baseline, or of the row's own experiment if that has none. title, role: the parts of the row's
+    name that rows of the same student share, and the rest. accuracies: {value: those of all seeds}. alone: those of the
+    baseline.
+    """
+
+    name: str
+    student: Spec
+    title: str
+    role: str
+    accuracies: dict
+    alone: list
+
+    @property
+    def means(self):
+        return np.array([statistics.mean(values) for values in self.accuracies.values()])
+
+    @property
+    def deviations(self):
+        """Over seeds; NaN, which is not drawn, where there is a single one."""
+        return np.array([statistics.stdev(v) if len(v) > 1 else math.nan for v in self.accuracies.values()])
+
+
+def sweep(target):
+    """Best test accuracy over the values of a key, a line a row of `target`, ± standard deviation over seeds.
+
+    Dashed: the student without a teacher. Many rows get a panel for each student. Says what is not yet run.
+    """
+    data = read_sweep(target)
+    lines = [line for line in read_lines(target, data) if line.accuracies]
+    if not lines:
+        raise UserError(f"{target}: nothing is finished yet; make it with: python reproduce.py {target}")
+    x = positions(data["values"])
+    figure, axes = one_panel(lines, x) if len(lines) <= MOST_LINES else panels(lines, x)
+    for ax in axes:
+        ax.set_xticks(list(x.values()), [f"{value:g}" if is_number(value) else str(value) for value in x])
+    style.name_horizontal(axes, KEYS.get(data["key"], data["key"]))
+    return figure
+
+
+def read_sweep(target):
+    """The entry of a sweep in experiments/tables.json; a UserError lists those there are."""
+    targets = tables.read_targets()
+    sweeps = {name: data for name, data in targets.items() if "values" in data}
+    if target not in sweeps:
+        raise UserError(f'"{target}" is no sweep; there are {", ".join(sweeps)}{suggest(target, sweeps)}')
+    return sweeps[target]
+
+
+def read_lines(target, entry):
+    """A Line for each row, with the accuracies of its finished runs. Prints which values are missing."""
+    rows = tables.load_table(target).rows
+    source = preferred([cell.spec for _, cells in rows for cell in cells])
+    own = [spec.make(cells[0].spec.experiment) for _, cells in rows]
+    students = [baseline(run) or run if "teacher_resume" in run.raw else run for run in own]
+    lines = []
+    for (name, cells), run, student, (title, role) in zip(
+        rows, own, students, split_names(rows, students), strict=True
+    ):
+        summaries = {value: source.summary(cell.spec) for value, cell in zip(entry["values"], cells, strict=True)}
+        accuracies = {value: list(summary.best.values()) for value, summary in summaries.items() if summary.best}
+        missing = [
+            f"{value} ({', '.join(summary.unfinished) or 'not yet run'})"
+            for value, summary in summaries.items()
+            if summary.unfinished or not summary.best
+        ]
+        if accuracies and missing:
+            print(f"missing in {name}: {entry['key']} {', '.join(missing)}")
+        alone = [] if student == run else list(source.summary(student).best.values())
+        lines.append(Line(name, student, title, role, accuracies, alone))
+    return lines
+
+
+def split_names(rows, students):
+    """(title, role) of each row: the words of its name that all rows of its student begin with, and the other words."""
+    words = [name.replace(",", "").split() for name, _ in rows]
+    for own, student in zip(words, students, strict=True):
+        siblings = [other for other, its_student in zip(words, students, strict=True) if its_student == student]
+        shared = sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, zip(*siblings, strict=False)))
+        yield " ".join(own[:shared]), " ".join(own[shared:])
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def positions(values):
+    """{value: where it stands}: to scale where values are evenly spread, else by their logarithm; 0 left of these."""
+    if not all(map(is_number, values)) or min(values) < 0:
+        return {value: index for index, value in enumerate(values)}
+    steps = np.diff(sorted(values))
+    if len(steps) == 0 or steps.max() < 3 * steps.min():
+        return {value: value for value in values}
+    logarithms = {value: math.log(value) for value in values if value}
+    low, high = min(logarithms.values()), max(logarithms.values())
+    return {value: logarithms.get(value, low - 0.2 * (high - low)) for value in values}
+
+
+def one_panel(lines, x):
+    """(figure, its axes) with all lines in one panel, each with its name at its right end."""
+    figure, [ax] = style.panels(1, 1, 2.6)
+    looks = [style.look(index) for index in range(len(lines))]
+    draw(ax, lines, looks, x)
+    style.name(ax, "test accuracy (%)")
+    if any(line.alone for line in lines):
+        dashed = ax.plot([], [], color=style.GREY, **ALONE)
+        ax.legend(dashed, [BASELINE], loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
+    low, high = ax.get_ylim()
+    ends = [(x[list(line.accuracies)[-1]], line.means[-1]) for line in lines]
+    heights = style.apart([height for _, height in ends], 0.065 * (high - low))
+    for line, look, end, height in zip(lines, looks, ends, heights, strict=True):
+        arrow = {"arrowstyle": "-", "color": look["color"], "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4}
+        place = {"xytext": (1.03, height), "textcoords": ax.get_yaxis_transform(), "annotation_clip": False}
+        ax.annotate(line.name, end, **place, arrowprops=arrow, color=look["color"], va="center")
+    return figure, [ax]
+
+
+def panels(lines, x):
+    """(figure, its axes) with a panel for each student; the same role looks the same in all of them."""
+    students = list(dict.fromkeys(line.student for line in lines))
+    roles = list(dict.fromkeys(line.role for line in sorted(lines, key=lambda line: not line.alone)))
+    looks = {role: style.look(index) for index, role in enumerate(roles)}
+    figure, used = style.panels(len(students), min(2, len(students)), 1.5)
+    for student, ax in zip(students, used, strict=True):
+        own = [line for line in lines if line.student == student]
+        draw(ax, own, [looks[line.role] for line in own], x)
+        style.name(ax, own[0].title)
+    handles = [used[0].plot([], [], **look)[0] for look in looks.values()]
+    handles += used[0].plot([], [], color=style.GREY, **ALONE)
+    style.legend(figure, handles, [*roles, BASELINE])
+    figure.supylabel("test accuracy (%)")
+    return figure, used
+
+
+def draw(axes, lines, looks, x):
+    """Lines, with ± over seeds; a baseline in its line's colour, or grey where it is that of several."""
+    drawn = Counter(line.student for line in lines)
+    for line, look in zip(lines, looks, strict=True):
+        at = [x[value] for value in line.accuracies]
+        axes.plot(at, line.means, **look)
+        axes.errorbar(at, line.means, line.deviations, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2)
+        if line.alone:
+            colour = look["color"] if drawn[line.student] == 1 else style.GREY
+            axes.axhline(statistics.mean(line.alone), color=colour, **ALONE, zorder=1)
+    axes.margins(x=0.04)

@@ -1,0 +1,52 @@
+"""The teachers that a figure compares, and what they answer."""
+
+from pathlib import Path
+
+import torch
+
+from training import params
+from training.zoo import Zoo
+from utils import data
+from utils.errors import UserError
+from utils.paths import display_path
+
+NAMES = ("normal teacher", "nasty teacher")
+CLASSES = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
+
+
+def load(normal, nasty, data_dir="data", download=False):
+    """(data set, two networks) of run folders with a best_model.tar. UserError: there is none, or other data sets.
+
+    On the CPU: a figure needs few images, and is then the same wherever it is made.
+    """
+    name, found = networks([normal, nasty], torch.device("cpu"))
+    return data.load(name, data_dir, "cpu", download=download), found
+
+
+def networks(folders, device):
+    """(name of the data set, of which no file is read, the networks of run folders in float32)."""
+    settings = [params.load(folder) for folder in folders]
+    first = settings[0].dataset
+    for folder, setting in zip(folders, settings, strict=True):
+        if setting.dataset != first:
+            one, other = (
+                f"{display_path(folders[0])} is trained on {first}",
+                f"{display_path(folder)} on {setting.dataset}",
+            )
+            raise UserError(f"{one}, {other}: nothing to compare")
+    zoo, files = Zoo(data.DATASETS[first], device), [Path(folder).absolute() / "best_model.tar" for folder in folders]
+    return first, [zoo.frozen(setting.model_name, file) for setting, file in zip(settings, files, strict=True)]
+
+
+def class_names(dataset):
+    """A name, or else the number, of each class of the data set of this name."""
+    return CLASSES.get(dataset, tuple(map(str, range(data.DATASETS[dataset].num_classes))))
+
+
+def outputs(network, dataset, index):
+    """(features (N, F), logits (N, C)) of the test images `index`, int64 (N,)."""
+    loader = dataset.test_loader()
+    parts = [network(loader.assemble(part, {})[0], with_features=True) for part in index.split(250)]
+    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]

@@ -1,0 +1,75 @@
+"""t-SNE of the features and of the logits of two teachers. scikit-learn is imported here alone, when it is needed."""
+
+import numpy as np
+
+from study.figures import style, teachers
+from utils.errors import UserError
+
+COLOURS = (*style.COLOURS, "#999999", "#F0E442", "#6B3D00")
+MOST_CLASSES = len(COLOURS)  # more cannot be told apart
+WORD = 0.034, 0.058  # width of a letter and height of a line, in shares of the axes
+
+
+def tsne(normal, nasty, data_dir="data", download=False, count=1000):
+    """Features above logits, the normal teacher beside the nasty one: the first `count` test images, by class.
+
+    Of data sets with more than ten classes, the first ten.
+    """
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise UserError("t-SNE needs scikit-learn: pip install scikit-learn") from None
+    if count < 10:
+        raise UserError(f"--count {count}: must be at least 10")
+    dataset, networks = teachers.load(normal, nasty, data_dir, download)
+    index = (dataset.test.labels < MOST_CLASSES).nonzero()[:count, 0]
+    labels, names = dataset.test.labels[index].numpy(), teachers.class_names(dataset.name)
+    if MOST_CLASSES < dataset.spec.num_classes:
+        print(f"{dataset.name}: drawn are the first {MOST_CLASSES} of its {dataset.spec.num_classes} classes")
+    perplexity = min(30, (len(index) - 1) / 3)
+
+    figure, axes = style.grid(2, 2, 5.4)
+    for column, network in enumerate(networks):
+        axes[0, column].set_title(teachers.NAMES[column])
+        for ax, outputs in zip(axes[:, column], teachers.outputs(network, dataset, index), strict=True):
+            points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(outputs.numpy())
+            scatter(ax, points, labels, names)
+    for ax, what in zip(axes[:, 0], ("features", "logits"), strict=True):
+        ax.set_ylabel(what)
+    return figure
+
+
+def scatter(axes, points, labels, names):
+    """Points (N, 2) in the colour and marker of their class, whose name stands in the middle of them."""
+    from matplotlib.patheffects import withStroke
+
+    classes = np.unique(labels)
+    for label in classes:
+        marker = style.MARKERS[label % len(style.MARKERS)]
+        axes.scatter(*points[labels == label].T, s=7, color=COLOURS[label], marker=marker, linewidths=0, alpha=0.8)
+    axes.set(xticks=[], yticks=[], xmargin=0.12)  # room for the names
+    axes.spines[:].set(visible=True, color="#BBBBBB")
+    axes.set_box_aspect(1)
+    halo = [withStroke(linewidth=2.2, foreground="white")]
+    low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
+    middles = [(medoid(points[labels == label]) - low) / (high - low) for label in classes]
+    for (x, y), label in zip(apart(middles, [names[label] for label in classes]), classes, strict=True):
+        look = {"ha": "center", "va": "center", "weight": "bold", "path_effects": halo}
+        axes.text(x, y, names[label], transform=axes.transAxes, **look)
+
+
+def medoid(points):
+    """The point (2,) nearest to all others, which lies in a cluster where the mean may lie between two."""
+    return points[np.linalg.norm(points[:, None] - points[None], axis=2).sum(1).argmin()]
+
+
+def apart(middles, words):
+    """Places (x, y) of words, in shares of the axes, at their `middles` or above, where they cover no other."""
+    placed = {}
+    for index in sorted(range(len(words)), key=lambda index: middles[index][1]):
+        x, y = middles[index]
+        for other, (left, low) in sorted(placed.items(), key=lambda item: item[1][1]):
+            if abs(x - left) < WORD[0] * (len(words[index]) + len(words[other])) / 2 and abs(y - low) < WORD[1]:
+                y = low + WORD[1]
+        placed[index] = x, y
+    return [placed[index] for index in range(len(words))]

@@ -1,0 +1,92 @@
+"""Running a plan, in the order of its dependencies, with a progress bar."""
+
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from study import plan as plans
+from training import spec
+from utils.errors import UserError
+
+WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
+
+
+class Runner:
+    """Runs a Plan with an executor of study/executors.py.
+
+    states: {folder: WAITING, RUNNING, FINISHED, or an error}. Runs that need a failed run are skipped, and so are runs
+    whose folder holds another run. All others are run.
+    """
+
+    def __init__(self, plan):
+        self.plan = plan
+        self.length = {folder: run.raw["num_epochs"] for folder, run in plan.runs.items()}
+        self.done = {folder: min(plans.epochs_done(folder), self.length[folder]) for folder in plan.runs}
+        self.states = {
+            folder: plan.conflict(folder) or (FINISHED if self.done[folder] == epochs else WAITING)
+            for folder, epochs in self.length.items()
+        }
+        self.metrics_before = {}  # {folder: time of the last write before its run began}
+
+    def overview(self):
+        """The plan as a table: each run with its progress and what it needs."""
+        lines = [
+            [folder, f"{self.done[folder]}/{epochs}", ", ".join(sorted(self.plan.runs[folder].needs))]
+            for folder, epochs in self.length.items()
+        ]
+        waiting = [folder for folder, state in self.states.items() if state == WAITING]
+        epochs = sum(self.length[folder] - self.done[folder] for folder in waiting)
+        table = tabulate(lines, ["experiment", "epochs", "needs"], disable_numparse=True)
+        conflicts = [f"{folder}: {state}\n" for folder, state in self.unfinished().items() if state != WAITING]
+        return f"{table}\n\n{''.join(conflicts)}{len(lines)} runs, {len(waiting)} of them to do: {epochs} epochs"
+
+    def unfinished(self):
+        """{folder: state} of all runs that are not FINISHED."""
+        return {folder: state for folder, state in self.states.items() if state != FINISHED}
+
+    def run(self, executor):
+        """Run the plan. Afterwards `unfinished` lists what failed."""
+        total, done = sum(self.length.values()), sum(self.done.values())
+        try:
+            with tqdm(total=total, initial=done, unit="epoch", disable=None, smoothing=0.05) as self.bar:
+                while self.start_ready(executor) or RUNNING in self.states.values():
+                    for folder, error in executor.wait(seconds=1):
+                        self.set_state(folder, f"failed: {error}" if error else FINISHED)
+                    self.show_progress()
+        finally:
+            executor.stop()
+
+    def start_ready(self, executor):
+        """Start runs whose dependencies have finished, as far as there is room. Returns whether any run still waits."""
+        for folder in [folder for folder, state in self.states.items() if state == WAITING]:
+            needs = [self.states[source] for source in self.plan.runs[folder].needs]
+            running = list(self.states.values()).count(RUNNING)
+            if any(state not in (WAITING, RUNNING, FINISHED) for state in needs):
+                self.set_state(folder, "skipped, because a run that it needs failed")
+            elif all(state == FINISHED for state in needs) and running < executor.room:
+                self.start(folder, executor)
+        return WAITING in self.states.values()
+
+    def start(self, folder, executor):
+        try:
+            spec.write(self.plan.runs[folder].spec)
+        except UserError as error:
+            return self.set_state(folder, f"failed: {error}")
+        self.metrics_before[folder] = plans.time_logged(folder)
+        executor.start(folder)
+        self.set_state(folder, RUNNING)
+
+    def set_state(self, folder, state):
+        self.states[folder] = state
+        self.bar.write(f"{folder}: {state}", file=sys.stdout)
+
+    def show_progress(self):
+        running = [folder for folder, state in self.states.items() if state == RUNNING]
+        begun = [folder for folder in running if plans.time_logged(folder) != self.metrics_before[folder]]
+        self.done |= {folder: plans.epochs_logged(folder) for folder in begun}
+        self.done |= {folder: self.length[folder] for folder, state in self.states.items() if state == FINISHED}
+        self.bar.set_postfix_str("; ".join(f"{Path(f).name} {self.done[f]}/{self.length[f]}" for f in running), False)
+        self.bar.n = sum(self.done.values())
+        self.bar.refresh()

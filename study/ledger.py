@@ -1,0 +1,166 @@
+"""Accuracies of finished runs, from two sources that are never averaged together.
+
+`Recorded` reads the records in results/, which are part of the repository. `Local` reads the run folders on this
+machine. Both return a Summary of all seeds of a run.
+"""
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from training import spec
+from utils.errors import UserError
+from utils.jsonfile import read_json
+from utils.paths import ROOT, display_path
+
+RESULTS = "results"
+
+
+@dataclass
+class Summary:
+    """{seed: accuracy in percent} of the finished runs of a spec, and "12/160 epochs" for each of the others."""
+
+    best: dict = field(default_factory=dict)
+    last: dict = field(default_factory=dict)
+    unfinished: list = field(default_factory=list)
+
+    def gains(self, other):
+        """Best accuracy minus that of another Summary: a list with one number for each seed that both have."""
+        return [accuracy - other.best[seed] for seed, accuracy in self.best.items() if seed in other.best]
+
+
+class Recorded:
+    """The records in results/."""
+
+    name = "here"
+
+    def runs_of(self, experiment):
+        """The specs of all recorded runs of an experiment, without their seeds."""
+        return [run for run in records_beside(experiment) if run.experiment == experiment]
+
+    def histories(self, wanted):
+        """{seed: {"train" or "test": {term: values per epoch}}} of the runs of the Spec `wanted`, whatever its seed."""
+        return {record["seed"]: record for record in records_beside(wanted.experiment).get(wanted.any_seed, [])}
+
+    def summary(self, wanted):
+        """The Summary of the runs of the Spec `wanted`, whatever its seed."""
+        summary = Summary()
+        for seed, record in self.histories(wanted).items():
+            accuracies = record["test"]["acc"]
+            if "planned_epochs" in record:
+                summary.unfinished.append(f"{len(accuracies)}/{record['planned_epochs']} epochs")
+            else:
+                summary.best[seed], summary.last[seed] = max(accuracies), accuracies[-1]
+        return summary
+
+
+class Local:
+    """The run folders on this machine. Folders are listed once in the lifetime of an object."""
+
+    name = "yours"
+
+    def __init__(self):
+        self.listed = {}
+
+    def runs_of(self, experiment):
+        """The specs of all local runs of an experiment, without their seeds."""
+        return [run for run in self.runs_beside(experiment) if run.experiment == experiment]
+
+    def folders(self, wanted):
+        """{seed: folder} of the runs of the Spec `wanted`, whatever its seed."""
+        return self.runs_beside(wanted.experiment).get(wanted.any_seed, {})
+
+    def runs_beside(self, experiment):
+        """{spec without seed: {seed: folder}} of the experiments in the parent folder, and their runs."""
+        parent = (ROOT / experiment).parent
+        if parent not in self.listed:
+            self.listed[parent] = {}
+            for path in sorted(parent.glob("*/params.json")):
+                found = spec.of_folder(display_path(path.parent))
+                self.listed[parent].setdefault(found.any_seed, {})[found.seed] = path.parent
+        return self.listed[parent]
+
+    def histories(self, wanted):
+        """As `Recorded.histories`, of all runs that have finished an epoch."""
+        return {
+            seed: columns(metrics)
+            for seed, folder in self.folders(wanted).items()
+            if (metrics := read_metrics(folder / "metrics.jsonl"))
+        }
+
+    def summary(self, wanted):
+        """The Summary of the runs of the Spec `wanted`, whatever its seed."""
+        summary = Summary()
+        for seed, folder in self.folders(wanted).items():
+            accuracies = [epoch["test"]["acc"] for epoch in read_metrics(folder / "metrics.jsonl")]
+            length = read_json(folder / "params.json").get("num_epochs", 0)
+            if accuracies and len(accuracies) >= length:
+                summary.best[seed], summary.last[seed] = max(accuracies), accuracies[-1]
+            elif accuracies:
+                summary.unfinished.append(f"{len(accuracies)}/{length} epochs")
+        return summary
+
+
+def preferred(specs):
+    """The source that figures draw from: the local runs if there are any of `specs`, otherwise the records."""
+    local = Local()
+    return local if any(local.histories(wanted) for wanted in specs) else Recorded()
+
+
+def read_metrics(path):
+    """The lines of a metrics.jsonl, one dictionary per epoch. A last line that is incomplete does not count."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    metrics = []
+    for number, line in enumerate(lines, 1):
+        try:
+            metrics.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise UserError(f"{display_path(path)}: line {number}: {error.msg}") from None
+    return metrics
+
+
+def columns(metrics):
+    """{"train": {term: values per epoch}, "test": …} of the lines of a metrics.jsonl."""
+    return {
+        part: {term: [epoch[part].get(term) for epoch in metrics] for term in metrics[0].get(part, {})}
+        for part in ("train", "test")
+    }
+
+
+def file_of(experiment):
+    """The file that records of `experiment` belong to: that of its first folder below experiments/."""
+    parts = Path(experiment).parts
+    if len(parts) < 3 or parts[0] != "experiments":
+        raise UserError(f"{experiment}: only experiments below experiments/ have records")
+    return ROOT / RESULTS / f"{parts[1]}.jsonl"
+
+
+def records_beside(experiment):
+    """{spec without seed: [record, …]} of the file that records of `experiment` belong to."""
+    try:
+        path = file_of(experiment)
+    except UserError:
+        return {}
+    return records_in(path) if path.is_file() else {}
+
+
+def records_in(path):
+    """{spec without seed: [record, …]} of a file in results/. Not to be modified."""
+    stat = path.stat()
+    return read_records(path, (stat.st_mtime_ns, stat.st_size))
+
+
+@functools.cache
+def read_records(path, version):
+    """version: anything that changes when the file does."""
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            float(record["test"]["acc"][-1]), int(record["seed"])
+            found.setdefault(spec.from_json(record).any_seed, []).append(record)
+        except (ValueError, TypeError, KeyError, IndexError, UserError) as error:
+            raise UserError(f"{display_path(path)}: line {number} is not a record: {error}") from None
+    return found

@@ -1,0 +1,103 @@
+"""Records: finished runs on this machine, written to results/ as lines of JSON.
+
+A record holds the spec of the run, its metrics per epoch, its parameters, and where it comes from: environment, commit,
+command, and digests of the weights of the run and of the networks that it loaded.
+"""
+
+import hashlib
+import json
+
+from study import tables
+from study.ledger import Local, columns, file_of, read_metrics
+from training import params
+from training.changes import differences_to_run
+from utils import checkpoint
+from utils.errors import UserError
+from utils.paths import display_path, write_file
+
+DIGITS = 6  # significant, of all numbers but accuracies
+
+
+def publish(target, **selection):
+    """Write the finished local runs of a target to results/. Returns lines that say what was written.
+
+    Raises UserError for a run whose code was modified, or whose parameters are not those of its definition.
+    """
+    local, found = Local(), {}
+    for run in dict.fromkeys(spec.any_seed for spec in tables.specs_of(target, **selection)):
+        for seed, folder in local.folders(run).items():
+            if record := make_record(run.with_seed(seed), folder):
+                found.setdefault(file_of(run.experiment), []).append(record)
+    lines = [line for path, records in found.items() for line in write_records(path, records)]
+    return "\n".join(lines) or f"{target}: no finished run on this machine"
+
+
+def make_record(run, folder):
+    """The record of the run of the Spec `run` in `folder`; None if it has not finished."""
+    metrics, state = read_metrics(folder / "metrics.jsonl"), checkpoint.peek(folder / "last_model.tar")
+    wanted = vars(params.check(run.raw, folder / "params.json"))
+    if not state or len(metrics) < wanted["num_epochs"]:
+        return None
+    if wanted["precision"] == "auto":
+        wanted["precision"] = state["params"]["precision"]
+    where = display_path(folder)
+    if lines := differences_to_run(state["params"], wanted):
+        raise UserError(f"{where}: ran with other parameters than its definition has: {'; '.join(lines)}")
+    commit = state["environment"].rpartition("commit ")[2]
+    if commit.endswith("-dirty") or commit == "unknown":
+        raise UserError(f"{where}: ran with modified code ({commit}); commit the code and run it again")
+    return record(run, metrics) | {
+        "params": state["params"],
+        "environment": state["environment"],
+        "commit": commit,
+        "command": state.get("command") or None,
+        "weights": {name: file_digest(folder / name) for name in ("best_model.tar", "last_model.tar")},
+        "loaded": state["origins"],
+    }
+
+
+def record(run, metrics):
+    """The part of a record that follows from the spec and the lines of metrics.jsonl."""
+    accuracies = [epoch["test"]["acc"] for epoch in metrics]
+    history = {
+        part: {term: [rounded(term, value) for value in values] for term, values in terms.items()}
+        for part, terms in columns(metrics).items()
+    }
+    seconds = round(sum(epoch.get("seconds", 0) for epoch in metrics))
+    numbers = {"epochs": len(metrics), "best": max(accuracies), "last": accuracies[-1], "seconds": seconds}
+    return run.to_json() | numbers | history
+
+
+def rounded(term, value):
+    exact = value is None or term.startswith("acc")
+    return value if exact else float(f"{value:.{DIGITS}g}")
+
+
+def file_digest(path):
+    """The SHA-256 of all tensors of the network in a checkpoint, in 16 hexadecimal digits."""
+    total = hashlib.sha256()
+    for tensor in checkpoint.state_dict(checkpoint.load(path), path).values():
+        total.update(tensor.contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def identity(record):
+    """The part of a record that says which run it is of."""
+    return json.dumps(
+        {name: record.get(name) for name in ("experiment", "changes", "teacher_changes", "common", "seed")}
+    )
+
+
+def write_records(path, records):
+    """Add `records` to the file `path`, in place of older records of the same runs. Returns a line for each."""
+    old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines, said = {identity(json.loads(line)): line for line in old}, []
+    for new in records:
+        key, line = identity(new), json.dumps(new, ensure_ascii=False)
+        word = "unchanged" if lines.get(key) == line else "replaced" if key in lines else "added"
+        said.append(f"{display_path(path)}: {word}: {new['experiment']}, seed {new['seed']}, best {new['best']:.2f}")
+        lines[key] = line
+    path.parent.mkdir(exist_ok=True)
+    content = "".join(f"{lines[key]}\n" for key in sorted(lines))
+    write_file(path, lambda file: file.write(content.encode()))
+    return said

@@ -1,0 +1,274 @@
+"""Results as text, Markdown, LaTeX, CSV or JSON: published numbers, records, and local runs."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from tabulate import tabulate
+
+from study import tables
+from study.baselines import baseline
+from study.intervals import deviation, in_prediction_interval, mean
+from study.ledger import Local, Recorded
+from training import spec
+
+STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
+FORMATS = (*STYLES, "csv", "json")
+ABOUT = (
+    "Test accuracy in %. paper: published. here: the records of this repository. yours: run folders on this machine.\n"
+    "In brackets: minus the same student without a teacher, over the seeds that both have."
+)
+
+
+def report(target, style="text", **selection):
+    """The results of a target, a folder or a name in experiments/tables.json, as a string.
+
+    selection: `common`, `rows` and `columns`; see `tables.load_table`.
+    """
+    if tables.is_folder(target):
+        return report_folder(target, style, selection.get("common"))
+    table = tables.load_table(target, **selection)
+    return (report_matrix if isinstance(table, tables.Matrix) else report_table)(table, style, selection.get("common"))
+
+
+def report_table(table, style, common):
+    """A table as the paper prints it. Below each other: the paper's numbers, those recorded here, and yours."""
+    sources = Recorded(), Local()
+    found = [[[cell and entry_of(cell, source) for cell in cells] for source in sources] for _, cells in table.rows]
+    if style not in STYLES:
+        return dump(flat(table, found), style)
+    lines = []
+    for (name, cells), by_source in zip(table.rows, found, strict=True):
+        block = []
+        if any(cell and cell.published is not None for cell in cells):
+            block.append(["paper", *(entry and show_published(entry) for entry in by_source[0])])
+        for source, entries in zip(sources, by_source, strict=True):
+            if any(entry and (entry["n"] or entry["unfinished"]) for entry in entries):
+                block.append([f"{source.name} best", *(entry and show_best(entry) for entry in entries)])
+                block.append(["last", *(entry and show(entry["last"], entry["last_sd"]) for entry in entries)])
+        block = block or [["not yet run", *(cell and "–" for cell in cells)]]
+        lines += [[name if i == 0 else "", *line] for i, line in enumerate(block)]
+    text = titled(table, ABOUT, common, draw(lines, ["", "", *table.columns], style), style)
+    sentences = [conclude(table, source.name, [rows[i] for rows in found]) for i, source in enumerate(sources)]
+    return "\n\n".join([text, *filter(None, sentences)]) if style != "latex" else text
+
+
+def conclude(table, source, rows):
+    """What the table shows, in one sentence; None if a number is missing or the table declares no conclusion."""
+    if not table.conclusion:
+        return None
+    alone, normal, nasty = (rows[table.conclusion[name]] for name in ("alone", "normal", "nasty"))
+    wanted = [*alone[1:], *normal, *nasty]
+    if any(entry is None or entry["best"] is None for entry in wanted):
+        return None
+    seeds = min(entry["n"] for entry in wanted)
+    price = normal[0]["best"] - nasty[0]["best"]
+    from_normal, from_nasty = (mean([entry["difference"] for entry in row[1:]]) for row in (normal, nasty))
+    return (
+        f"{source} ({seeds} seed{'s' * (seeds > 1)}): the nasty teacher is {abs(price):.1f} points "
+        f"{'less' if price >= 0 else 'more'} accurate than the normal one. Students lose {-from_nasty:.1f} points by "
+        f"learning from it, while the normal teacher changes them by {from_normal:+.1f} points."
+    )
+
+
+def report_matrix(matrix, style, common):
+    """What each attack gains over the student alone, for each defence, and the strongest attack. As a string."""
+    sources = Recorded(), Local()
+    found = [read_matrix(matrix, source) for source in sources]
+    if style not in STYLES:
+        return dump(
+            [entry for source, part in zip(sources, found, strict=True) for entry in flat_matrix(matrix, *part)], style
+        )
+    lines = []
+    about = [
+        "Test accuracy in %: of the teacher, as its students load it; of the students, best epoch minus that of the",
+        "student alone, seed by seed.",
+    ]
+    for i, (name, (cell, *_)) in enumerate(matrix.rows):
+        for source, (_, smoothed, rows) in zip(sources, found, strict=True):
+            teacher, attacks = rows[i]
+            if not any(entry["n"] or entry["unfinished"] for entry in (teacher, *attacks)):
+                continue
+            attack, best = strongest(matrix, attacks) or ("", None)
+            comparable = best and best["difference_n"] == smoothed["difference_n"]
+            over = best["difference"] - smoothed["difference"] if comparable else None
+            lines.append([name, source.name, show_best(teacher, cell.epoch), *map(show_gain, attacks)])
+            lines[-1] += [f"{attack} {show_gain(best)}" if best else "", signed(over)]
+    changes = listed(matrix.yardstick_changes)
+    for source, (alone, smoothed, _) in zip(sources, found, strict=True):
+        if alone["n"]:
+            about.append(f"{source.name}: alone {show_best(alone)}; yardstick ({changes}) {show_best(smoothed)}.")
+    headers = ["defence", "", *matrix.columns, "strongest attack", "minus yardstick"]
+    return titled(matrix, "\n".join(about), common, draw(lines, headers, style), style)
+
+
+def read_matrix(matrix, source):
+    """(entry of the student alone, of the yardstick, for each row (the teacher's, [each attack's])) of a source."""
+    alone = matrix.alone.spec
+    rows = [
+        (entry_of(teacher, source), [entry_of(cell, source, alone) for cell in attacks])
+        for _, (teacher, *attacks) in matrix.rows
+    ]
+    return entry_of(matrix.alone, source), entry_of(matrix.yardstick, source, alone), rows
+
+
+def strongest(matrix, attacks):
+    """(name, entry) of the attack whose student gains most; None if attacks have different numbers of seeds."""
+    counts = {entry["difference_n"] for entry in attacks}
+    if len(counts) > 1 or 0 in counts:
+        return None
+    return max(zip(matrix.columns[1:], attacks, strict=True), key=lambda pair: pair[1]["difference"])
+
+
+def entry_of(cell, source, alone=None):
+    """All numbers of a cell from one source, as a flat dictionary.
+
+    alone: the Spec to which the difference is taken; default: for a student, its baseline.
+    """
+    summary = source.summary(cell.spec)
+    raw = spec.definition(cell.spec.experiment)
+    teacher = cell.spec.raw.get("teacher_resume") or raw.get("adversarial_resume")
+    if alone is None and "teacher_resume" in raw:
+        alone = baseline(cell.spec)
+    gains = summary.gains(source.summary(alone)) if alone else []
+    return {
+        "experiment": cell.spec.folder.removeprefix("experiments/"),
+        "source": source.name,
+        "teacher": Path(teacher).parent.name if teacher else "",
+        "n": len(summary.best),
+        "best": mean(summary.best.values()),
+        "best_sd": deviation(summary.best.values()),
+        "last": mean(summary.last.values()),
+        "last_sd": deviation(summary.last.values()),
+        "difference": mean(gains),
+        "difference_sd": deviation(gains),
+        "difference_n": len(gains),
+        "published": cell.published,
+        "published_difference": published_difference(cell, alone),
+        "published_inside": in_prediction_interval(cell.published, list(summary.best.values())),
+        "unfinished": ", ".join(summary.unfinished),
+    }
+
+
+def published_difference(cell, alone):
+    other = alone and tables.published().get(alone.experiment)
+    return None if other is None or cell.published is None else cell.published - other
+
+
+def report_folder(folder, style, common):
+    """Every run of the experiments in `folder`, all seeds of a run in one line, as a string."""
+    sources, numbers = (Recorded(), Local()), tables.published()
+    found = {}
+    for experiment in tables.experiments_below(folder) or [spec.of_folder(tables.located(folder)).experiment]:
+        found[spec.make(experiment, common=common).any_seed] = None
+        if not common:
+            changed = {run for source in sources for run in source.runs_of(experiment)}
+            found |= dict.fromkeys(sorted(changed, key=lambda run: run.folder))
+    entries = []
+    for run in found:
+        cell = tables.Cell(run, numbers.get(run.experiment) if not run.changes else None)
+        both = [entry_of(cell, source) for source in sources]
+        begun = [entry for entry in both if entry["n"] or entry["unfinished"]]
+        entries += begun or both[:1]
+    if style not in STYLES:
+        return dump(entries, style)
+    lines = [
+        [
+            entry["experiment"],
+            entry["teacher"],
+            entry["source"] if entry["n"] or entry["unfinished"] else "",
+            show(entry["best"], entry["best_sd"]) or entry["unfinished"] or "–",
+            show(entry["last"], entry["last_sd"]),
+            signed(entry["difference"]),
+            show(entry["published"]),
+            entry["n"],
+        ]
+        for entry in entries
+    ]
+    return draw(lines, ["experiment", "teacher", "", "best acc", "last acc", "vs. alone", "paper", "runs"], style)
+
+
+def flat(table, found):
+    """The entries of a table, one after the other, each with its row, column and source."""
+    return [
+        {"row": name, "column": column} | entry
+        for (name, _), by_source in zip(table.rows, found, strict=True)
+        for entries in by_source
+        for column, entry in zip(table.columns, entries, strict=True)
+        if entry
+    ]
+
+
+def flat_matrix(matrix, alone, smoothed, rows):
+    own = [{"row": "alone", "column": "student"} | alone, {"row": "yardstick", "column": "student"} | smoothed]
+    return own + flat(matrix, [[[teacher, *attacks]] for teacher, attacks in rows])
+
+
+def titled(table, about, common, drawn, style):
+    title = f"{table.title} ({table.source})\n{about}"
+    if common:
+        title += f"\nIn all runs {listed(common)}."
+    if style == "latex":
+        title = "% " + title.replace("\n", "\n% ")
+    return f"{title}\n\n{drawn}"
+
+
+def listed(changes):
+    return ", ".join(f"{name} {value}" for name, value in changes.items())
+
+
+def show(value, deviation=None):
+    """ "94.56 ± 0.12", or "" without a value."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
+
+
+def signed(value):
+    return "" if value is None else f"{value:+.2f}"
+
+
+def show_gain(entry):
+    """ "-1.48 ± 0.33": over the student alone."""
+    if entry["difference"] is None:
+        return entry["unfinished"] or "–"
+    spread = entry["difference_sd"]
+    return signed(entry["difference"]) + (f" ± {spread:.2f}" if spread is not None else "")
+
+
+def show_best(entry, epoch="best"):
+    """ "82.46 ± 0.31 (-4.18) n=3", or the progress. epoch: "last" for the accuracy of the last epoch."""
+    if entry["best"] is None:
+        return entry["unfinished"] or "–"
+    parts = [show(entry[epoch], entry[f"{epoch}_sd"])]
+    if entry["difference"] is not None:
+        parts.append(f"({signed(entry['difference'])})")
+    if entry["n"] > 1:
+        parts.append(f"n={entry['n']}")
+    if entry["unfinished"]:
+        parts.append(f"[{entry['unfinished']}]")
+    return " ".join(parts)
+
+
+def show_published(entry):
+    """ "82.46 (-4.18)": the published accuracy, and its difference to the published baseline."""
+    parts = [show(entry["published"])]
+    if entry["published_difference"] is not None:
+        parts.append(f"({signed(entry['published_difference'])})")
+    return " ".join(parts)
+
+
+def draw(lines, headers, style):
+    return tabulate(lines, headers, tablefmt=STYLES[style], disable_numparse=True)
+
+
+def dump(entries, style):
+    """Entries as CSV or JSON, with unrounded numbers."""
+    if style == "json":
+        return json.dumps(entries, indent=4, ensure_ascii=False)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(entries[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(entries)
+    return text.getvalue().rstrip("\n")

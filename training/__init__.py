@@ -1,0 +1,1 @@
+"""One run: parameters, training engine and run folder."""

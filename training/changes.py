@@ -1,0 +1,73 @@
+"""Changed keys (`--set KEY=VALUE`), and differences between the parameters of two runs."""
+
+import dataclasses
+import json
+
+from training.params import Common, defaults, schema, with_method, with_new_names
+from utils.errors import UserError, suggest
+from utils.keys import shorten
+
+IGNORED = ("cuda", "num_workers")
+
+
+def parse_change(text):
+    """("alpha", 0.5) from "alpha=0.5". A value that is not JSON is a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UserError(f'--set {shorten(text)}: must be key=value, for example "--set alpha=0.5"')
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def apply(raw, changes):
+    """`raw` with `changes`. If they replace the method, release or network, keys of the old one are dropped."""
+    raw, changes = with_new_names(raw), with_new_names(changes)
+    new = raw | changes
+    try:
+        dropped = schema(with_method(raw)).keys() - schema(with_method(new)).keys() - changes.keys()
+    except UserError:  # `params.check` reports it
+        dropped = ()
+    return {name: value for name, value in new.items() if name not in dropped}
+
+
+def effective(raw, changes):
+    """Those of `changes` that change something: the others are in `raw`, or are the default, already."""
+    raw, changes = with_new_names(raw), with_new_names(changes)
+    try:
+        usual = defaults(apply(raw, changes))
+    except UserError:  # `params.check` reports it
+        usual = {}
+    return {name: value for name, value in changes.items() if raw.get(name, usual.get(name)) != value}
+
+
+def check_common(changes):
+    """`changes`, if they are keys that can be changed in every run of a table. Raises UserError otherwise."""
+    fixed = {"model_name", "method", "resume", "seed"}
+    keys = [field.name for field in dataclasses.fields(Common) if field.name not in fixed]
+    changes = with_new_names(changes)
+    for name in changes:
+        if name not in keys:
+            hint = "; use --seeds" if name == "seed" else suggest(name, keys)
+            raise UserError(f"--set {name}: not a key that all runs share; these are {', '.join(keys)}{hint}")
+    return changes
+
+
+def differences(old, new):
+    """Lines that name the keys in which two dictionaries of parameters differ. `num_epochs` may be larger in `new`."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        grown = name == "num_epochs" and isinstance(before, int) and isinstance(after, int) and after > before
+        if name not in IGNORED and before != after and not grown:
+            lines.append(f'"{name}": there {shorten(json.dumps(before))}, here {shorten(json.dumps(after))}')
+    return lines
+
+
+def differences_to_run(ran, wanted):
+    """`differences` between the parameters `ran` in a run's checkpoint and those `wanted` now.
+
+    A key that was added to the project after the run had its default value then.
+    """
+    return differences(defaults(wanted) | with_new_names(ran), wanted)

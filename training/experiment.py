@@ -1,0 +1,103 @@
+"""From a folder with a params.json to a trained network: what the three training scripts share."""
+
+import contextlib
+import shlex
+from pathlib import Path
+
+import method
+from training import changes as key_changes
+from training import engine, params, spec
+from training.run import Run
+from training.zoo import Zoo
+from utils import data, distributed, environment
+from utils.errors import CheckpointError, UserError
+from utils.jsonfile import read_json
+from utils.metrics import evaluate
+from utils.paths import ROOT, display_path
+from utils.seeds import seed_everything
+
+SCRIPTS = {"scratch": "train_scratch.py", "defend": "train_nasty.py", "attack": "train_kd.py"}
+
+
+def prepare(kind, folder, changes, files):
+    """(run folder, checked parameters) that a command line asks for.
+
+    kind: of the training script; see `params.kind_of`. changes: {key: value} of --set, for which a run folder is
+    written beside `folder`. files: {"resume": path or None, …} from other flags, which replace keys.
+    """
+    if folder.name == "params.json" and folder.is_file():
+        raise UserError(f"--save_path {folder}: must be the folder that contains it, {folder.parent}")
+    found = kind_in(folder / "params.json", changes)
+    if found != kind:
+        script = SCRIPTS[found]
+        raise UserError(f"{folder}: is an experiment for {script}: python {script} --save_path {folder}")
+    files = {name: display_path(path) for name, path in files.items() if path}
+    if changes:
+        folder = derive(folder, changes | files)
+    return folder, params.load(folder, files)
+
+
+def kind_in(path, changes=()):
+    """`params.kind_of` of the params.json `path` with `changes`."""
+    raw = read_json(path)
+    try:
+        return params.kind_of(key_changes.apply(raw, dict(changes)))
+    except UserError as error:
+        raise UserError(f"{display_path(path)}: {error}") from None
+
+
+def derive(folder, changes):
+    """The folder of the run of the experiment `folder` with `changes`; its params.json is written."""
+    params.check(key_changes.apply(read_json(folder / "params.json"), changes), folder / "params.json")
+    run = spec.make(folder.absolute(), changes)
+    spec.write(run)
+    return ROOT / run.folder
+
+
+def train(folder, params, data_dir, gpu_id=None, download=False, command=""):
+    """Train the experiment `params` in `folder` until its last epoch, continuing after the last finished one.
+
+    command: what started the run, for its checkpoint.
+    """
+    device = engine.pick_device(gpu_id)
+    distributed.join(device)
+    params.precision = engine.resolve_precision(params.precision, device)
+    run = Run(folder, params, command)
+    if run.finished:
+        run.print_finished()
+        return
+    dataset = data.load(params.dataset, data_dir, device, params.subset_percent, download)
+    seed_everything(params.seed, epoch=-1)
+    with remedies():
+        learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))
+    run.check_origins(learner.zoo.origins)
+    share = distributed.RANK, distributed.WORLD_SIZE
+    loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share, params.cuda_graph)
+    with run.opened(environment.describe(device, params.precision)):
+        run.log(f"Data: {dataset.summary}")
+        engine.train(learner, loader, dataset.test_loader(), params, run)
+
+
+def score(path, params, data_dir, gpu_id=None, download=False):
+    """Print the test accuracy and loss of the network in the checkpoint `path`."""
+    device = engine.pick_device(gpu_id)
+    precision = engine.resolve_precision(params.precision, device)
+    dataset = data.load(params.dataset, data_dir, device, download=download)
+    with remedies():
+        network = Zoo(dataset.spec, device, precision == "bf16").frozen(params.model_name, Path(path).absolute())
+    scores = evaluate(network, dataset.test_loader())
+    print(f"{display_path(path)}: acc: {scores['acc']:.2f} ; loss: {scores['loss']:.3f}")
+
+
+@contextlib.contextmanager
+def remedies():
+    """Add the command that makes a missing or damaged checkpoint to its error message."""
+    try:
+        yield
+    except CheckpointError as error:
+        definition = error.path and Path(error.path).parent / "params.json"
+        if not (definition and definition.is_file()):
+            raise
+        script = SCRIPTS[kind_in(definition)]
+        folder = shlex.quote(display_path(definition.parent))
+        raise UserError(f"{error}; make it with: python {script} --save_path {folder}") from None

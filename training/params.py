@@ -1,0 +1,179 @@
+"""params.json: its keys, checks and defaults.
+
+The keys of every run are declared here, those of a method in its file (`Method.Params`), those of a network in its
+constructor.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import types
+from pathlib import Path
+
+import torch
+
+import method
+import model
+from utils.data import DATASETS
+from utils.errors import UserError, suggest
+from utils.jsonfile import read_json
+from utils.keys import key, wrong
+from utils.paths import display_path
+
+DEFAULT_METHODS = {"scratch": "scratch", "defend": "nasty", "attack": "kd"}
+OLD_NAMES = {"compile": "cuda_graph"}
+
+
+@dataclasses.dataclass
+class Common:
+    """The keys of every run."""
+
+    model_name: str = key("the network that is trained")
+    dataset: str = key("cifar10, cifar100, tiny_imagenet or digits", choices=tuple(DATASETS))
+    method: str = key("file of method/, method/defend/ or method/attack/")
+    num_epochs: int = key("passes over the training set; may grow when a run is continued", low=1)
+    batch_size: int = key("images per step; the last batch of an epoch may be smaller", low=1)
+    learning_rate: float = key("at the first epoch", above=0)
+    schedule: list[int] = key("epochs, counted from 0, at whose start the learning rate is multiplied by gamma")
+    gamma: float = key("factor of the schedule", above=0)
+    optimizer: str = key(
+        "auto: adam for net and mlp, sgd for other networks", default="auto", choices=("auto", "sgd", "adam")
+    )
+    momentum: float = key("of sgd", default=0.9, low=0, below=1)
+    weight_decay: float | None = key("null: 5e-4 with sgd, 0 with adam", default=None, low=0)
+    clip_grad_norm: float = key("largest norm of the gradient; larger gradients are scaled; 0: no limit", 0.0, low=0)
+    augmentation: bool = key("random crops, flips and rotations, depending on the data set", default=True)
+    subset_percent: float = key("share of the training images to use", default=1.0, above=0, high=1)
+    resume: str | None = key("start from the weights in this checkpoint", default=None)
+    seed: int = key("of initial weights, order of batches and augmentation", default=0, low=0)
+    precision: str = key(
+        "fp32, bf16 (autocast, losses in float32) or auto: bf16 if the hardware supports it",
+        default="fp32",
+        choices=("fp32", "bf16", "auto"),
+    )
+    cuda_graph: bool = key("record training steps as a CUDA graph and replay it; ignored without a GPU", default=False)
+    num_workers: int = key("accepted and ignored: images are held on the device", default=0, low=0)
+    cuda: bool = key("accepted and ignored: a GPU is used if there is one", default=True)
+
+
+def load(folder, changes=()):
+    """The checked parameters of `folder`/params.json: a namespace with one attribute per key.
+
+    changes: {key: value} that replace or add keys. Raises UserError with a list of all problems.
+    """
+    path = Path(folder) / "params.json"
+    return check(read_json(path) | dict(changes), path)
+
+
+def check(raw, path):
+    """The parameters in the dictionary `raw`, with defaults filled in, as a namespace.
+
+    path: names the file in error messages. Raises UserError with a list of all problems.
+    """
+    try:
+        raw = with_method(raw)
+        fields = schema(raw)
+    except UserError as error:
+        raise UserError(f"{display_path(path)}: {error}") from None
+    problems = [f'unknown key "{name}"{suggest(name, fields)}' for name in raw if name not in fields]
+    values = {}
+    for name, field in fields.items():
+        if name in raw:
+            values[name] = raw[name]
+            problems += wrong(name, raw[name], field)
+        elif field.default is not dataclasses.MISSING:
+            values[name] = list(field.default) if isinstance(field.default, tuple) else field.default
+        else:
+            problems.append(f'missing key "{name}": {field.metadata["about"]}')
+    if not problems:
+        problems = inconsistent(values)
+    if problems:
+        raise UserError(f"{display_path(path)}: " + "\n  ".join(["", *problems] if len(problems) > 1 else problems))
+    return types.SimpleNamespace(**resolve(values))
+
+
+def with_method(raw):
+    """A copy of `raw` with today's names of keys and an explicit "method". Raises UserError for an unknown method."""
+    raw = with_new_names(raw)
+    if "method" in raw and not isinstance(raw["method"], str):
+        raise UserError(f'"method": must be a string, not {json.dumps(raw["method"])}')
+    return {"method": DEFAULT_METHODS[kind_of(raw)]} | raw
+
+
+def with_new_names(raw):
+    """A copy of `raw` in which keys that were renamed have their new names."""
+    return {name if OLD_NAMES.get(name) in raw else OLD_NAMES.get(name, name): value for name, value in raw.items()}
+
+
+def kind_of(raw):
+    """The kind of experiment that `raw` describes: "scratch", "defend" or "attack"."""
+    if isinstance(raw.get("method"), str):
+        return method.kind(raw["method"])
+    if "teacher_model" in raw or "teacher_resume" in raw:
+        return "attack"
+    return "defend" if "adversarial_model" in raw or "adversarial_resume" in raw else "scratch"
+
+
+def schema(raw):
+    """{name: dataclass field} of all keys of a run with this `method`, `release` and `model_name`."""
+    fields = {field.name: field for part in (Common, *own_params(raw)) for field in dataclasses.fields(part)}
+    if isinstance(raw.get("model_name"), str):
+        for name, default in model.options(raw["model_name"]).items():
+            fields[name] = key(f"of {raw['model_name']}", default=default)
+            fields[name].name, fields[name].type = name, type(default)
+    return fields
+
+
+def own_params(raw):
+    """The `Params` classes of a run's method and, for an attack, of its teacher's release rule."""
+    found = [method.find(raw["method"]).Params]
+    if hasattr(found[0], "release") and isinstance(raw.get("release"), str):
+        found.append(method.find_release(raw["release"]).Params)
+    return found
+
+
+def defaults(raw):
+    """{key: default} of all keys that have a default in a run with the dictionary of parameters `raw`."""
+    fields = schema(with_method(raw)).items()
+    return {name: field.default for name, field in fields if field.default is not dataclasses.MISSING}
+
+
+def inconsistent(values):
+    """Problems between keys that are valid on their own: a list of lines."""
+    problems = []
+    schedule = values["schedule"]
+    if any(epoch < 0 for epoch in schedule) or any(a >= b for a, b in itertools.pairwise(schedule)):
+        problems.append(f'"schedule": must be epochs in rising order, not {json.dumps(schedule)}')
+    spec, params, networks = DATASETS[values["dataset"]], types.SimpleNamespace(**values), {}
+    for name in ("model_name", "teacher_model", "adversarial_model"):
+        if name in values:
+            options = model.options_in(params) if name == "model_name" else {}
+            try:
+                networks[name] = build_without_weights(values[name], spec.num_classes, spec.image_size, **options)
+            except UserError as error:
+                problems.append(f'"{name}": {error}')
+    if not problems:
+        for part in own_params(values):
+            problems += getattr(part, "problems", lambda *_: [])(params, networks)
+    return problems
+
+
+@functools.cache
+def build_without_weights(model_name, num_classes, image_size, **options):
+    """The network without memory for its weights. Raises UserError if it cannot be built."""
+    try:
+        with torch.device("meta"):
+            return model.build(model_name, num_classes, image_size, **options)
+    except RuntimeError as error:
+        raise UserError(f"{model_name} cannot be built: {error}".splitlines()[0]) from None
+
+
+def resolve(values):
+    """`values` with "auto" and null replaced by what they mean, and 0 and 1 as booleans."""
+    values = values | {name: bool(values[name]) for name in ("augmentation", "cuda_graph", "cuda")}
+    if values["optimizer"] == "auto":
+        values["optimizer"] = "adam" if values["model_name"] in ("net", "mlp") else "sgd"
+    if values["weight_decay"] is None:
+        values["weight_decay"] = 5e-4 if values["optimizer"] == "sgd" else 0.0
+    return values

@@ -1,0 +1,188 @@
+"""A run folder: training.log, metrics.jsonl, best_model.tar and last_model.tar beside params.json."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+from training.changes import differences_to_run
+from utils import checkpoint
+from utils.distributed import RANK
+from utils.errors import Diverged, UserError
+from utils.paths import display_path, write_file
+
+
+class Printer(logging.StreamHandler):
+    """A handler that lets BrokenPipeError end the program, when the reader closed the pipe."""
+
+    def handleError(self, record):
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        super().handleError(record)
+
+
+class Run:
+    """The files of one run. Refuses folders with results of another run, or in use by another process."""
+
+    def __init__(self, folder, params, command=""):
+        self.folder, self.params, self.command = Path(folder), vars(params), command
+        self.last, self.best = self.folder / "last_model.tar", self.folder / "best_model.tar"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.state = self.load_state()
+        self.best_epoch, self.best_acc = self.state.get("best", (-1, -1.0))
+
+    def load_state(self):
+        """The content of last_model.tar, or {} without one. Raises UserError if it belongs to another run."""
+        if not self.last.exists():
+            if self.best.exists():
+                raise UserError(
+                    f"{display_path(self.folder)}: holds a best_model.tar, but no last_model.tar to continue "
+                    "from; move best_model.tar away to train anew"
+                )
+            return {}
+        try:
+            state = checkpoint.load(self.last)
+        except checkpoint.CheckpointError as error:
+            raise UserError(f"{error}; move it away to train anew") from None
+        if not {"params", "optim_dict", "epoch", "best"} <= state.keys():
+            raise UserError(
+                f"{display_path(self.last)}: not written by this project's scripts, so the run cannot continue from "
+                "it; move it away to train anew, or start from its weights in another folder with --resume"
+            )
+        lines = differences_to_run(state["params"], self.params)
+        if lines:
+            raise UserError(
+                f"{display_path(self.folder)}: holds the results of a run with other parameters; use another "
+                "folder, or move its *.tar away:\n  " + "\n  ".join(lines)
+            )
+        if RANK == 0 and best_is_outdated(state, self.best):
+            checkpoint.save(self.best, state)  # the run was killed between the two writes
+        return state
+
+    @contextlib.contextmanager
+    def opened(self, environment):
+        """Inside this context the log is open and the folder is locked. Only process 0 writes."""
+        self.environment = environment
+        self.logger = logging.Logger(str(self.folder))
+        with self.locked_log() if RANK == 0 else contextlib.nullcontext() as file:
+            if file:
+                to_file = logging.StreamHandler(file)
+                to_file.setFormatter(logging.Formatter("%(asctime)s:%(levelname)s: %(message)s"))
+                self.logger.addHandler(to_file)
+                self.logger.addHandler(Printer(sys.stdout))
+            self.log(f"Environment: {environment}")
+            try:
+                yield
+            except (Diverged, UserError) as error:
+                if file:
+                    file.write(f"{error}\n")
+                raise
+            except BrokenPipeError:  # the reader closed the pipe
+                raise
+            except Exception:
+                if file:
+                    traceback.print_exc(file=file)
+                raise
+
+    def locked_log(self):
+        """training.log, open for appending and locked; emptied if there is no checkpoint to continue from."""
+        try:
+            file = open(self.folder / "training.log", "a", encoding="utf-8")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{display_path(self.folder)}: another process is training here") from None
+        except OSError as error:
+            raise UserError(f"{display_path(self.folder)}: cannot be written: {error.strerror}") from None
+        if not self.state:
+            file.truncate(0)
+        return file
+
+    def log(self, message):
+        self.logger.info(message)
+
+    @property
+    def epoch(self):
+        """The number of finished epochs."""
+        return self.state.get("epoch", 0)
+
+    @property
+    def finished(self):
+        return self.epoch >= self.params["num_epochs"]
+
+    def print_finished(self):
+        if RANK == 0:
+            best = f"best acc: {self.best_acc:.2f}, epoch {self.best_epoch}"
+            print(f"{display_path(self.folder)}: finished, {best}")
+
+    def fallback(self):
+        """Where a run that failed can continue from, for error messages."""
+        if not self.epoch:
+            return "There is no checkpoint, because no epoch had finished."
+        return f"The last good checkpoint is {display_path(self.last)}, after epoch {self.epoch}."
+
+    def restore(self, method, optimizer):
+        """Load the state of the run into `method` and `optimizer`. Returns the number of finished epochs."""
+        if self.state:
+            method.model.load_state_dict(self.state["state_dict"])
+            optimizer.load_state_dict(self.state["optim_dict"])
+            for name, item in method.extra().items():
+                item.load_state_dict(self.state["extra"][name])
+            self.log(f"Continuing after epoch {self.epoch}/{self.params['num_epochs']}")
+        if self.metrics.exists() and RANK == 0:  # a killed run may have logged one epoch more than it saved
+            lines = self.metrics.read_bytes().splitlines(keepends=True)
+            write_file(self.metrics, lambda file: file.writelines(lines[: self.epoch]))
+        self.state = {"epoch": self.epoch}  # frees the memory of the weights
+        return self.epoch
+
+    def check_origins(self, origins):
+        """Raise UserError if a teacher's file has changed since the run began. origins: see `Zoo`."""
+        if not self.state:
+            return
+        changed = [path for path, digest in origins.items() if self.state["origins"].get(path, digest) != digest]
+        if changed:
+            raise UserError(
+                f"{display_path(self.folder)}: began with other weights than {changed[0]} now holds; "
+                "move its *.tar away to train anew"
+            )
+
+    def end_epoch(self, method, optimizer, metrics):
+        """Log and save an epoch: first metrics.jsonl, then last_model.tar, from which a run continues."""
+        epoch, test = metrics["epoch"], metrics["test"]
+        if test["acc"] >= self.best_acc:
+            self.best_epoch, self.best_acc = epoch - 1, test["acc"]
+        self.state["epoch"] = epoch
+        if RANK > 0:
+            return
+        loss, *others = format_terms(metrics["train"])
+        self.log(" ; ".join([f"- Train {loss.replace(':', ' :')}", *others]))
+        self.log(f"- Eval metrics : {' ; '.join(format_terms(test))}")
+        self.log(f"- So far best epoch: {self.best_epoch}, best acc: {self.best_acc:05.2f}")
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        content = {
+            "epoch": epoch,
+            "state_dict": method.model.state_dict(),
+            "optim_dict": optimizer.state_dict(),
+            "extra": {name: item.state_dict() for name, item in method.extra().items()},
+            "params": self.params,
+            "best": (self.best_epoch, self.best_acc),
+            "origins": method.zoo.origins,
+            "environment": self.environment,
+            "command": self.command,
+        }
+        checkpoint.save(self.last, content)
+        if self.best_epoch == epoch - 1:
+            checkpoint.save(self.best, content)
+
+
+def best_is_outdated(last, best):
+    """Whether `last`, the content of a last_model.tar, is the best epoch, and the file `best` is an older one."""
+    return last["best"][0] == last["epoch"] - 1 and checkpoint.peek(best).get("epoch") != last["epoch"]
+
+
+def format_terms(terms):
+    """["loss: 0.847", "acc: 70.17"]: losses with three decimals, percentages with two."""
+    return [f"{name}: {value:{'05.2f' if name.startswith('acc') else '05.3f'}}" for name, value in terms.items()]

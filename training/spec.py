@@ -1,0 +1,230 @@
+"""The identity of a run: an experiment, the keys that are changed in it, and a seed.
+
+An experiment is a folder with a params.json, its definition. The checkpoints that its `*_resume` keys name are made by
+other experiments, on which it depends. A run with changed keys lies beside its experiment, in a folder whose name lists
+them. The name is written by `Spec.folder` and never parsed: the folder holds a file spec.json instead.
+"""
+
+import hashlib
+import json
+import os
+import urllib.parse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from training import changes as key_changes
+from training import params
+from utils.errors import UserError
+from utils.jsonfile import read_json
+from utils.paths import ROOT, display_path, from_root, write_file
+
+FILE = "spec.json"
+LONGEST_NAME = 200  # characters of a folder's name; most file systems allow 255 bytes
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One run. Equal runs have equal specs, and different specs have different folders; see `make`.
+
+    experiment: folder of the definition, relative to the project root if it lies below it.
+    changes: {key: value} changed in this run.
+    teacher_changes: {key: value} changed in the experiments that it depends on directly.
+    common: {key: value} changed in the run and in all that it depends on, directly or not.
+    seed: of the run and of all that it depends on. None: any seed; see `any_seed`.
+    """
+
+    experiment: str
+    changes: tuple = ()
+    teacher_changes: tuple = ()
+    common: tuple = ()
+    seed: int | None = 0
+
+    @property
+    def folder(self):
+        """The folder of the run, "experiment,key=value,…", relative to the root like `experiment`."""
+        tags = [f"{name}={spell(value)}" for name, value in self.changes]
+        tags += [f"teacher.{name}={spell(value)}" for name, value in self.teacher_changes]
+        tags += [f"all.{name}={spell(value)}" for name, value in self.common]
+        if self.has_own_seed:
+            tags.append(f"seed={self.seed}")
+        path = Path(self.experiment)
+        name = ",".join([path.name, *sorted(tags)])
+        if len(name) > LONGEST_NAME:
+            name = f"{path.name},{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+        return str(path.with_name(name))
+
+    @property
+    def sources(self):
+        """{"teacher_resume": Spec, …}: the runs whose checkpoints this run loads."""
+        teacher_changes, common = thawed(self.teacher_changes), thawed(self.common)
+        chain = self.seed if self.has_own_seed else None
+        seed = teacher_changes.pop("seed", chain)
+        return {
+            name: make(source, teacher_changes, {}, common, seed) if is_definition(source) else of_folder(source)
+            for name, source in experiments_in(own_keys(self)).items()
+        }
+
+    @property
+    def raw(self):
+        """The content of params.json in the folder of the run, as a new dictionary."""
+        raw = own_keys(self)
+        for name, source in self.sources.items():
+            if source.folder != source.experiment:
+                raw[name] = f"{source.folder}/{Path(raw[name]).name}"
+        return raw | {"seed": self.seed} if self.has_own_seed else raw
+
+    @property
+    def has_own_seed(self):
+        """Whether the seed differs from that of the experiment's definition."""
+        return self.seed not in (None, default_seed(self.experiment))
+
+    @property
+    def any_seed(self):
+        """The spec without its seed, which all seeds of a run have in common."""
+        return replace(self, seed=None)
+
+    def with_seed(self, seed):
+        return replace(self, seed=seed)
+
+    def to_json(self):
+        """A dictionary for records and spec.json; `from_json` reverses it."""
+        fields = {name: thawed(getattr(self, name)) for name in ("changes", "teacher_changes", "common")}
+        return {"experiment": self.experiment, **{k: v for k, v in fields.items() if v}, "seed": self.seed}
+
+
+def make(experiment, changes=None, teacher_changes=None, common=None, seed=None):
+    """The Spec of a run in canonical form: changes without effect are left out, and 1.0 is 1.
+
+    seed: default: that of the definition. Raises UserError if there is no such experiment.
+    """
+    experiment = canonical_folder(experiment)
+    raw = definition(experiment)
+    changes, teacher_changes = dict(changes or {}), dict(teacher_changes or {})
+    common = key_changes.with_new_names(dict(common or {}))
+    depends = bool(experiments_in(raw))
+    if not depends:  # nothing else can differ
+        changes, teacher_changes, common = common | changes, {}, {}
+    if "seed" in changes:  # of this run alone: the runs it depends on keep theirs
+        own = changes.pop("seed")
+        if depends and seed is None and own != default_seed(experiment):
+            teacher_changes = {"seed": default_seed(experiment)} | teacher_changes
+        seed = own
+    changes = key_changes.effective(raw | common, changes)
+    sources = [definition(source) | common for source in experiments_in(raw | changes).values()]
+    teacher_changes = {
+        name: value
+        for name, value in teacher_changes.items()
+        if name == "seed" or any(name in key_changes.effective(source, teacher_changes) for source in sources)
+    }
+    seed = default_seed(experiment) if seed is None else seed
+    spec = Spec(experiment, frozen(changes), frozen(teacher_changes), frozen(common), seed)
+    return replace(spec, common=frozen({name: value for name, value in common.items() if differs(spec, name, value)}))
+
+
+def from_json(content):
+    """The Spec that `Spec.to_json` describes. Raises UserError if it describes none."""
+    try:
+        fields = {name: frozen(content.get(name, {})) for name in ("changes", "teacher_changes", "common")}
+        spec = Spec(content["experiment"], **fields, seed=content["seed"])
+        assert isinstance(spec.experiment, str) and isinstance(spec.seed, int)
+        return spec
+    except (AttributeError, KeyError, TypeError, AssertionError):
+        raise UserError(f"not the description of a run: {json.dumps(content)[:80]}") from None
+
+
+def of_folder(folder):
+    """The Spec of the run in `folder`: what its spec.json says, or the experiment itself without one."""
+    file = ROOT / folder / FILE
+    return from_json(read_json(file)) if file.is_file() else make(str(folder))
+
+
+def is_definition(folder):
+    """Whether `folder` holds the definition of an experiment, and not a run with changed keys."""
+    return not (ROOT / folder / FILE).exists()
+
+
+def definition(experiment):
+    """The params.json of an experiment, with today's names of keys, as a new dictionary."""
+    return params.with_new_names(read_json(ROOT / experiment / "params.json"))
+
+
+def default_seed(experiment):
+    return definition(experiment).get("seed", 0)
+
+
+def canonical_folder(path):
+    """A folder as specs name it: without links and "..", relative to the project root if it lies below it."""
+    return display_path(os.path.realpath(ROOT / path))
+
+
+def experiments_in(raw):
+    """{"teacher_resume": experiment, …}: the experiments that make the checkpoints named in `raw`."""
+    names = [name for name in raw if name.endswith("resume") and isinstance(raw[name], str)]
+    folders = {name: canonical_folder(from_root(raw[name]).parent) for name in names}
+    return {name: folder for name, folder in folders.items() if (ROOT / folder / "params.json").is_file()}
+
+
+def own_keys(spec):
+    """The definition of a run with its changed keys; its `*_resume` keys are those of the definition."""
+    return key_changes.apply(definition(spec.experiment), thawed(spec.common) | thawed(spec.changes))
+
+
+def write(spec):
+    """Write params.json, and spec.json for a run with changed keys, into the folder of the run.
+
+    Raises UserError if the folder holds another params.json, or cannot be written.
+    """
+    folder, raw = ROOT / spec.folder, spec.raw
+    path = folder / "params.json"
+    wanted = params.check(raw, path)
+    if path.exists():
+        there = params.load(folder)
+        lines = key_changes.differences(vars(there), vars(wanted))
+        if lines:
+            raise UserError(f"{path}: exists already, with other parameters:\n  " + "\n  ".join(lines))
+        if there.num_epochs == wanted.num_epochs:
+            return
+    try:
+        folder.mkdir(exist_ok=True, parents=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    if spec.folder != spec.experiment:
+        write_json(folder / FILE, spec.to_json())
+    write_json(path, raw)
+
+
+def write_json(path, content):
+    write_file(path, lambda file: file.write(f"{json.dumps(content, indent=4)}\n".encode()))
+
+
+def differs(spec, name, value):
+    """Whether the common change name=value changes `spec` or a run that it depends on."""
+    if key_changes.effective(definition(spec.experiment), {name: value}):
+        return True
+    return any(name in dict(source.changes) or differs(source, name, value) for source in spec.sources.values())
+
+
+def frozen(values):
+    """{name: value} as a sorted tuple of pairs, in which equal numbers are written alike."""
+    return tuple(sorted((name, canonical(value)) for name, value in values.items()))
+
+
+def thawed(pairs):
+    """The dictionary that `frozen` made `pairs` of."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
+
+
+def canonical(value):
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return tuple(map(canonical, value)) if isinstance(value, (list, tuple)) else value
+
+
+def spell(value):
+    """`value` in a folder's name. Different values of a key are spelled differently, and shells accept all of them."""
+    if isinstance(value, tuple):
+        return "+".join(map(spell, value)) or "none"
+    if isinstance(value, str):
+        quoted = urllib.parse.quote(value, safe="")
+        return f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted in ("null", "true", "false") else quoted
+    return json.dumps(value)

@@ -1,0 +1,66 @@
+"""Networks of one run: for its data set, on its device, in its precision."""
+
+import torch
+from torch import nn
+
+import model
+from utils import checkpoint
+from utils.paths import display_path, from_root
+
+
+class Zoo:
+    """Builds a run's networks.
+
+    spec: has `num_classes` and `image_size`. `origins` is {path: digest of the weights} of all checkpoints that were
+    loaded. A run that continues compares it, to notice that a teacher has changed.
+    """
+
+    def __init__(self, spec, device, bf16=False):
+        self.spec, self.device, self.bf16 = spec, device, bf16
+        self.origins = {}
+
+    def trained(self, params):
+        """The network that `params` describes, with random weights or those of the checkpoint `params.resume`."""
+        network = self.fresh(params.model_name, **model.options_in(params))
+        if params.resume:
+            self.load_weights(network, params.resume)
+        return network
+
+    def fresh(self, name, **options):
+        """A network with random weights from PyTorch's global generator."""
+        return self.place(model.build(name, self.spec.num_classes, self.spec.image_size, **options))
+
+    def frozen(self, name, path):
+        """The network `name` with the weights of the checkpoint `path`, in eval mode and without gradients.
+
+        Its options (such as `num_channels` of `net`) are those that the checkpoint was trained with.
+        """
+        content = checkpoint.load(from_root(path))
+        trained_with = content.get("params", {})
+        options = {key: trained_with[key] for key in model.options(name) if key in trained_with}
+        with torch.device("meta"):
+            network = model.build(name, self.spec.num_classes, self.spec.image_size, **options)
+        self.load_weights(network, path, content)
+        return self.freeze(network)
+
+    def freeze(self, network):
+        """The network on its device, in eval mode and without gradients.
+
+        Autocast caches casts to bf16 only for weights that are trained, so the weights of frozen networks are cast
+        here, once. The results have the same bits.
+        """
+        network = self.place(network).eval().requires_grad_(False)
+        for part in network.modules():
+            if self.bf16 and isinstance(part, (nn.Conv2d, nn.Linear)):
+                part.to(torch.bfloat16)
+        return network
+
+    def load_weights(self, network, path, content=None):
+        """Load the checkpoint `path`, or its `content` if that was read before."""
+        file = from_root(path)
+        checkpoint.load_weights(network, content or checkpoint.load(file), file)
+        self.origins[display_path(file)] = checkpoint.weights_digest(network)
+
+    def place(self, network):
+        network.bf16 = self.bf16
+        return network.to(self.device, memory_format=torch.channels_last)

@@ -1,1 +1,0 @@
-"""The papers' figures. Each drawing function returns a matplotlib figure; `style` says how it looks."""

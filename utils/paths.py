@@ -1,0 +1,37 @@
+"""Paths as users write them, and files that are written whole or not at all."""
+
+import os
+from pathlib import Path
+
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def from_root(path):
+    """The file that a `*_resume` key names: relative paths start at the project root."""
+    return ROOT / path
+
+
+def display_path(path):
+    """`path` relative to the project root if it lies below it, else absolute; a string."""
+    path = Path(path).absolute()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def write_file(path, write):
+    """Call `write` with a binary file that replaces `path` once it is complete and on the disk.
+
+    A kill at any moment leaves the old `path` or the new one. Raises UserError if the file cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{display_path(path)}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
