@@ -52,6 +52,14 @@ class Method:
         """{"acc": test accuracy in percent, "loss": cross-entropy, and other terms to log}."""
         return evaluate(self.model, loader)
 
+    def final(self, loader):
+        """The terms of `evaluate` that are written at the end of a run with `test_at_end`, on the test images."""
+        return self.evaluate(loader)
+
+    def queries(self, batch):
+        """The number of images in a training batch that an attacker's teacher answers."""
+        return 0
+
     def extra(self):
         """{name: object with a state_dict}: further state, saved and restored with the run."""
         return {}

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import method
 from method import Method
+from method.release import LabelOnly
 from utils.keys import key
+from utils.metrics import accuracy, evaluate
 
 
 class Attack(Method):
@@ -15,8 +17,22 @@ class Attack(Method):
         teacher_model: str = key("architecture of the teacher")
         teacher_resume: str = key("its checkpoint: another experiment's best_model.tar")
         release: str = key("how the teacher answers: logits, or the rule of a defence", default="logits")
+        answers: str = key(
+            "what of its answer the student sees: logits, or the label alone (the most likely class)",
+            default="logits",
+            choices=("logits", "label"),
+        )
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
         network = zoo.frozen(params.teacher_model, params.teacher_resume)
         self.teacher = method.find_release(params.release)(network, params)
+        if params.answers == "label":
+            self.teacher = LabelOnly(self.teacher)
+
+    def final(self, loader):
+        """As `evaluate`, and "agreement": percentage of images on which student and teacher name the same class."""
+        return evaluate(self.model, loader, lambda x, _, z: {"agreement": accuracy(z, self.teacher(x).argmax(1))})
+
+    def queries(self, batch):
+        return len(batch[0])

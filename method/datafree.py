@@ -43,8 +43,12 @@ class DataFree(Attack):
 
         @staticmethod
         def problems(params, networks):
-            few = f'"batch_size": must be at least 2 for the batch norm, not {params.batch_size}'
-            return [few] if params.batch_size < 2 else []
+            problems = []
+            if params.batch_size < 2:
+                problems.append(f'"batch_size": must be at least 2 for batch norm, not {params.batch_size}')
+            if params.answers == "label":
+                problems.append(f'"answers": {params.method} needs logits')
+            return problems
 
     def __init__(self, params, zoo):
         if distributed.WORLD_SIZE > 1:

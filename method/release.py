@@ -6,6 +6,8 @@ class in method/defend/stingy.py. Rules are independent of attacks, so every att
 
 from dataclasses import dataclass
 
+import torch
+
 # A logit that is not released. −∞ would give −∞ − (−∞) = NaN. The probability of this value is exactly 0 in float32 at
 # any temperature below 9e6, and 0 · log 0 = 0 in a divergence.
 WITHHELD = -1e9
@@ -36,3 +38,17 @@ class Release:
         features, logits = self.teacher(self.query(images), with_features=True)
         logits = self.answer(logits)
         return (features, logits) if with_features else logits
+
+
+class LabelOnly:
+    """A release rule that answers with the most likely class of another rule's answer, and nothing else.
+
+    As logits: 0 for that class, WITHHELD for all others.
+    """
+
+    def __init__(self, rule):
+        self.rule, self.teacher = rule, rule.teacher
+
+    def __call__(self, images):
+        logits = self.rule(images)
+        return torch.full_like(logits, WITHHELD).scatter(1, logits.argmax(1, keepdim=True), 0.0)

@@ -56,7 +56,7 @@ def resolve_precision(precision, device):
 
 
 def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_grad_norm=0.0):
-    """Train on `method.batches(loader)` once. Returns the Means of the loss terms; raises Diverged on NaN.
+    """Train on `method.batches(loader)` once. Returns (Means of the loss terms, queries); raises Diverged on NaN.
 
     losses: `method.losses`, or its wrapper if several processes train together. recorder: runs the steps as a CUDA
     graph. clip_grad_norm: largest norm of the gradient; 0 means no limit.
@@ -76,9 +76,11 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_gr
     disable = True if distributed.RANK else None  # None: no bar without a terminal
     batches = method.batches(loader)
     run_step = partial(recorder, step) if recorder else step
+    queries = 0
     with tqdm(total=length_hint(batches, len(loader)), desc=title, unit="step", leave=False, disable=disable) as bar:
         for number, batch in enumerate(batches, 1):
             means.add(run_step(*batch), len(batch[0]))
+            queries += method.queries(batch)
             if number % CHECK_EVERY == 0:
                 loss = means.values()["loss"]
                 rate = means.images / max(bar.format_dict["elapsed"] or 0, 1e-9)
@@ -86,18 +88,21 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_gr
             bar.update()
     means = means.over_processes()
     means.values()
-    return means
+    return means, queries
 
 
-def train(method, loader, test_loader, params, run):
-    """Train `method` up to epoch `params.num_epochs`, starting after the last finished epoch of the folder `run`."""
+def train(method, loader, part, eval_loader, params, run, until):
+    """Train `method` up to epoch `until`, starting after the last finished epoch of the folder `run`.
+
+    part: "test" or "validation", the images of `eval_loader`, on which each epoch is evaluated.
+    """
     optimizer = make_optimizer(params, method.trained)
     first = run.restore(method, optimizer)
     device = next(method.model.parameters()).device
     losses = distributed.parallel(method, device)
     recorder = Recorder(method, optimizer, device, run.log) if params.cuda_graph else None
     method.begin(run)
-    for epoch in range(first, params.num_epochs):
+    for epoch in range(first, until):
         start = time.perf_counter()
         seed_everything(params.seed, epoch)
         loader.set_epoch(epoch)
@@ -107,16 +112,18 @@ def train(method, loader, test_loader, params, run):
         title = f"Epoch {epoch + 1}/{params.num_epochs}"
         run.log(title)
         try:
-            means = train_epoch(method, losses, loader, optimizer, title, recorder, params.clip_grad_norm)
+            clip = params.clip_grad_norm
+            means, queries = train_epoch(method, losses, loader, optimizer, title, recorder, clip)
             seconds = time.perf_counter() - start
-            test = method.evaluate(test_loader)
+            scores = method.evaluate(eval_loader)
         except Diverged as error:
             raise Diverged(f"{title}: the loss is not finite any more: {error}. {HINT} {run.fallback()}") from None
         metrics = {
             "epoch": epoch + 1,
             "lr": rate,
             "train": means.values(),
-            "test": test,
+            part: scores,
+            **({"queries": queries} if queries else {}),
             "seconds": round(seconds, 3),
             "images_per_second": round(means.images / seconds, 1),
         }

@@ -54,19 +54,20 @@ def derive(folder, changes):
     return ROOT / run.folder
 
 
-def train(folder, params, data_dir, gpu_id=None, download=False, command=""):
-    """Train the experiment `params` in `folder` until its last epoch, continuing after the last finished one.
+def train(folder, params, data_dir, gpu_id=None, download=False, command="", until=None):
+    """Train the experiment `params` in `folder`, continuing after the last finished epoch.
 
-    command: what started the run, for its checkpoint.
+    command: what started the run, for its checkpoint. until: the epoch to stop after; default: the last one.
     """
+    until = min(until or params.num_epochs, params.num_epochs)
     device = engine.pick_device(gpu_id)
     distributed.join(device)
     params.precision = engine.resolve_precision(params.precision, device)
     run = Run(folder, params, command)
-    if run.finished:
+    if run.finished(until):
         run.print_finished()
         return
-    dataset = data.load(params.dataset, data_dir, device, params.subset_percent, download)
+    dataset = data.load(params.dataset, data_dir, device, params.subset_percent, download, params.validation)
     seed_everything(params.seed, epoch=-1)
     with remedies():
         learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))
@@ -75,7 +76,11 @@ def train(folder, params, data_dir, gpu_id=None, download=False, command=""):
     loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share, params.cuda_graph)
     with run.opened(environment.describe(device, params.precision)):
         run.log(f"Data: {dataset.summary}")
-        engine.train(learner, loader, dataset.test_loader(), params, run)
+        part = "validation" if params.validation else "test"
+        eval_loader = dataset.validation_loader() if params.validation else dataset.test_loader()
+        engine.train(learner, loader, part, eval_loader, params, run, until)
+        if run.must_score:
+            run.score(learner, dataset.test_loader())
 
 
 def score(path, params, data_dir, gpu_id=None, download=False):

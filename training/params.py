@@ -45,6 +45,14 @@ class Common:
     clip_grad_norm: float = key("largest norm of the gradient; larger gradients are scaled; 0: no limit", 0.0, low=0)
     augmentation: bool = key("random crops, flips and rotations, depending on the data set", default=True)
     subset_percent: float = key("share of the training images to use", default=1.0, above=0, high=1)
+    validation: float = key(
+        "share of the used training images to hold back; the best epoch is then chosen by the accuracy on them, and "
+        "test images are scored only if test_at_end is true",
+        default=0.0,
+        low=0,
+        below=1,
+    )
+    test_at_end: bool = key("with validation: score the best epoch on the test images, after the last one", False)
     resume: str | None = key("start from the weights in this checkpoint", default=None)
     seed: int = key("of initial weights, order of batches and augmentation", default=0, low=0)
     precision: str = key(
@@ -171,7 +179,7 @@ def build_without_weights(model_name, num_classes, image_size, **options):
 
 def resolve(values):
     """`values` with "auto" and null replaced by what they mean, and 0 and 1 as booleans."""
-    values = values | {name: bool(values[name]) for name in ("augmentation", "cuda_graph", "cuda")}
+    values = values | {name: bool(values[name]) for name in ("augmentation", "test_at_end", "cuda_graph", "cuda")}
     if values["optimizer"] == "auto":
         values["optimizer"] = "adam" if values["model_name"] in ("net", "mlp") else "sgd"
     if values["weight_decay"] is None:

@@ -1,4 +1,7 @@
-"""A run folder: training.log, metrics.jsonl, best_model.tar and last_model.tar beside params.json."""
+"""A run folder: training.log, metrics.jsonl, best_model.tar and last_model.tar beside params.json.
+
+A run with the keys validation and test_at_end also has test.json, the scores of its best epoch on the test images.
+"""
 
 import contextlib
 import fcntl
@@ -30,7 +33,7 @@ class Run:
     def __init__(self, folder, params, command=""):
         self.folder, self.params, self.command = Path(folder), vars(params), command
         self.last, self.best = self.folder / "last_model.tar", self.folder / "best_model.tar"
-        self.metrics = self.folder / "metrics.jsonl"
+        self.metrics, self.scores = self.folder / "metrics.jsonl", self.folder / "test.json"
         self.state = self.load_state()
         self.best_epoch, self.best_acc = self.state.get("best", (-1, -1.0))
 
@@ -108,9 +111,15 @@ class Run:
         """The number of finished epochs."""
         return self.state.get("epoch", 0)
 
+    def finished(self, until):
+        """Whether epoch `until` is finished, and the test images are scored if that is due."""
+        return self.epoch >= until and (not self.must_score or self.scores.exists())
+
     @property
-    def finished(self):
-        return self.epoch >= self.params["num_epochs"]
+    def must_score(self):
+        """Whether the test images are to be scored: at the end of a run with validation images."""
+        wanted = self.params.get("validation") and self.params.get("test_at_end")
+        return bool(wanted) and self.epoch >= self.params["num_epochs"]
 
     def print_finished(self):
         if RANK == 0:
@@ -150,15 +159,16 @@ class Run:
 
     def end_epoch(self, method, optimizer, metrics):
         """Log and save an epoch: first metrics.jsonl, then last_model.tar, from which a run continues."""
-        epoch, test = metrics["epoch"], metrics["test"]
-        if test["acc"] >= self.best_acc:
-            self.best_epoch, self.best_acc = epoch - 1, test["acc"]
+        epoch, scores = metrics["epoch"], metrics.get("test") or metrics["validation"]
+        if scores["acc"] >= self.best_acc:
+            self.best_epoch, self.best_acc = epoch - 1, scores["acc"]
         self.state["epoch"] = epoch
         if RANK > 0:
             return
+        self.scores.unlink(missing_ok=True)
         loss, *others = format_terms(metrics["train"])
         self.log(" ; ".join([f"- Train {loss.replace(':', ' :')}", *others]))
-        self.log(f"- Eval metrics : {' ; '.join(format_terms(test))}")
+        self.log(f"- Eval metrics : {' ; '.join(format_terms(scores))}")
         self.log(f"- So far best epoch: {self.best_epoch}, best acc: {self.best_acc:05.2f}")
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
@@ -176,6 +186,15 @@ class Run:
         checkpoint.save(self.last, content)
         if self.best_epoch == epoch - 1:
             checkpoint.save(self.best, content)
+
+    def score(self, method, loader):
+        """Score the weights of the best epoch on `loader`, and write test.json."""
+        method.model.load_state_dict(checkpoint.load(self.best)["state_dict"])
+        scores = method.final(loader)
+        self.log(f"- Test metrics of epoch {self.best_epoch}: {' ; '.join(format_terms(scores))}")
+        if RANK == 0:
+            content = json.dumps({"epoch": self.best_epoch + 1} | scores) + "\n"
+            write_file(self.scores, lambda file: file.write(content.encode()))
 
 
 def best_is_outdated(last, best):

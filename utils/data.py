@@ -57,6 +57,7 @@ class Dataset:
     name: str
     spec: DataSpec
     train: Split
+    validation: Split  # held back from the training images; may be empty
     test: Split
     summary: str  # one line for the log
 
@@ -78,6 +79,9 @@ class Dataset:
 
     def test_loader(self, batch_size=1000):
         return Loader(self.test, self.spec, batch_size)
+
+    def validation_loader(self, batch_size=1000):
+        return Loader(self.validation, self.spec, batch_size)
 
 
 class Loader:
@@ -136,10 +140,10 @@ class Loader:
         return normalise(images, self.mean, self.std), self.split.labels.index_select(0, index)
 
 
-def load(name, data_dir, device, subset_percent=1.0, download=False):
+def load(name, data_dir, device, subset_percent=1.0, download=False, validation=0.0):
     """Read the data set `name` from the folder `data_dir` onto `device`.
 
-    subset_percent: share of the training images to keep, in (0, 1].
+    subset_percent: share of the training images to keep, in (0, 1]. validation: share of these to hold back, in [0, 1).
     Raises UserError if the name is unknown, files are missing or damaged, or no image is left.
     """
     if name not in DATASETS:
@@ -152,16 +156,21 @@ def load(name, data_dir, device, subset_percent=1.0, download=False):
     kept = int(subset_percent * len(labels))
     if not 1 <= kept <= len(labels):
         raise UserError(f"subset_percent {subset_percent} leaves {kept} of {len(labels)} training images")
-    if kept < len(labels):
-        subset = np.random.RandomState(SUBSET_SEED).permutation(len(labels))[:kept]
-        images, labels = images[subset], np.asarray(labels)[subset]
+    held_back = round(validation * kept)
+    if validation and not 1 <= held_back < kept:
+        raise UserError(f"validation {validation} holds back {held_back} of {kept} training images")
+    if held_back or kept < len(labels):
+        chosen = np.random.RandomState(SUBSET_SEED).permutation(len(labels))[:kept]
+        images, labels = images[chosen], np.asarray(labels)[chosen]
+    split = kept - held_back
 
     size = f"{spec.image_size}x{spec.image_size}"
-    summary = f"{name}: {kept} training, {sizes[1]} test images, {spec.num_classes} classes, {size}"
+    counts = f"{split} training, " + (f"{held_back} validation, " if held_back else "") + f"{sizes[1]} test images"
+    summary = f"{name}: {counts}, {spec.num_classes} classes, {size}"
     if sizes != (spec.train_size, spec.test_size):
         summary += f" (a sample: the full set has {spec.train_size} and {spec.test_size})"
-    train, test = _split(images, labels, device), _split(test_images, test_labels, device)
-    return Dataset(name, spec, train, test, summary)
+    parts = (images[:split], labels[:split]), (images[split:], labels[split:]), (test_images, test_labels)
+    return Dataset(name, spec, *(_split(*part, device) for part in parts), summary)
 
 
 def _split(images, labels, device):

@@ -44,6 +44,9 @@ class DFAD(Generating):
         for _ in range(self.student_steps - 1):
             yield (self.noise(),)
 
+    def queries(self, batch):
+        return sum(map(len, batch))
+
     def losses(self, noise, generator_noise=None):
         if generator_noise is not None:
             images = self.generator(generator_noise)
