@@ -6,40 +6,62 @@
     python reproduce.py table1 --dry_run                       only list the runs
     python reproduce.py table1 --set precision=bf16            with a key changed in all runs
     python reproduce.py matrix_digits --rows mine              the row of method/defend/mine.py in a matrix
+    python reproduce.py benchmark_digits --rows mine           its card in the benchmark, against adaptive thieves
 
 Finished runs are skipped, interrupted runs continue, and a failed run does not stop the others. Seed 0 runs in the
 experiment's own folder, seed 1 beside it in "experiment,seed=1".
 """
 
+import contextlib
 import os
 import sys
 
 import torch
 
+from study.benchmark import Benchmark, execute_with
+from study.cards import make_cards, show, write_cards
 from study.cli import add_matrix_flags, selected
 from study.executors import Local, Ray
 from study.launch import Runner
 from study.plan import Plan
 from study.report import report
-from study.tables import specs_of
+from study.tables import is_benchmark, specs_of
 from training.cli import Parser, add_data_flags, add_set_flag, at_least, command_line, one_line_errors
+from utils.errors import UserError
 
 
 def main():
     args = arguments()
     with one_line_errors():
         selection = selected(args)
+        if is_benchmark(args.target[0]):
+            return run_benchmark(args)
         specs = [spec for target in args.target for spec in specs_of(target, **selection)]
         runner = Runner(Plan(spec if seed is None else spec.with_seed(seed) for seed in args.seeds for spec in specs))
         if args.dry_run:
             print(runner.overview())
             return
-        runner.run(executor(args))
+        with contextlib.closing(executor(args)) as workers:
+            runner.run(workers)
         for target in args.target:
             print(f"\n{report(target, **selection)}")
         for folder, state in runner.unfinished().items():
             print(f"{folder}: {state}", file=sys.stderr)
         sys.exit(1 if runner.unfinished() else 0)
+
+
+def run_benchmark(args):
+    if len(args.target) > 1 or args.seeds != [None] or args.set or args.columns:
+        raise UserError(f"{args.target[0]} is a benchmark: it runs alone, and takes --rows and --presets only")
+    with contextlib.closing(executor(args)) as workers:
+        benchmark = Benchmark(args.target[0], execute_with(workers), args.rows, args.presets)
+        if args.dry_run:
+            print(benchmark.overview())
+            return
+        benchmark.run()
+    cards = make_cards(benchmark)
+    write_cards(benchmark.name, cards)
+    print(show(cards))
 
 
 def executor(args):
@@ -57,6 +79,7 @@ def arguments():
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster, N jobs per GPU")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
     add_matrix_flags(parser)
+    parser.add_argument("--presets", nargs="+", metavar="NAME", help="of a benchmark: these threat presets")
     add_set_flag(parser, 'change keys in all runs, which then lie in "FOLDER,all.KEY=VALUE"')
     add_data_flags(parser)
     return parser.parse_args()

@@ -22,6 +22,12 @@ class Attack(Method):
             default="logits",
             choices=("logits", "label"),
         )
+        stored_answers_gib: float = key(
+            "largest size, in GiB, of the teacher's answers that are stored beside its checkpoint for later students; "
+            "0: nothing is stored or read. Changes no result",
+            default=2.0,
+            low=0,
+        )
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

@@ -24,6 +24,8 @@ class Release:
     class Params:
         """The keys that this rule adds to a student's params.json; see `utils.keys.key`."""
 
+    deterministic = True  # whether equal images are always answered alike
+
     def __init__(self, teacher, params):
         self.teacher, self.params = teacher, params
 

@@ -1,10 +1,11 @@
 """Executors train runs in processes of this machine, or as tasks of a Ray cluster.
 
-An executor has `room`, the number of runs that it takes at once; `start(folder)`; `wait(seconds)`, which returns
-[(folder, None or an error message)] of the runs that ended; and `stop()`, which interrupts all others.
+An executor has `room`, the number of runs that it takes at once; `start(folder, until)`; `wait(seconds)`, which returns
+[(folder, None or an error message)] of the runs that ended; and `close()`, which interrupts all others.
 """
 
 import contextlib
+import functools
 import math
 import multiprocessing
 import multiprocessing.connection
@@ -15,19 +16,24 @@ import threading
 import torch
 
 from training import experiment, params
+from utils import data
 from utils.errors import Diverged, UserError
 from utils.paths import ROOT
 
 RETRIES = 3  # of a Ray task whose worker or node died; the run continues after its last epoch
 
 
-def work(folder, data_dir, download, command, gpu=None, threads=None):
-    """Train the run in `folder` silently. Returns None or an error message."""
+load_data = functools.lru_cache(maxsize=2)(data.load)  # a worker reads a data set once
+
+
+def work(folder, until, data_dir, download, command, gpu=None, threads=None):
+    """Train the run in `folder` until epoch `until`, silently. Returns None or an error message."""
     if threads:
         torch.set_num_threads(threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
-            experiment.train(ROOT / folder, params.load(ROOT / folder), data_dir, gpu, download, command)
+            checked = params.load(ROOT / folder)
+            experiment.train(ROOT / folder, checked, data_dir, gpu, download, command, until, load_data)
         except (UserError, Diverged) as problem:
             return str(problem)
         except Exception as problem:
@@ -43,46 +49,56 @@ def end_with_parent():
 
 
 class Local:
-    """Up to `jobs` processes on this machine. Each uses the least used GPU, or its share of the CPU cores."""
+    """Up to `jobs` worker processes on this machine. Each uses the least used GPU, or its share of the CPU cores."""
 
     def __init__(self, jobs, data_dir, download=False, command=""):
         self.room, self.arguments = jobs, (data_dir, download, command)
         wanted = os.environ.get("OMP_NUM_THREADS", "")
         self.threads = int(wanted) if wanted.isdecimal() else max(1, (os.cpu_count() or 1) // jobs)
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["training.experiment"])  # imports PyTorch once, not once per run
-        self.running = {}  # {sentinel of a process: (folder, process, pipe to it, its GPU)}
+        self.context.set_forkserver_preload(["training.experiment"])  # imports PyTorch once, not once per worker
+        self.idle, self.busy = [], {}  # workers: (process, pipe, gpu); {pipe: (worker, folder)}
 
-    def start(self, folder):
-        in_use = [gpu for *_, gpu in self.running.values()]
+    def start(self, folder, until=None):
+        worker = self.idle.pop() if self.idle else self.new_worker()
+        worker[1].send((folder, until))
+        self.busy[worker[1]] = worker, folder
+
+    def new_worker(self):
+        in_use = [gpu for (_, _, gpu), _ in self.busy.values()]
         gpu = min(range(torch.cuda.device_count()), key=in_use.count, default=None)
-        receiver, sender = self.context.Pipe(duplex=False)
-        arguments = (sender, folder, *self.arguments, gpu, self.threads)
-        process = self.context.Process(target=self.work_and_tell, args=arguments)
+        here, there = self.context.Pipe()
+        process = self.context.Process(target=serve, args=(there, *self.arguments, gpu, self.threads))
         process.start()
-        sender.close()
-        self.running[process.sentinel] = folder, process, receiver, gpu
-
-    @staticmethod
-    def work_and_tell(sender, *arguments):
-        threading.Thread(target=end_with_parent, daemon=True).start()
-        sender.send(work(*arguments))
+        there.close()
+        return process, here, gpu
 
     def wait(self, seconds):
         ended = []
-        for sentinel in multiprocessing.connection.wait(list(self.running), seconds):
-            folder, process, receiver, _ = self.running.pop(sentinel)
-            process.join()
+        for pipe in multiprocessing.connection.wait(list(self.busy), seconds):
+            worker, folder = self.busy.pop(pipe)
             try:
-                ended.append((folder, receiver.recv()))
-            except EOFError:
-                ended.append((folder, f"its process died with exit code {process.exitcode}"))
+                ended.append((folder, pipe.recv()))
+                self.idle.append(worker)
+            except (EOFError, OSError):
+                worker[0].join()
+                ended.append((folder, f"its process died with exit code {worker[0].exitcode}"))
         return ended
 
-    def stop(self):
-        for _, process, _, _ in self.running.values():
+    def close(self):
+        for process, pipe, _ in (*self.idle, *(worker for worker, _ in self.busy.values())):
             process.terminate()
             process.join()
+            pipe.close()
+        self.idle, self.busy = [], {}
+
+
+def serve(pipe, *arguments):
+    """Train the runs that `pipe` names, one after the other, and send back what `work` returns."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(work(*pipe.recv(), *arguments))
 
 
 class Ray:
@@ -107,8 +123,8 @@ class Ray:
         gpus = 1 / jobs if ray.cluster_resources().get("GPU") else 0
         self.task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(work)
 
-    def start(self, folder):
-        self.running[self.task.remote(folder, *self.arguments)] = folder
+    def start(self, folder, until=None):
+        self.running[self.task.remote(folder, until, *self.arguments)] = folder
 
     def wait(self, seconds):
         done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds)
@@ -120,7 +136,7 @@ class Ray:
         except self.ray.exceptions.RayError as problem:
             return f"its Ray task failed {RETRIES + 1} times: {problem}"
 
-    def stop(self):
+    def close(self):
         for reference in self.running:
             self.ray.cancel(reference)
         self.ray.shutdown()

@@ -17,15 +17,19 @@ class Runner:
     """Runs a Plan with an executor of study/executors.py.
 
     states: {folder: WAITING, RUNNING, FINISHED, or an error}. Runs that need a failed run are skipped, and so are runs
-    whose folder holds another run. All others are run.
+    whose folder holds another run. All others are run. until: {folder: epoch to stop after}, default the last one.
     """
 
-    def __init__(self, plan):
-        self.plan = plan
-        self.length = {folder: run.raw["num_epochs"] for folder, run in plan.runs.items()}
+    def __init__(self, plan, until=None):
+        self.plan, until = plan, until or {}
+        self.length = {
+            folder: min(until.get(folder, run.raw["num_epochs"]), run.raw["num_epochs"])
+            for folder, run in plan.runs.items()
+        }
         self.done = {folder: min(plans.epochs_done(folder), self.length[folder]) for folder in plan.runs}
         self.states = {
-            folder: plan.conflict(folder) or (FINISHED if self.done[folder] == epochs else WAITING)
+            folder: plan.conflict(folder)
+            or (FINISHED if plans.is_done(folder, plan.runs[folder].raw, epochs) else WAITING)
             for folder, epochs in self.length.items()
         }
         self.metrics_before = {}  # {folder: time of the last write before its run began}
@@ -47,16 +51,13 @@ class Runner:
         return {folder: state for folder, state in self.states.items() if state != FINISHED}
 
     def run(self, executor):
-        """Run the plan. Afterwards `unfinished` lists what failed."""
+        """Run the plan. Afterwards `unfinished` lists what failed. The caller stops the executor."""
         total, done = sum(self.length.values()), sum(self.done.values())
-        try:
-            with tqdm(total=total, initial=done, unit="epoch", disable=None, smoothing=0.05) as self.bar:
-                while self.start_ready(executor) or RUNNING in self.states.values():
-                    for folder, error in executor.wait(seconds=1):
-                        self.set_state(folder, f"failed: {error}" if error else FINISHED)
-                    self.show_progress()
-        finally:
-            executor.stop()
+        with tqdm(total=total, initial=done, unit="epoch", disable=None, smoothing=0.05) as self.bar:
+            while self.start_ready(executor) or RUNNING in self.states.values():
+                for folder, error in executor.wait(seconds=1):
+                    self.set_state(folder, f"failed: {error}" if error else FINISHED)
+                self.show_progress()
 
     def start_ready(self, executor):
         """Start runs whose dependencies have finished, as far as there is room. Returns whether any run still waits."""
@@ -75,7 +76,7 @@ class Runner:
         except UserError as error:
             return self.set_state(folder, f"failed: {error}")
         self.metrics_before[folder] = plans.time_logged(folder)
-        executor.start(folder)
+        executor.start(folder, self.length[folder])
         self.set_state(folder, RUNNING)
 
     def set_state(self, folder, state):

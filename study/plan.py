@@ -64,6 +64,12 @@ class Plan:
         return f"holds a run with other parameters: {'; '.join(lines)}" if lines else None
 
 
+def is_done(folder, raw, epochs):
+    """Whether the run in `folder` has finished `epochs` epochs, and test.json exists if they are its last ones."""
+    due = raw.get("validation") and raw.get("test_at_end") and epochs == raw["num_epochs"]
+    return epochs_done(folder) >= epochs and (not due or (ROOT / folder / "test.json").exists())
+
+
 def epochs_done(folder):
     """The number of finished epochs of the run in `folder`; infinite if it holds only a best_model.tar."""
     last, best = ROOT / folder / "last_model.tar", ROOT / folder / "best_model.tar"

@@ -4,7 +4,6 @@ A record holds the spec of the run, its metrics per epoch, its parameters, and w
 command, and digests of the weights of the run and of the networks that it loaded.
 """
 
-import hashlib
 import json
 
 from study import tables
@@ -74,11 +73,8 @@ def rounded(term, value):
 
 
 def file_digest(path):
-    """The SHA-256 of all tensors of the network in a checkpoint, in 16 hexadecimal digits."""
-    total = hashlib.sha256()
-    for tensor in checkpoint.state_dict(checkpoint.load(path), path).values():
-        total.update(tensor.contiguous().numpy().tobytes())
-    return total.hexdigest()[:16]
+    """The digest of the weights in a checkpoint."""
+    return checkpoint.weights_digest(checkpoint.state_dict(checkpoint.load(path), path))
 
 
 def identity(record):

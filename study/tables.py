@@ -190,6 +190,10 @@ def folders_below(folder):
     return found
 
 
+def is_benchmark(target):
+    return not is_folder(target) and "presets" in read_target(target)
+
+
 def specs_of(target, common=None, rows=None, columns=None):
     """The specs of a target, each with its own seed. Arguments as those of `load_table`."""
     if not is_folder(target):

@@ -7,7 +7,7 @@ from training.params import Common, defaults, schema, with_method, with_new_name
 from utils.errors import UserError, suggest
 from utils.keys import shorten
 
-IGNORED = ("cuda", "num_workers")
+IGNORED = ("cuda", "num_workers", "stored_answers_gib")
 
 
 def parse_change(text):
@@ -36,7 +36,7 @@ def effective(raw, changes):
     """Those of `changes` that change something: the others are in `raw`, or are the default, already."""
     raw, changes = with_new_names(raw), with_new_names(changes)
     try:
-        usual = defaults(apply(raw, changes))
+        raw, usual = with_method(raw), defaults(apply(raw, changes))
     except UserError:  # `params.check` reports it
         usual = {}
     return {name: value for name, value in changes.items() if raw.get(name, usual.get(name)) != value}

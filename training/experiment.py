@@ -5,8 +5,10 @@ import shlex
 from pathlib import Path
 
 import method
+from method.attacker import Attack
 from training import changes as key_changes
 from training import engine, params, spec
+from training.answers import store_answers
 from training.run import Run
 from training.zoo import Zoo
 from utils import data, distributed, environment
@@ -54,10 +56,11 @@ def derive(folder, changes):
     return ROOT / run.folder
 
 
-def train(folder, params, data_dir, gpu_id=None, download=False, command="", until=None):
+def train(folder, params, data_dir, gpu_id=None, download=False, command="", until=None, load=data.load):
     """Train the experiment `params` in `folder`, continuing after the last finished epoch.
 
     command: what started the run, for its checkpoint. until: the epoch to stop after; default: the last one.
+    load: reads the data set.
     """
     until = min(until or params.num_epochs, params.num_epochs)
     device = engine.pick_device(gpu_id)
@@ -67,7 +70,7 @@ def train(folder, params, data_dir, gpu_id=None, download=False, command="", unt
     if run.finished(until):
         run.print_finished()
         return
-    dataset = data.load(params.dataset, data_dir, device, params.subset_percent, download, params.validation)
+    dataset = load(params.dataset, data_dir, device, params.subset_percent, download, params.validation)
     seed_everything(params.seed, epoch=-1)
     with remedies():
         learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))
@@ -76,6 +79,8 @@ def train(folder, params, data_dir, gpu_id=None, download=False, command="", unt
     loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share, params.cuda_graph)
     with run.opened(environment.describe(device, params.precision)):
         run.log(f"Data: {dataset.summary}")
+        if isinstance(learner, Attack) and distributed.WORLD_SIZE == 1:
+            loader = store_answers(learner, loader, environment.versions(device, params.precision), run.log)
         part = "validation" if params.validation else "test"
         eval_loader = dataset.validation_loader() if params.validation else dataset.test_loader()
         engine.train(learner, loader, part, eval_loader, params, run, until)

@@ -59,7 +59,7 @@ class Zoo:
         """Load the checkpoint `path`, or its `content` if that was read before."""
         file = from_root(path)
         checkpoint.load_weights(network, content or checkpoint.load(file), file)
-        self.origins[display_path(file)] = checkpoint.weights_digest(network)
+        self.origins[display_path(file)] = checkpoint.weights_digest(network.state_dict())
 
     def place(self, network):
         network.bf16 = self.bf16

@@ -95,9 +95,9 @@ def load_weights(network, content, path):
     network.load_state_dict(weights, assign=next(network.parameters()).is_meta)
 
 
-def weights_digest(network):
-    """The first 16 hexadecimal digits of the SHA-256 of all weights, to notice that a file has changed."""
+def weights_digest(weights):
+    """The first 16 hexadecimal digits of the SHA-256 of all tensors in a state_dict, to notice changed files."""
     total = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        total.update(tensor.cpu().contiguous().numpy().tobytes())
+    for tensor in weights.values():
+        total.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()[:16]

@@ -12,14 +12,19 @@ from utils.paths import ROOT
 
 def describe(device, precision):
     """One line with versions, device, precision and commit. Runs are repeatable bit by bit where it is equal."""
+    return f"{versions(device, precision)}, commit {commit() or 'unknown'}"
+
+
+def versions(device, precision):
+    """The part of `describe` that does not depend on this project."""
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)}, cuDNN {torch.backends.cudnn.version()}"
     else:
         where = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if WORLD_SIZE > 1:
         where += f", {WORLD_SIZE} processes"
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
-    return f"{versions}, {where}, {precision}, commit {commit() or 'unknown'}"
+    software = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+    return f"{software}, {where}, {precision}"
 
 
 def commit():

@@ -12,7 +12,8 @@ from utils.errors import suggest
 def key(about, default=dataclasses.MISSING, **limits):
     """A dataclass field that declares a key of params.json. about: its description in docs/params.md.
 
-    limits: `low` and `high` (inclusive), `above` and `below` (exclusive), `choices`.
+    limits: `low` and `high` (inclusive), `above` and `below` (exclusive), `choices`. `search`: the values from which
+    AutoSteal draws; see study/autosteal.py.
     """
     return dataclasses.field(default=default, kw_only=True, metadata={"about": about, **limits})
 

@@ -24,8 +24,10 @@ def kd_loss(logits, teacher_logits, labels, T, alpha):
 class KD(Attack):
     @dataclass
     class Params(Attack.Params):
-        temperature: float = key("τ_s, of both softened distributions", above=0)
-        alpha: float = key("α, share of the teacher; 1 − α is the labels'", low=0, high=1)
+        temperature: float = key("τ_s, of both softened distributions", above=0, search=(1, 2, 4, 8, 20, 50))
+        alpha: float = key(
+            "α, share of the teacher; 1 − α is the labels'", low=0, high=1, search=(0, 0.1, 0.3, 0.5, 0.7, 0.9, 1)
+        )
 
     def losses(self, images, labels):
         T, alpha = self.params.temperature, self.params.alpha

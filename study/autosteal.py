@@ -1,0 +1,70 @@
+"""AutoSteal: the search for the strongest thief of a defended teacher.
+
+A fixed number of draws from a search space, by a seeded generator, so that a repeated search draws the same. Successive
+halving: all draws train for a ninth or a third of their epochs, the best third of them continue, and so on; the best by
+accuracy on the validation images is chosen. Draw 0 is plain knowledge distillation with default settings.
+"""
+
+import numpy as np
+
+import method
+from study.protocol import COMMON_SPACE, PASSIVE, SMOOTHING
+
+KEEP = 3  # one of KEEP draws continues to the next rung
+
+
+def space_of(attack):
+    """{key: values to draw from} that an attack declares for its keys; see `utils.keys.key`."""
+    found = method.find(attack)
+    fields = getattr(found.Params, "__dataclass_fields__", {})
+    return {name: field.metadata["search"] for name, field in fields.items() if "search" in field.metadata}
+
+
+def draw_thieves(attacks, count, student, seed):
+    """`count` dictionaries of changed keys of a student. student: its params.json, for the learning rate."""
+    generator = np.random.default_rng(seed)
+    drawn = [dict(PASSIVE) if "kd" in attacks else {"method": attacks[0]}]
+    for number in range(1, count):
+        attack = attacks[number % len(attacks)]
+        drawn.append({"method": attack} | draw(space_of(attack), generator) | draw_common(student, generator))
+    return drawn
+
+
+def draw_students(count, student, seed, smoothing):
+    """`count` dictionaries of changed keys of a student without a teacher; with label smoothing if `smoothing`."""
+    generator = np.random.default_rng(seed)
+    drawn = [{"label_smoothing": 0.1} if smoothing else {}]
+    for _ in range(1, count):
+        own = draw({"label_smoothing": SMOOTHING[1:]}, generator) if smoothing else {}
+        drawn.append(own | draw_common(student, generator))
+    return drawn
+
+
+def draw(space, generator):
+    return {name: values[generator.integers(len(values))] for name, values in space.items()}
+
+
+def draw_common(student, generator):
+    factors = draw(COMMON_SPACE, generator)
+    return {name: student[name] * factor for name, factor in factors.items()}
+
+
+def rungs(count, epochs):
+    """[(number of draws, epoch until which they train), …] of successive halving; the last rung trains all epochs."""
+    steps = [count]
+    while steps[-1] > KEEP:
+        steps.append(-(-steps[-1] // KEEP))
+    return [(n, max(1, epochs // KEEP ** (len(steps) - 1 - i))) for i, n in enumerate(steps)]
+
+
+def best(scored, count):
+    """The `count` keys of {draw: validation accuracy} with the highest accuracy; ties go to the earlier draw."""
+    return sorted(scored, key=lambda number: (-scored[number], number))[:count]
+
+
+def at_edge(thief):
+    """Names of numeric keys of a thief whose value is the smallest or largest in its search space."""
+    space = space_of(thief["method"])
+    numeric = {name: values for name, values in space.items() if all(isinstance(v, (int, float)) for v in values)}
+    inner = {name: values for name, values in numeric.items() if len(values) > 2 and name != "alpha"}
+    return [name for name, values in inner.items() if thief.get(name) in (min(values), max(values))]

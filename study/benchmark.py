@@ -1,0 +1,176 @@
+"""The benchmark of undistillable teachers: every defence against a thief that adapts to it. See docs/benchmark.md.
+
+1. The strength of a defence is the largest one with which its teacher loses at most one point on validation images.
+2. AutoSteal chooses a thief for each defence and threat preset by validation accuracy, on a seed that is not reported.
+   The student without a teacher and the label-smoothing student get the same number of draws.
+3. The chosen thief, the passive thief and both students run with fresh seeds. Test images are scored once.
+"""
+
+from dataclasses import dataclass
+
+from study import autosteal
+from study.launch import Runner
+from study.ledger import read_metrics
+from study.plan import Plan
+from study.protocol import LARGEST_PRICE, PASSIVE, PRESETS, TEACHER, VALIDATION
+from study.tables import make, new_defence, read_target
+from utils.errors import UserError, suggest
+from utils.jsonfile import read_json
+from utils.paths import ROOT
+
+ALONE, YARDSTICK = "alone", "yardstick"  # opponents without a teacher
+UNDEFENDED = "none"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One search: the students of a defence, or students without a teacher, under a threat preset."""
+
+    opponent: str  # a defence, ALONE or YARDSTICK
+    preset: str
+
+
+class Benchmark:
+    """The runs of a benchmark, an entry of experiments/tables.json.
+
+    execute: a function that trains runs: of a list of (Spec, epoch to stop after or None).
+    """
+
+    def __init__(self, name, execute, rows=None, presets=None):
+        self.name, self.execute = name, execute
+        self.entry = read_target(name)
+        self.defences = dict(self.entry["defences"])
+        for row in rows or ():
+            if row not in self.defences:
+                self.defences[row] = new_defence(row, self.entry, {})
+        self.rows = list(dict.fromkeys([UNDEFENDED, *(rows or self.defences)]))
+        self.presets = presets or self.entry["presets"]
+        for preset in self.presets:
+            if preset not in PRESETS:
+                known = ", ".join(PRESETS)
+                raise UserError(f'unknown preset "{preset}"; there are {known}{suggest(preset, PRESETS)}')
+        self.seeds, self.tuning_seed = self.entry["seeds"], self.entry["tuning_seed"]
+        self.strength = {row: {} for row in self.rows}  # {defence: keys of its teacher, or of its release rule}
+        self.chosen = {}  # {Contest: changed keys of the student that the search chose}
+
+    def run(self):
+        """Everything, in order. What has finished before is not trained again."""
+        self.choose_strengths()
+        contests = [Contest(opponent, preset) for preset in self.presets for opponent in (*self.rows, ALONE, YARDSTICK)]
+        self.search(contests)
+        finals = [run for contest in contests for seed in self.seeds for run in self.finals(contest, seed).values()]
+        self.execute([(run, None) for run in dict.fromkeys(finals)])
+
+    def overview(self):
+        """What `run` would train, as a string."""
+        contests, draws = len(self.presets) * (len(self.rows) + 2), self.entry["draws"]
+        finals = len(self.presets) * (2 * len(self.rows) + 2) * len(self.seeds)
+        teachers = len({self.teacher(row, 0).folder for row in self.rows}) * (len(self.seeds) + 1)
+        return (
+            f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {teachers} teachers, "
+            f"{contests} searches of {draws} draws, {finals} final students"
+        )
+
+    def choose_strengths(self):
+        """For each defence with `strengths`, the first in its list whose teacher loses at most LARGEST_PRICE."""
+        options = {
+            row: [{key: value} for key, values in self.defences[row].get("strengths", {}).items() for value in values]
+            for row in self.rows
+        }
+        teachers = {
+            (row, number): self.teacher(row, self.tuning_seed, option)
+            for row, found in options.items()
+            for number, option in enumerate(found)
+        }
+        undefended = self.teacher(UNDEFENDED, self.tuning_seed)
+        self.execute([(teacher, None) for teacher in (undefended, *teachers.values())])
+        lowest = validation_accuracy(undefended) - LARGEST_PRICE
+        for row, found in options.items():
+            kept = [option for i, option in enumerate(found) if validation_accuracy(teachers[row, i]) >= lowest]
+            self.strength[row] = kept[0] if kept else found[-1] if found else {}
+
+    def search(self, contests):
+        """Choose a student for each contest by successive halving, all contests at the same time."""
+        draws = {contest: self.draws(contest) for contest in contests}
+        alive = {contest: list(range(len(found))) for contest, found in draws.items()}
+        epochs = {contest: self.student(contest, {}, self.tuning_seed).raw["num_epochs"] for contest in contests}
+        for rung in range(len(autosteal.rungs(self.entry["draws"], 1))):
+            trials = {}
+            for contest in contests:
+                count, until = autosteal.rungs(len(draws[contest]), epochs[contest])[rung]
+                alive[contest] = alive[contest][:count]
+                for number in alive[contest]:
+                    trials[contest, number] = self.student(contest, draws[contest][number], self.tuning_seed), until
+            self.execute(list(trials.values()))
+            for contest in contests:
+                scored = {n: validation_accuracy(*trials[contest, n]) for n in alive[contest]}
+                alive[contest] = autosteal.best(scored, len(scored))
+        self.chosen = {contest: draws[contest][numbers[0]] for contest, numbers in alive.items()}
+
+    def draws(self, contest):
+        count, raw = self.entry["draws"], self.student(contest, {}, self.tuning_seed).raw
+        if contest.opponent in (ALONE, YARDSTICK):
+            return autosteal.draw_students(count, raw, self.tuning_seed, contest.opponent == YARDSTICK)
+        attacks = PRESETS[contest.preset].attacks or self.entry["attacks"]
+        return autosteal.draw_thieves(attacks, count, raw, self.tuning_seed)
+
+    def finals(self, contest, seed):
+        """{"thief": Spec, "passive": Spec} of the runs that are reported with `seed`; the chosen student is "thief"."""
+        found = {"thief": self.student(contest, self.chosen[contest], seed, final=True)}
+        if contest.opponent not in (ALONE, YARDSTICK):
+            attacks = PRESETS[contest.preset].attacks
+            passive = {"method": attacks[0]} if attacks else PASSIVE
+            found["passive"] = self.student(contest, passive, seed, final=True)
+        return found
+
+    def student(self, contest, changes, seed, final=False, strength=None):
+        """The Spec of a student with the changed keys `changes`.
+
+        final: whether it is scored on the test images. strength: keys of the defence; default: those chosen.
+        """
+        preset = dict(PRESETS[contest.preset].changes)
+        own = {"validation": VALIDATION, "test_at_end": final}
+        if contest.opponent in (ALONE, YARDSTICK):
+            preset.pop("answers", None)
+            return make(self.entry["alone"], changes=preset | own | changes, seed=seed)
+        defence = self.defences[contest.opponent]
+        strength = self.strength[contest.opponent] if strength is None else strength
+        rule, teacher = defence.get("changes", {}), defence.get("teacher_changes", {})
+        if "release" in rule:
+            rule = rule | strength
+        else:
+            teacher = teacher | strength
+        return make(
+            defence["student"],
+            changes=rule | preset | own | changes,
+            teacher_changes=teacher,
+            common=TEACHER,
+            seed=seed,
+        )
+
+    def teacher(self, row, seed, strength=None):
+        """The Spec of the teacher of a defence."""
+        return self.student(Contest(row, "insider"), {}, seed, strength=strength).sources["teacher_resume"]
+
+
+def validation_accuracy(run, until=None):
+    """The best accuracy of a run on its validation images, up to epoch `until`."""
+    metrics = read_metrics(ROOT / run.folder / "metrics.jsonl")[:until]
+    return max((epoch["validation"]["acc"] for epoch in metrics), default=float("-inf"))
+
+
+def test_scores(run):
+    """The content of test.json: the scores of a run's best epoch on the test images."""
+    return read_json(ROOT / run.folder / "test.json")
+
+
+def execute_with(executor):
+    """A function that trains runs with `executor`: of a list of (Spec, epoch to stop after or None)."""
+
+    def execute(runs):
+        runner = Runner(Plan(run for run, _ in runs), {run.folder: until for run, until in runs if until})
+        runner.run(executor)
+        if failed := runner.unfinished():
+            raise UserError("\n".join(f"{folder}: {state}" for folder, state in failed.items()))
+
+    return execute

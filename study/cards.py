@@ -1,0 +1,194 @@
+"""Cards: the result of a defence under a threat preset, as a dictionary for JSON. See docs/benchmark.md."""
+
+import hashlib
+import json
+
+from tabulate import tabulate
+
+from study.autosteal import at_edge
+from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Contest, test_scores
+from study.intervals import mean
+from study.ledger import read_metrics
+from study.protocol import PASSIVE, PRESETS, VERSION, paired, verdict
+from utils import checkpoint
+from utils.errors import UserError
+from utils.paths import ROOT, display_path, write_file
+
+RESULTS = "results"
+
+
+def make_cards(benchmark):
+    """The cards of a Benchmark that has run."""
+    cards = [make_card(benchmark, row, preset) for preset in benchmark.presets for row in benchmark.rows]
+    by_place = {(card["defence"], card["preset"]): card for card in cards}
+    for card in cards:
+        undefended, insider = by_place[UNDEFENDED, card["preset"]], by_place.get((card["defence"], "insider"))
+        gain = undefended["score"]["high"]  # of the yardstick over the thief of the undefended teacher
+        void = gain is None or gain >= 0
+        if void:
+            card["flags"].append("the undefended teacher does not help its student either: the preset shows nothing")
+        if card["preset"] == "label_only" and insider:
+            if mean(card["thief"]["accuracy"]) > mean(insider["thief"]["accuracy"]):
+                card["flags"].append("labels serve the thief better than logits: the search missed a stronger thief")
+        card["verdict"] = verdict(card["score"], card["teacher"]["price"], void)
+        card["digest"] = digest(card)
+    return cards
+
+
+def make_card(benchmark, row, preset):
+    """A card without its verdict and digest."""
+    contest, seeds = Contest(row, preset), benchmark.seeds
+    thief, passive = ([benchmark.finals(contest, seed)[name] for seed in seeds] for name in ("thief", "passive"))
+    others = {
+        name: [benchmark.finals(Contest(name, preset), seed)["thief"] for seed in seeds] for name in (ALONE, YARDSTICK)
+    }
+    teachers, undefended = ([benchmark.teacher(name, seed) for seed in seeds] for name in (row, UNDEFENDED))
+    chosen = benchmark.chosen[contest]
+    card = {
+        "protocol": VERSION,
+        "benchmark": benchmark.name,
+        "defence": row,
+        "preset": preset,
+        "source": benchmark.defences[row].get("source"),
+        "reported": benchmark.defences[row].get("reported"),
+        "seeds": seeds,
+        "teacher": {
+            "settings": benchmark.defences[row].get("teacher_changes", {}) | benchmark.strength[row],
+            "accuracy": accuracies(teachers),
+            "undefended": accuracies(undefended),
+            "price": paired(accuracies(undefended), accuracies(teachers)),
+            "weights": [weights_of(run) for run in teachers],
+        },
+        "thief": student_part(chosen, thief)
+        | {"agreement": [test_scores(run)["agreement"] for run in thief], "queries": queries(thief[0])},
+        "passive": student_part(PASSIVE if PRESETS[preset].attacks is None else {}, passive),
+        ALONE: student_part(benchmark.chosen[Contest(ALONE, preset)], others[ALONE]),
+        YARDSTICK: student_part(benchmark.chosen[Contest(YARDSTICK, preset)], others[YARDSTICK]),
+        "score": paired(accuracies(others[YARDSTICK]), accuracies(thief)),
+        "gap": paired(accuracies(thief), accuracies(passive)),
+        "flags": [],
+        "draws": benchmark.entry["draws"],
+        **provenance(thief[0]),
+    }
+    edges = [name for name in at_edge(chosen) if name in chosen]
+    if edges:
+        card["flags"].append(f"the thief's {', '.join(edges)} lies at the edge of its search space")
+    if sum(still_improving(run) for run in thief) > len(thief) / 2:
+        card["flags"].append("students were still improving at their last epoch")
+    return card
+
+
+def student_part(settings, runs):
+    settings = dict(settings)
+    attack = settings.pop("method", "scratch")
+    return {"attack": attack, "settings": settings, "accuracy": accuracies(runs)}
+
+
+def accuracies(runs):
+    return [test_scores(run)["acc"] for run in runs]
+
+
+def queries(run):
+    """The number of images that the teacher answered during a run."""
+    return sum(epoch.get("queries", 0) for epoch in read_metrics(ROOT / run.folder / "metrics.jsonl"))
+
+
+def still_improving(run):
+    """Whether the best epoch of a run by validation accuracy is its last one."""
+    return test_scores(run)["epoch"] == run.raw["num_epochs"]
+
+
+def weights_of(run):
+    path = ROOT / run.folder / "best_model.tar"
+    return checkpoint.weights_digest(checkpoint.state_dict(checkpoint.load(path), path))
+
+
+def provenance(run):
+    environment = checkpoint.peek(ROOT / run.folder / "last_model.tar").get("environment", "")
+    return {"commit": environment.rpartition("commit ")[2], "environment": environment}
+
+
+def digest(card):
+    """The SHA-256 of all of a card but its digest."""
+    content = {name: value for name, value in card.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def show(cards, style="simple"):
+    """Cards as a table. style: of `tabulate`."""
+    lines = [
+        [
+            card["preset"],
+            card["defence"],
+            show_interval(card["score"]),
+            card["verdict"],
+            show_interval(card["teacher"]["price"]),
+            f"{mean(card['thief']['accuracy']):.2f}",
+            describe(card["thief"]),
+            show_interval(card["gap"]),
+            "; ".join(card["flags"]),
+        ]
+        for card in cards
+    ]
+    headers = [
+        "preset",
+        "defence",
+        "score [95 %]",
+        "verdict",
+        "price",
+        "thief",
+        "its settings",
+        "adaptive gap",
+        "flags",
+    ]
+    return tabulate(lines, headers, tablefmt=style, disable_numparse=True)
+
+
+def show_interval(found):
+    if found["low"] is None:
+        return f"{found['mean']:+.2f}"
+    return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+
+
+def describe(part):
+    """ "kd, temperature 4, alpha 0.9"."""
+    return ", ".join(
+        [
+            part["attack"],
+            *(
+                f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in part["settings"].items()
+            ),
+        ]
+    )
+
+
+def file_of(name):
+    return ROOT / RESULTS / f"{name}.cards.jsonl"
+
+
+def write_cards(name, cards):
+    """Write the cards of the benchmark `name`, in place of older ones of the same defence and preset."""
+    kept = {(card["defence"], card["preset"]): card for card in (read_cards(name) if file_of(name).exists() else [])}
+    kept |= {(card["defence"], card["preset"]): card for card in cards}
+    file_of(name).parent.mkdir(exist_ok=True)
+    content = "".join(json.dumps(kept[place], ensure_ascii=False) + "\n" for place in sorted(kept))
+    write_file(file_of(name), lambda file: file.write(content.encode()))
+
+
+def read_cards(name):
+    """The cards of the benchmark `name`. Raises UserError if there are none, or if one was edited."""
+    path = file_of(name)
+    if not path.exists():
+        raise UserError(f"{display_path(path)}: there is no such file; make it with: python reproduce.py {name}")
+    cards = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            card = json.loads(line)
+            intact = card["digest"] == digest(card)
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{display_path(path)}: line {number} is not a card") from None
+        if not intact:
+            raise UserError(f"{display_path(path)}: line {number}: the card was edited, its digest differs")
+        cards.append(card)
+    return cards

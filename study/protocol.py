@@ -1,0 +1,55 @@
+"""Version 1 of the benchmark's protocol: threat presets, intervals, verdicts and flags. See docs/benchmark.md.
+
+A change of anything in this file that changes a card needs a new VERSION.
+"""
+
+from dataclasses import dataclass
+
+from study.intervals import half_width, mean
+
+VERSION = 1
+VALIDATION = 0.2  # share of a student's images that it holds back
+TEACHER = {"validation": 0.1, "test_at_end": True}  # keys of all teachers and of the networks they depend on
+LARGEST_PRICE = 1.0  # points of accuracy that a teacher may lose
+PASSIVE = {"method": "kd", "temperature": 4, "alpha": 0.9}
+SMOOTHING = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+COMMON_SPACE = {"learning_rate": (0.5, 1, 2)}  # factors of the student's own value, for thieves and yardsticks alike
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a thief has. changes: keys of its students. attacks: names of those it may use; None: all but data-free."""
+
+    about: str
+    changes: dict
+    attacks: tuple | None = None
+
+
+DATA_FREE = ("dafl", "dfad", "deepinversion")
+PRESETS = {
+    "insider": Preset("all training images with their labels, and logits", {}),
+    "few": Preset("10 % of the training images with their labels, and logits", {"subset_percent": 0.1}),
+    "label_only": Preset("all training images with their labels, and the teacher's label", {"answers": "label"}),
+    "no_data": Preset("no images, but the teacher's network", {}, DATA_FREE),
+}
+
+
+def interval(values):
+    """{"mean", "low", "high", "n"}: the mean of paired differences and its 95 % t-interval."""
+    middle, half = mean(values), half_width(values)
+    low, high = (None, None) if half is None else (middle - half, middle + half)
+    return {"mean": middle, "low": low, "high": high, "n": len(values)}
+
+
+def paired(a, b):
+    """The interval of a − b, two lists of accuracies over the same seeds."""
+    return interval([x - y for x, y in zip(a, b, strict=True)])
+
+
+def verdict(score, price, void):
+    """The verdict of a card. score, price: intervals. void: whether a flag says that the preset shows nothing."""
+    if void:
+        return "not shown"
+    if score["low"] is None or score["low"] <= 0:
+        return "does not hold"
+    return "holds" if price["mean"] <= LARGEST_PRICE else "holds, at a price"

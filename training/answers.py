@@ -1,0 +1,135 @@
+"""Stored answers: a frozen teacher's answers to the batches of an epoch, computed once and read by later students.
+
+The images of an epoch depend on (seed, epoch) only, and so do the answers. They lie beside the teacher's checkpoint, in
+answers/<digest>/epochN.tar. The digest covers everything that the answers depend on, so a student that reads them ends
+with the same bits as one that asks the teacher.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import torch
+from torch import nn
+
+from method.release import LabelOnly
+from utils import checkpoint
+from utils.errors import UserError
+from utils.paths import display_path, from_root
+
+KEYS = ("teacher_model", "release", "dataset", "subset_percent", "validation", "seed", "batch_size", "augmentation")
+
+
+def store_answers(attack, loader, environment, log):
+    """Let `attack` read and write stored answers. Returns the loader that it must be trained on.
+
+    environment: versions, device, number of threads and precision, on which the last bits of answers depend.
+    """
+    p = attack.params
+    owner, attribute = (attack.teacher, "rule") if isinstance(attack.teacher, LabelOnly) else (attack, "teacher")
+    rule = getattr(owner, attribute)
+    if p.stored_answers_gib == 0 or p.cuda_graph or not rule.deterministic:
+        return loader
+    digest = hashlib.sha256(json.dumps(describe(rule, p, environment)).encode()).hexdigest()[:32]
+    folder = from_root(p.teacher_resume).parent / "answers"
+    answers = StoredAnswers(rule, folder, digest, p.stored_answers_gib * 2**30, log)
+    setattr(owner, attribute, answers)
+    return AnsweredLoader(loader, answers)
+
+
+def describe(rule, params, environment):
+    """Everything that the answers of a release rule depend on, as a dictionary for JSON."""
+    own = [field.name for field in dataclasses.fields(rule.Params)]
+    networks = [
+        checkpoint.weights_digest(part.state_dict()) for part in vars(rule).values() if isinstance(part, nn.Module)
+    ]
+    keys = {name: getattr(params, name) for name in (*KEYS, *own)}
+    return keys | {"rule": type(rule).__qualname__, "networks": networks, "environment": environment}
+
+
+class StoredAnswers:
+    """A release rule that answers the images of the loader's current batch from a file, if there is one.
+
+    All other images, and calls for features, go to `rule`. Answers are written at the end of an epoch, if every batch
+    was asked for and the files in `folder` then take at most `limit` bytes.
+    """
+
+    def __init__(self, rule, folder, digest, limit, log):
+        self.rule, self.teacher, self.params = rule, rule.teacher, rule.params
+        self.folder, self.digest, self.limit, self.log = folder, digest, limit, log
+        self.images = self.current = self.stored = None
+        self.asked, self.first = [], 0
+
+    def __call__(self, images, with_features=False):
+        if with_features:
+            return self.rule(images, with_features=True)
+        if images is not self.images:
+            return self.rule(images)
+        if self.current is None:
+            if self.stored is not None:
+                self.current = self.stored[self.first : self.first + len(images)]
+            else:
+                self.current = self.rule(images)
+                self.asked.append(self.current)
+        return self.current
+
+    def batches(self, loader):
+        """The batches of `loader`. Its current images are answered from the file."""
+        self.stored, self.asked, self.first = self.read(loader), [], 0
+        count = 0
+        for images, labels in loader:
+            self.images, self.current, count = images, None, count + 1
+            yield images, labels
+            self.first += len(images)
+        self.images = self.current = None
+        if len(self.asked) == count:
+            self.write(loader.epoch, torch.cat(self.asked))
+
+    def file(self, epoch):
+        return self.folder / self.digest / f"epoch{epoch + 1:04}.tar"
+
+    def read(self, loader):
+        """The stored answers of the loader's epoch, (N, C) on the device of its images; None if there are none."""
+        file = self.file(loader.epoch)
+        if not file.exists():
+            return None
+        try:
+            content = checkpoint.load(file)
+            answers, size = content.get("answers"), len(loader.split)
+            if content.get("digest") != self.digest or not torch.is_tensor(answers) or len(answers) != size:
+                raise UserError(f"{display_path(file)}: holds answers of another teacher or to other images")
+        except UserError as error:
+            self.log(f"{error}; the teacher is asked instead")
+            return None
+        return answers.to(loader.split.images.device)
+
+    def write(self, epoch, answers):
+        size = answers.numel() * answers.element_size()
+        used = sum(path.stat().st_size for path in self.folder.rglob("*.tar"))
+        if used + size > self.limit:
+            return
+        file = self.file(epoch)
+        unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")  # other students may write the same answers
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(unfinished, {"answers": answers.cpu(), "digest": self.digest})
+            os.replace(unfinished, file)
+        except (OSError, UserError) as error:  # a full or read-only disk only costs time
+            self.log(f"Answers are not stored: {error}")
+
+
+class AnsweredLoader:
+    """A loader that tells StoredAnswers which batch is current."""
+
+    def __init__(self, loader, answers):
+        self.loader, self.answers = loader, answers
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return self.answers.batches(self.loader)
