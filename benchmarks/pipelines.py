@@ -51,7 +51,7 @@ def load_data(data_dir, device, images=50_000):
         pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         labels = torch.randint(spec.num_classes, (images,), generator=generator)
         split = data.Split(pixels.to(device), labels.to(device))
-        return data.Dataset("cifar10", spec, split, split, f"{images} random images ({error})")
+        return data.Dataset("cifar10", spec, split, split, split, f"{images} random images ({error})")
 
 
 class RandomZoo(Zoo):

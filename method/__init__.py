@@ -7,6 +7,7 @@ from pathlib import Path
 
 from method.release import Release
 from utils.errors import UserError, suggest
+from utils.keys import shorten
 from utils.metrics import evaluate
 
 KINDS = ("defend", "attack")
@@ -71,7 +72,7 @@ def kind(name):
         if name in members:
             return kind
     known = sorted(name for members in names().values() for name in members)
-    raise UserError(f'unknown method "{name}"; there are {", ".join(known)}{suggest(name, known)}')
+    raise UserError(f'unknown method "{shorten(name)}"; there are {", ".join(known)}{suggest(name, known)}')
 
 
 def find(name):
@@ -90,7 +91,9 @@ def find_release(name):
         return Release
     if not is_release(name):
         rules = ["logits", *filter(is_release, files()["defend"])]
-        raise UserError(f'unknown release "{name}"; there are {", ".join(sorted(rules))}{suggest(name, rules)}')
+        raise UserError(
+            f'unknown release "{shorten(name)}"; there are {", ".join(sorted(rules))}{suggest(name, rules)}'
+        )
     return member("defend", name, Release)
 
 

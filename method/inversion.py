@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from model.network import at_least_float32
-from utils.cuda_graph import Recorder, hindrance
+from utils import cuda_graph
 from utils.errors import Diverged, UserError
 from utils.losses import cross_entropy, kl
 
@@ -55,10 +55,10 @@ def invert(
         optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 
-    if log and not hindrance(labels.device):
+    if log and not cuda_graph.hindrance(labels.device):
         canvas = nn.ParameterList([x])
         pixels = SimpleNamespace(model=canvas, trained=canvas, extra=lambda: {})
-        step = partial(Recorder(pixels, optimizer, labels.device, log), step)
+        step = partial(cuda_graph.Recorder(pixels, optimizer, labels.device, log), step)
     sources = zip(*(places.to(labels.device) for places in shift_and_flip(image_size, shifts, flips)), strict=True)
     disable = None if title else True  # None: no bar without a terminal
     for rows, columns in tqdm(sources, title, steps, leave=False, disable=disable):

@@ -17,6 +17,7 @@ from model.resnet import ResNet
 from model.resnext import ResNeXt29
 from model.shufflenetv2 import ShuffleNetV2
 from utils.errors import UserError, suggest
+from utils.keys import shorten
 
 NETWORKS = {
     "net": Net,
@@ -61,5 +62,7 @@ def find(model_name):
         return preresnet.constructor(int(match[1]))
     if model_name not in NETWORKS:
         there_are = ", ".join(names())
-        raise UserError(f'unknown network "{model_name}"; there are {there_are}{suggest(model_name, NETWORKS)}')
+        raise UserError(
+            f'unknown network "{shorten(model_name)}"; there are {there_are}{suggest(model_name, NETWORKS)}'
+        )
     return NETWORKS[model_name]

@@ -5,6 +5,7 @@ import json
 
 from tabulate import tabulate
 
+import method
 from study.autosteal import at_edge
 from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Contest, test_scores
 from study.intervals import mean
@@ -73,6 +74,8 @@ def make_card(benchmark, row, preset):
     edges = [name for name in at_edge(chosen) if name in chosen]
     if edges:
         card["flags"].append(f"the thief's {', '.join(edges)} lies at the edge of its search space")
+    if not deterministic(benchmark.finals(contest, seeds[0])["thief"]):
+        card["flags"].append("equal images are answered differently: averaging may give a stronger thief")
     if sum(still_improving(run) for run in thief) > len(thief) / 2:
         card["flags"].append("students were still improving at their last epoch")
     return card
@@ -96,6 +99,11 @@ def queries(run):
 def still_improving(run):
     """Whether the best epoch of a run by validation accuracy is its last one."""
     return test_scores(run)["epoch"] == run.raw["num_epochs"]
+
+
+def deterministic(run):
+    """Whether the release rule of a student's teacher answers equal images alike."""
+    return method.find_release(run.raw.get("release", "logits")).deterministic
 
 
 def weights_of(run):

@@ -94,7 +94,9 @@ class Local:
         summary = Summary()
         for seed, folder in self.folders(wanted).items():
             accuracies = [epoch["test"]["acc"] for epoch in read_metrics(folder / "metrics.jsonl")]
-            length = read_json(folder / "params.json").get("num_epochs", 0)
+            length = read_json(folder / "params.json").get("num_epochs")
+            if not isinstance(length, int):
+                raise UserError(f'{display_path(folder)}/params.json: "num_epochs": must be a whole number')
             if accuracies and len(accuracies) >= length:
                 summary.best[seed], summary.last[seed] = max(accuracies), accuracies[-1]
             elif accuracies:

@@ -10,6 +10,8 @@ import torch
 from conftest import SCRIPTS, TINY, experiment, files, script, with_teacher
 
 import model
+from training import params
+from utils.errors import UserError
 
 CASES = {}  # name: function of (an empty folder, the trained experiments) -> (command line, words of the message)
 
@@ -58,6 +60,8 @@ bad_params("no learning rate", '"learning_rate": must be above 0, not 0', learni
 bad_params("learning rate NaN", '"learning_rate": must be finite, not NaN', learning_rate=float("nan"))
 bad_params("learning rate infinite", '"learning_rate": must be finite, not Infinity', learning_rate=float("inf"))
 bad_params("number beyond float", '"batch_size"', batch_size=10**400)
+bad_params("negative clip", '"clip_grad_norm": must be at least 0, not -1', clip_grad_norm=-1)
+bad_params("both names of a key", 'unknown key "compile"', cuda_graph=True, compile=True)
 bad_params("share of samples 0", '"subset_percent": must be ', "above 0", "at most 1", subset_percent=0)
 bad_params("share of samples above 1", '"subset_percent": must be ', "above 0", "at most 1", subset_percent=90)
 bad_params("precision", '"precision": "fp16" is none of fp32, bf16, auto', precision="fp16")
@@ -125,7 +129,7 @@ def with_classes(name, num_classes):
     return saved({"epoch": 1, "state_dict": model.build(name, num_classes).state_dict(), "optim_dict": {}})
 
 
-bad_teacher("teacher of another architecture", with_classes("mlp", 10), "weights do not fit a Net for 10", "Net for 10 classes")
+bad_teacher("teacher of another architecture", with_classes("mlp", 10), "weights do not fit a Net for 10 classes")
 bad_teacher("teacher with more classes", with_classes("net", 100), "fc2.weight is (100, 128), not (10, 128)")
 bad_teacher("truncated teacher", truncated, "truncated, or no checkpoint")
 bad_teacher("empty teacher", lambda file: file.touch(), "truncated, or no checkpoint")
@@ -173,11 +177,13 @@ flags("--set another kind", ["train_kd.py", "--set", "method=scratch"], "is an e
 flags("--set unknown key", ["train_scratch.py", "--set", "sed=1"], 'unknown key "sed"', 'did you mean "seed"?')
 flags("--set wrong value", ["train_scratch.py", "--set", "seed=one"], '"seed": must be a whole number, not "one"')
 flags("--resume nothing", ["train_scratch.py", "--resume", "{root}/no.tar"], "no.tar: there is no such checkpoint")
-flags("--resume another network", ["train_scratch.py", "--resume", "{root}/mlp.tar"], "mlp.tar: weights do not fit a Net")
+flags("--resume another network", ["train_scratch.py", "--resume", "{root}/mlp.tar"], "mlp.tar: weights do not fit")
 flags("--teacher_resume nothing", ["train_kd.py", "--teacher_resume", "{root}/no.tar"], "no.tar: there is no such")
 flags("--evaluate before training", ["train_scratch.py", "--evaluate"], "x/best_model.tar: there is no such checkpoint",
       "make it with: python train_scratch.py --save_path")  # fmt: skip
 flags("--evaluate a folder", ["train_scratch.py", "--evaluate", "{x}"], "x: ")
+flags("--gpu_id several", ["train_scratch.py", "--gpu_id", "0", "1"], "takes one GPU",
+      "torchrun --nproc_per_node=2 train_scratch.py --save_path ", "/x")  # fmt: skip
 flags("--gpu_id one", ["train_scratch.py", "--gpu_id", "one"], "--gpu_id", "'one'")
 flags("wrong script", ["train_nasty.py"], "x: is an experiment for train_scratch.py: python train_scratch.py")
 
@@ -202,7 +208,10 @@ def too_few_images(root, trained):
 
 @case
 def one_image_in_the_last_batch(root, trained):
-    return ["train_scratch.py", "--save_path", experiment(root / "x", batch_size=88)], ["batch_size 88", "89 images"]
+    return ["train_scratch.py", "--save_path", experiment(root / "x", batch_size=88)], [
+        "batch_size 88: the last batch of 89 images has 1,",
+        "batch norm needs at least 2",
+    ]
 
 
 @case
@@ -289,13 +298,13 @@ def reproduce(name, argv, *words):
 
 
 reproduce("unknown target", ["reproduce.py", "tabel1"], 'unknown target "tabel1"', "table2, table3", 'mean "table1"?')
-reproduce("no jobs", ["reproduce.py", "{root}", "--jobs", "0"], "--jobs 0: must be at least 1")
-reproduce("negative jobs", ["reproduce.py", "{root}", "--jobs", "-2"], "--jobs -2: must be at least 1")
+reproduce("no jobs", ["reproduce.py", "{root}", "--jobs", "0"], "--jobs: must be at least 1, not 0")
+reproduce("negative jobs", ["reproduce.py", "{root}", "--jobs", "-2"], "--jobs: must be at least 1, not -2")
 reproduce("jobs in words", ["reproduce.py", "{root}", "--jobs", "two"], "--jobs", "'two'")
 reproduce("seed in words", ["reproduce.py", "{root}", "--seeds", "0", "one"], "--seeds", "'one'")
 reproduce("seed below 0", ["reproduce.py", "{root}", "--seeds", "-1"], "seed", "-1")
-reproduce("folder without experiments", ["reproduce.py", "{root}/empty"], "empty: there is no experiment here")
-reproduce("table of nothing", ["results.py", "{root}/empty"], "empty: there is no experiment here")
+reproduce("folder without experiments", ["reproduce.py", "{root}/empty"], "empty: contains no experiment")
+reproduce("table of nothing", ["results.py", "{root}/empty"], "empty: contains no experiment")
 reproduce("unknown table", ["results.py", "omga"], 'unknown target "omga"', 'did you mean "omega"?')
 reproduce("unknown format", ["results.py", "{root}", "--format", "html"], "--format", "'html'", "csv")
 
@@ -304,13 +313,13 @@ reproduce("unknown format", ["results.py", "{root}", "--format", "html"], "--for
 def cycle(root, trained):
     experiment(root / "a", **with_teacher(root / "b"))
     experiment(root / "b", **with_teacher(root / "a"))
-    return ["reproduce.py", root], ["wait for each other", f"{root}/a -> {root}/b -> {root}/a"]
+    return ["reproduce.py", root], ["need each other", f"{root}/a -> {root}/b -> {root}/a"]
 
 
 @case
 def missing_experiment(root, trained):
     experiment(root / "x", **with_teacher(root / "nowhere"))
-    return ["reproduce.py", root], [f"{root}/x/params.json", '"teacher_resume"', f"{root}/nowhere is no experiment"]
+    return ["reproduce.py", root], [f"{root}/x/params.json", '"teacher_resume"', f"{root}/nowhere has no params.json"]
 
 
 @case
@@ -349,6 +358,38 @@ def test_one_clear_line(name, tmp_path, trained, monkeypatch):
     assert len(message.splitlines()) == 1 or message.splitlines()[1].startswith("  ")  # a line, or one and its list
     assert not done.out
     assert files(tmp_path) | files(trained) == before
+
+
+LONG = "a" * 5000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": LONG},
+        {"batch_size": 10**4000},
+        {"precision": LONG},
+        {"schedule": [1] * 5000},
+        {"schedule": [LONG]},
+        {"model_name": LONG},
+        {"model_name": [LONG]},
+        {"method": LONG},
+        {"method": [LONG]},
+        {"dataset": LONG},
+        {LONG: 1},
+    ],
+    ids=lambda changes: f"{min(changes, key=len)[:20]} {type(next(iter(changes.values()))).__name__}",
+)
+def test_long_values_are_cut(changes):
+    with pytest.raises(UserError) as error:
+        params.check(TINY | changes, "params.json")
+    assert len(str(error.value)) < 700 and next(iter(changes))[:20] in str(error.value)
+
+
+def test_a_long_value_of_set_is_cut(tmp_path):
+    for text in (LONG, f"seed={LONG}", f"{LONG}=1"):
+        done = script("train_scratch.py", "--save_path", experiment(tmp_path / text[:1] / text[-1:]), "--set", text)
+        assert done.status == 2 and len(done.err) < 700 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

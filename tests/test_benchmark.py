@@ -11,6 +11,7 @@ from benchmarks.pipelines import DATA_FREE, Part
 from method.datafree import Generating
 from utils.data import DATASETS
 
+pytestmark = pytest.mark.slow
 SMALL = ["--batch_size", "8", "--steps", "2", "--warmup", "1", "--rounds", "1", "--images", "64", "--matrix", "64"]
 
 

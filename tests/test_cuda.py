@@ -17,7 +17,7 @@ def test_batches_are_those_of_the_cpu_to_the_last_bit(name, prefetch):
     images = torch.randint(256, (300, spec.image_size, spec.image_size, 3), dtype=torch.uint8)
     for device in "cpu", "cuda":
         split = data.Split(images.to(device), torch.arange(300, device=device))
-        loader = data.Dataset(name, spec, split, split, "").train_loader(32, prefetch=prefetch)
+        loader = data.Dataset(name, spec, split, split, split, "").train_loader(32, prefetch=prefetch)
         assert loader.prefetch == (data.PREFETCH_IMAGES // 32 if prefetch and device == "cuda" else 1)
         found.append([[tensor.cpu() for tensor in batch] for batch in loader])
     for one, other in zip(*found, strict=True):

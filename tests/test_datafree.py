@@ -1,5 +1,6 @@
 """DAFL, DFAD and DeepInversion: their equations in float64, and runs in which a training image must not be read."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -194,15 +195,14 @@ class Unread(torch.Tensor):
 
 @pytest.fixture
 def unread(monkeypatch):
-    """Whoever reads the training set fails."""
-    honest = data.load
+    """A run that reads the training set fails."""
+    honest = data.Dataset.train_loader
 
-    def load(*arguments):
-        found = honest(*arguments)
-        hidden = data.Split(found.train.images.as_subclass(Unread), found.train.labels.as_subclass(Unread))
-        return data.Dataset(found.name, found.spec, hidden, found.test, found.summary)
+    def train_loader(self, *arguments, **options):
+        hidden = data.Split(self.train.images.as_subclass(Unread), self.train.labels.as_subclass(Unread))
+        return honest(dataclasses.replace(self, train=hidden), *arguments, **options)
 
-    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(data.Dataset, "train_loader", train_loader)
 
 
 def student(folder, trained, run, **changes):
@@ -347,7 +347,7 @@ def test_steps_and_images_are_counted(run, steps, trained, monkeypatch):
     monkeypatch.setattr(engine, "tqdm", lambda **options: totals.append(options["total"]) or honest(**options))
     for epoch, count in enumerate(steps):
         loader.set_epoch(epoch)
-        assert engine.train_epoch(learner, learner.losses, loader, optimizer, "").images == 32 * count
+        assert engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].images == 32 * count
     assert totals == steps
 
 
@@ -382,7 +382,7 @@ def test_against_a_teacher_that_withholds_logits(run, trained):
     learner = build(trained, run, release="stingy", rho=0.2)
     optimizer = engine.make_optimizer(learner.params, learner.model)
     loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)
-    means = engine.train_epoch(learner, learner.losses, loader, optimizer, "").values()
+    means = engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].values()
     assert all(abs(value) < 1e5 for value in means.values())
 
 

@@ -389,10 +389,10 @@ def test_light_trains_the_last_layer_only(variant, trained):
     learner, loader, optimizer = build(trained, variant=variant, width=5)
     origin = {name: value.clone() for name, value in learner.adversary.state_dict().items()}
     assert all(torch.equal(value, origin[name]) for name, value in learner.model.state_dict().items())
-    first = engine.train_epoch(learner, learner.losses, loader, optimizer, "").values()
+    first = engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].values()
     assert not any(part.training for name, part in learner.model.named_modules() if name != "fc2")
     for _ in range(5):
-        last = engine.train_epoch(learner, learner.losses, loader, optimizer, "").values()
+        last = engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].values()
     learner.evaluate(loader)
     assert last["loss"] < first["loss"]
     changed = {name for name, value in learner.model.state_dict().items() if not torch.equal(value, origin[name])}

@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from conftest import ROOT, experiment
+
+pytestmark = pytest.mark.slow
 
 # Without batch norm, which on the CPU sees the share of its process alone, both compute the same.
 PLAIN = {

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT, experiment, files, metrics, script, train, weights
+from conftest import ROOT, experiment, files, metrics, same_weights, script, train, weights
 from torch import nn
 
 from method import Method
@@ -109,7 +109,7 @@ class Toy(Method):
 
 def epoch_of(method, count=10, batch_size=3):
     optimizer = torch.optim.SGD(method.model.parameters(), lr=0.0)
-    return engine.train_epoch(method, method.losses, split(count, batch_size), optimizer, "Epoch 1/1")
+    return engine.train_epoch(method, method.losses, split(count, batch_size), optimizer, "Epoch 1/1")[0]
 
 
 def test_training_means_are_weighted_by_images():
@@ -126,6 +126,34 @@ def test_means_are_exact_sums_in_double():
         means.add({"loss": values[0], "acc": values[1].double() / 3}, images)
         sums = [sums[0] + values[0].item() * images, sums[1] + values[1].double().item() / 3 * images]
     assert means.values() == {"loss": sums[0] / sum(sizes), "acc": sums[1] / sum(sizes)}
+
+
+class Pull(Method):
+    """Two weights, 0 at first, whose gradient is (3, 4), of norm 5."""
+
+    def __init__(self):
+        self.model = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(self.model.weight)
+
+    def losses(self, images, labels):
+        return {"loss": (self.model.weight * torch.tensor([3.0, 4.0])).sum()}
+
+
+@pytest.mark.parametrize(("limit", "factor"), [(0, 1), (0.0, 1), (10, 1), (5.001, 1), (1, 0.2), (2.5, 0.5)])
+def test_clip_grad_norm_scales_the_gradient(limit, factor):
+    method = Pull()
+    optimizer = torch.optim.SGD(method.model.parameters(), lr=1.0)
+    engine.train_epoch(method, method.losses, split(3, 3), optimizer, "Epoch 1/1", clip_grad_norm=limit)
+    expected = -factor * torch.tensor([[3.0, 4.0]])
+    torch.testing.assert_close(method.model.weight.detach(), expected, rtol=1e-6 if factor < 1 else 0, atol=0)
+
+
+def test_a_norm_below_the_limit_changes_no_bit(trained, tmp_path):
+    for limit in (0, 1e9):
+        folder = experiment(tmp_path / str(limit), clip_grad_norm=limit)
+        train(folder)
+        assert same_weights(folder / "last_model.tar", trained / "baseline/teacher/last_model.tar")
+        assert metrics(folder) == metrics(trained / "baseline/teacher")
 
 
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf"), float("-inf")])
@@ -162,7 +190,8 @@ def test_divergence_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path, m
     monkeypatch.undo()
     assert done.status == 1
     assert len(done.err.splitlines()) == 1
-    for word in ("3/4", "loss", "inf", "learning_rate", "last_model.tar"):  # epoch, term, value, hint, where to go on
+    # epoch, term, value, remedies, where to continue from
+    for word in ("3/4", "loss", "inf", "learning_rate", "clip_grad_norm", "last_model.tar"):
         assert word in done.err
     assert done.err.strip() in (folder / "training.log").read_text()
     train(whole)

@@ -18,6 +18,7 @@ from training.zoo import Zoo
 from utils import checkpoint, data
 from utils.seeds import seed_everything
 
+pytestmark = pytest.mark.usefixtures("few_test_images")
 NAMES = [name for members in method.names().values() for name in members]
 DIGITS = data.DATASETS["digits"]
 # Values for keys without a default. A new method needs a line here only where a guess by name or type will not do.

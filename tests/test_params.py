@@ -210,7 +210,7 @@ def test_every_key_changes_something_or_is_ignored(tmp_path, trained):
         folder = experiment(tmp_path / name, **{name: value})
         train(folder)
         assert not same_weights(folder / "last_model.tar", teacher / "last_model.tar"), name
-    for name, value in {"cuda": 0, "num_workers": 3, "clip_grad_norm": 1e9}.items():
+    for name, value in {"cuda": 0, "num_workers": 3}.items():
         folder = experiment(tmp_path / name, **{name: value})
         train(folder)
         assert same_weights(folder / "last_model.tar", teacher / "last_model.tar"), name

@@ -103,7 +103,7 @@ def test_a_change_of_a_run_is_a_change_of_its_experiment(student):
     teacher = student.parent / "teacher"
     run = spec.make(teacher, {"gamma": 0.5})
     spec.write(run)
-    one, two = spec.make(run.folder, {"batch_size": 16}), spec.make(teacher, {"gamma": 0.5, "batch_size": 16})
+    one, two = spec.make(run.folder, {"schedule": [2]}), spec.make(teacher, {"gamma": 0.5, "schedule": [2]})
     assert (one == two) is (one.folder == two.folder)
 
 

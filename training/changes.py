@@ -50,7 +50,7 @@ def check_common(changes):
     for name in changes:
         if name not in keys:
             hint = "; use --seeds" if name == "seed" else suggest(name, keys)
-            raise UserError(f"--set {name}: not a key that all runs share; these are {', '.join(keys)}{hint}")
+            raise UserError(f"--set {shorten(name)}: not a key that all runs share; these are {', '.join(keys)}{hint}")
     return changes
 
 

@@ -75,7 +75,7 @@ def main(kind, args):
         gpus = args.gpu_id or [None]
         if len(gpus) > 1:
             script = experiment.SCRIPTS[kind]
-            torchrun = f"torchrun --nproc_per_node={len(gpus)} {script} --save_path {args.save_path}"
+            torchrun = f"torchrun --nproc_per_node={len(gpus)} {script} --save_path {shlex.quote(str(args.save_path))}"
             raise UserError(f"--gpu_id takes one GPU. To train on several, use: {torchrun}")
         if args.evaluate is not None and args.set:
             raise UserError("--evaluate cannot be combined with --set")

@@ -18,7 +18,7 @@ import model
 from utils.data import DATASETS
 from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
-from utils.keys import key, wrong
+from utils.keys import key, shorten, wrong
 from utils.paths import display_path
 
 DEFAULT_METHODS = {"scratch": "scratch", "defend": "nasty", "attack": "kd"}
@@ -84,7 +84,7 @@ def check(raw, path):
         fields = schema(raw)
     except UserError as error:
         raise UserError(f"{display_path(path)}: {error}") from None
-    problems = [f'unknown key "{name}"{suggest(name, fields)}' for name in raw if name not in fields]
+    problems = [unknown_key(name, fields) for name in raw if name not in fields]
     values = {}
     for name, field in fields.items():
         if name in raw:
@@ -101,11 +101,17 @@ def check(raw, path):
     return types.SimpleNamespace(**resolve(values))
 
 
+def unknown_key(name, fields):
+    if name in OLD_NAMES:
+        return f'"{name}" is the old name of "{OLD_NAMES[name]}", which is given as well'
+    return f'unknown key "{shorten(name)}"{suggest(name, fields)}'
+
+
 def with_method(raw):
     """A copy of `raw` with today's names of keys and an explicit "method". Raises UserError for an unknown method."""
     raw = with_new_names(raw)
     if "method" in raw and not isinstance(raw["method"], str):
-        raise UserError(f'"method": must be a string, not {json.dumps(raw["method"])}')
+        raise UserError(f'"method": must be a string, not {shorten(json.dumps(raw["method"]))}')
     return {"method": DEFAULT_METHODS[kind_of(raw)]} | raw
 
 
@@ -152,7 +158,7 @@ def inconsistent(values):
     problems = []
     schedule = values["schedule"]
     if any(epoch < 0 for epoch in schedule) or any(a >= b for a, b in itertools.pairwise(schedule)):
-        problems.append(f'"schedule": must be epochs in rising order, not {json.dumps(schedule)}')
+        problems.append(f'"schedule": must be epochs in rising order, not {shorten(json.dumps(schedule))}')
     spec, params, networks = DATASETS[values["dataset"]], types.SimpleNamespace(**values), {}
     for name in ("model_name", "teacher_model", "adversarial_model"):
         if name in values:

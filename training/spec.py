@@ -16,6 +16,7 @@ from training import changes as key_changes
 from training import params
 from utils.errors import UserError
 from utils.jsonfile import read_json
+from utils.keys import LARGEST, shorten
 from utils.paths import ROOT, display_path, from_root, write_file
 
 FILE = "spec.json"
@@ -95,12 +96,19 @@ class Spec:
 def make(experiment, changes=None, teacher_changes=None, common=None, seed=None):
     """The Spec of a run in canonical form: changes without effect are left out, and 1.0 is 1.
 
-    seed: default: that of the definition. Raises UserError if there is no such experiment.
+    experiment: a folder with a definition; in that of a run with changed keys, the changes are further ones. seed:
+    default: that of the definition. Raises UserError if there is no such experiment.
     """
     experiment = canonical_folder(experiment)
-    raw = definition(experiment)
     changes, teacher_changes = dict(changes or {}), dict(teacher_changes or {})
     common = key_changes.with_new_names(dict(common or {}))
+    if not is_definition(experiment):
+        run = of_folder(experiment)
+        experiment = run.experiment
+        seed = run.seed if seed is None and "seed" not in changes else seed
+        changes, common = thawed(run.changes) | changes, thawed(run.common) | common
+        teacher_changes = thawed(run.teacher_changes) | teacher_changes
+    raw = definition(experiment)
     depends = bool(experiments_in(raw))
     if not depends:  # nothing else can differ
         changes, teacher_changes, common = common | changes, {}, {}
@@ -123,13 +131,15 @@ def make(experiment, changes=None, teacher_changes=None, common=None, seed=None)
 
 def from_json(content):
     """The Spec that `Spec.to_json` describes. Raises UserError if it describes none."""
-    try:
-        fields = {name: frozen(content.get(name, {})) for name in ("changes", "teacher_changes", "common")}
-        spec = Spec(content["experiment"], **fields, seed=content["seed"])
-        assert isinstance(spec.experiment, str) and isinstance(spec.seed, int)
-        return spec
-    except (AttributeError, KeyError, TypeError, AssertionError):
-        raise UserError(f"not the description of a run: {json.dumps(content)[:80]}") from None
+    fields = {name: content.get(name, {}) for name in ("changes", "teacher_changes", "common")}
+    experiment, seed = content.get("experiment"), content.get("seed")
+    if (
+        not isinstance(experiment, str)
+        or type(seed) is not int
+        or not all(isinstance(v, dict) for v in fields.values())
+    ):
+        raise UserError(f"not the description of a run: {shorten(json.dumps(content))}")
+    return Spec(experiment, **{name: frozen(values) for name, values in fields.items()}, seed=seed)
 
 
 def of_folder(folder):
@@ -182,7 +192,7 @@ def write(spec):
         lines = key_changes.differences(vars(there), vars(wanted))
         if lines:
             raise UserError(f"{path}: exists already, with other parameters:\n  " + "\n  ".join(lines))
-        if there.num_epochs == wanted.num_epochs:
+        if there.num_epochs == wanted.num_epochs and of_folder(spec.folder) == spec:
             return
     try:
         folder.mkdir(exist_ok=True, parents=True)
@@ -215,7 +225,8 @@ def thawed(pairs):
 
 
 def canonical(value):
-    if isinstance(value, float) and value.is_integer():
+    """`value` with equal values written alike: 1 for 1.0 and true, tuples for lists."""
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST):
         return int(value)
     return tuple(map(canonical, value)) if isinstance(value, (list, tuple)) else value
 
