@@ -12,9 +12,7 @@ from pathlib import Path
 from training import spec
 from utils.errors import UserError
 from utils.jsonfile import read_json
-from utils.paths import ROOT, display_path
-
-RESULTS = "results"
+from utils.paths import display_path, from_root
 
 
 @dataclass
@@ -73,7 +71,7 @@ class Local:
 
     def runs_beside(self, experiment):
         """{spec without seed: {seed: folder}} of the experiments in the parent folder, and their runs."""
-        parent = (ROOT / experiment).parent
+        parent = from_root(experiment).parent
         if parent not in self.listed:
             self.listed[parent] = {}
             for path in sorted(parent.glob("*/params.json")):
@@ -134,7 +132,7 @@ def file_of(experiment):
     parts = Path(experiment).parts
     if len(parts) < 3 or parts[0] != "experiments":
         raise UserError(f"{experiment}: only experiments below experiments/ have records")
-    return ROOT / RESULTS / f"{parts[1]}.jsonl"
+    return from_root(f"results/{parts[1]}.jsonl")
 
 
 def records_beside(experiment):

@@ -18,7 +18,7 @@ from training import spec
 from training.spec import Spec
 from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
-from utils.paths import ROOT, display_path
+from utils.paths import display_path, from_root
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Matrix(Table):
 
 def read_targets():
     """{name: entry} of experiments/tables.json."""
-    return read_json(ROOT / "experiments" / "tables.json")
+    return read_json(from_root("experiments/tables.json"))
 
 
 def read_target(name):
@@ -168,7 +168,7 @@ def defaults_of(name):
 
 def located(target):
     """The folder that a word on the command line means: in the working directory, or else in the project root."""
-    return Path(target).absolute() if any(Path(target).rglob("params.json")) else ROOT / target
+    return Path(target).absolute() if any(Path(target).rglob("params.json")) else from_root(target)
 
 
 def is_folder(target):
