@@ -12,6 +12,7 @@ from study.baselines import baseline
 from study.intervals import deviation, in_prediction_interval, mean
 from study.ledger import Local, Recorded
 from training import spec
+from utils.errors import UserError
 
 STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 FORMATS = (*STYLES, "csv", "json")
@@ -27,8 +28,8 @@ def report(target, style="text", **selection):
     selection: `common`, `rows` and `columns`; see `tables.load_table`.
     """
     if tables.is_folder(target):
-        return report_folder(target, style, selection.get("common"))
-    table = tables.load_table(target, **selection)
+        return report_folder(target, style, **selection)
+    table = tables.load_table_to_print(target, **selection)
     return (report_matrix if isinstance(table, tables.Matrix) else report_table)(table, style, selection.get("common"))
 
 
@@ -86,15 +87,18 @@ def report_matrix(matrix, style, common):
         "student alone, seed by seed.",
     ]
     for i, (name, (cell, *_)) in enumerate(matrix.rows):
+        above = len(lines)
         for source, (_, smoothed, rows) in zip(sources, found, strict=True):
             teacher, attacks = rows[i]
             if not any(entry["n"] or entry["unfinished"] for entry in (teacher, *attacks)):
                 continue
-            attack, best = strongest(matrix, attacks) or ("", None)
+            attack, best = strongest(matrix, rows)[i] or ("", None)
             comparable = best and best["difference_n"] == smoothed["difference_n"]
             over = best["difference"] - smoothed["difference"] if comparable else None
             lines.append([name, source.name, show_best(teacher, cell.epoch), *map(show_gain, attacks)])
             lines[-1] += [f"{attack} {show_gain(best)}" if best else "", signed(over)]
+        if len(lines) == above:
+            lines.append([name, "not yet run", *("–" for _ in matrix.columns), "", ""])
     changes = listed(matrix.yardstick_changes)
     for source, (alone, smoothed, _) in zip(sources, found, strict=True):
         if alone["n"]:
@@ -113,12 +117,23 @@ def read_matrix(matrix, source):
     return entry_of(matrix.alone, source), entry_of(matrix.yardstick, source, alone), rows
 
 
-def strongest(matrix, attacks):
-    """(name, entry) of the attack whose student gains most; None if attacks have different numbers of seeds."""
-    counts = {entry["difference_n"] for entry in attacks}
-    if len(counts) > 1 or 0 in counts:
-        return None
-    return max(zip(matrix.columns[1:], attacks, strict=True), key=lambda pair: pair[1]["difference"])
+def strongest(matrix, rows):
+    """For each row of `read_matrix`, (name, entry) of the attack whose student gains most.
+
+    None if attacks have different numbers of seeds, or there is only one. An attack that no row has does not count.
+    """
+    entries = [dict(zip(matrix.columns[1:], attacks, strict=True)) for _, attacks in rows]
+    begun = [name for name in matrix.columns[1:] if any(row[name]["difference_n"] for row in entries)]
+    best = []
+    for row in entries:
+        counts = {row[name]["difference_n"] for name in begun}
+        comparable = len(begun) > 1 and len(counts) == 1 and 0 not in counts
+        best.append(max(((name, row[name]) for name in begun), key=gain) if comparable else None)
+    return best
+
+
+def gain(attack):
+    return attack[1]["difference"]
 
 
 def entry_of(cell, source, alone=None):
@@ -127,8 +142,8 @@ def entry_of(cell, source, alone=None):
     alone: the Spec to which the difference is taken; default: for a student, its baseline.
     """
     summary = source.summary(cell.spec)
-    raw = spec.definition(cell.spec.experiment)
-    teacher = cell.spec.raw.get("teacher_resume") or raw.get("adversarial_resume")
+    raw = cell.spec.raw
+    teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")
     if alone is None and "teacher_resume" in raw:
         alone = baseline(cell.spec)
     gains = summary.gains(source.summary(alone)) if alone else []
@@ -156,8 +171,10 @@ def published_difference(cell, alone):
     return None if other is None or cell.published is None else cell.published - other
 
 
-def report_folder(folder, style, common):
+def report_folder(folder, style, common=None, rows=None, columns=None):
     """Every run of the experiments in `folder`, all seeds of a run in one line, as a string."""
+    if rows or columns:
+        raise UserError(tables.NO_MATRIX.format(folder))
     sources, numbers = (Recorded(), Local()), tables.published()
     found = {}
     for experiment in tables.experiments_below(folder) or [spec.of_folder(tables.located(folder)).experiment]:
