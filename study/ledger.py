@@ -39,7 +39,8 @@ class Recorded:
 
     def histories(self, wanted):
         """{seed: {"train" or "test": {term: values per epoch}}} of the runs of the Spec `wanted`, whatever its seed."""
-        return {record["seed"]: record for record in records_beside(wanted.experiment).get(wanted.any_seed, [])}
+        records = records_beside(wanted.experiment).get(wanted.any_seed, [])
+        return {record["seed"]: record for record in sorted(records, key=lambda record: record["seed"])}
 
     def summary(self, wanted):
         """The Summary of the runs of the Spec `wanted`, whatever its seed."""
@@ -67,7 +68,7 @@ class Local:
 
     def folders(self, wanted):
         """{seed: folder} of the runs of the Spec `wanted`, whatever its seed."""
-        return self.runs_beside(wanted.experiment).get(wanted.any_seed, {})
+        return dict(sorted(self.runs_beside(wanted.experiment).get(wanted.any_seed, {}).items()))
 
     def runs_beside(self, experiment):
         """{spec without seed: {seed: folder}} of the experiments in the parent folder, and their runs."""

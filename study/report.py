@@ -22,13 +22,14 @@ ABOUT = (
 )
 
 
-def report(target, style="text", **selection):
+def report(target, style="text", with_changed=True, **selection):
     """The results of a target, a folder or a name in experiments/tables.json, as a string.
 
-    selection: `common`, `rows` and `columns`; see `tables.load_table`.
+    with_changed: whether the table of a folder lists runs with changed keys, too. selection: `common`, `rows` and
+    `columns`; see `tables.load_table`.
     """
     if tables.is_folder(target):
-        return report_folder(target, style, **selection)
+        return report_folder(target, style, with_changed, **selection)
     table = tables.load_table_to_print(target, **selection)
     return (report_matrix if isinstance(table, tables.Matrix) else report_table)(table, style, selection.get("common"))
 
@@ -120,20 +121,22 @@ def read_matrix(matrix, source):
 def strongest(matrix, rows):
     """For each row of `read_matrix`, (name, entry) of the attack whose student gains most.
 
-    None if attacks have different numbers of seeds, or there is only one. An attack that no row has does not count.
+    None if attacks have different numbers of seeds. A new attack that has run for no row does not count.
     """
-    entries = [dict(zip(matrix.columns[1:], attacks, strict=True)) for _, attacks in rows]
-    begun = [name for name in matrix.columns[1:] if any(row[name]["difference_n"] for row in entries)]
-    best = []
-    for row in entries:
-        counts = {row[name]["difference_n"] for name in begun}
-        comparable = len(begun) > 1 and len(counts) == 1 and 0 not in counts
-        best.append(max(((name, row[name]) for name in begun), key=gain) if comparable else None)
-    return best
+    columns = [[attacks[i] for _, attacks in rows] for i in range(len(matrix.columns) - 1)]
+    counting = {
+        name: column
+        for name, column in zip(matrix.columns[1:], columns, strict=True)
+        if name not in matrix.new or any(entry["difference_n"] for entry in column)
+    }
+    return [strongest_of({name: column[i] for name, column in counting.items()}) for i in range(len(rows))]
 
 
-def gain(attack):
-    return attack[1]["difference"]
+def strongest_of(attacks):
+    counts = {entry["difference_n"] for entry in attacks.values()}
+    if len(counts) != 1 or 0 in counts:
+        return None
+    return max(attacks.items(), key=lambda item: item[1]["difference"])
 
 
 def entry_of(cell, source, alone=None):
@@ -171,15 +174,15 @@ def published_difference(cell, alone):
     return None if other is None or cell.published is None else cell.published - other
 
 
-def report_folder(folder, style, common=None, rows=None, columns=None):
-    """Every run of the experiments in `folder`, all seeds of a run in one line, as a string."""
+def report_folder(folder, style, with_changed, common=None, rows=None, columns=None):
+    """The runs of the experiments in `folder`, all seeds of a run in one line, as a string."""
     if rows or columns:
         raise UserError(tables.NO_MATRIX.format(folder))
     sources, numbers = (Recorded(), Local()), tables.published()
     found = {}
     for experiment in tables.experiments_below(folder) or [spec.of_folder(tables.located(folder)).experiment]:
         found[spec.make(experiment, common=common).any_seed] = None
-        if not common:
+        if with_changed and not common:
             changed = {run for source in sources for run in source.runs_of(experiment)}
             found |= dict.fromkeys(sorted(changed, key=lambda run: run.folder))
     entries = []

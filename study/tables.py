@@ -52,11 +52,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Matrix(Table):
-    """Defences × attacks. The first cell of a row is the teacher, the others the student of each attack."""
+    """Defences × attacks. The first cell of a row is the teacher, the others the student of each attack.
+
+    new: those of `columns` that experiments/tables.json does not have.
+    """
 
     alone: Cell = None
     yardstick: Cell = None
     yardstick_changes: dict = None
+    new: tuple = ()
 
     def cells(self):
         return [self.alone, self.yardstick, *super().cells()]
@@ -136,9 +140,9 @@ def load_matrix(entry, common, rows, columns):
     found = [(name, row_of_matrix(defences[name], attacks, common)) for name in rows or defences]
     alone = Cell(make(entry["alone"], common=common))
     yardstick = Cell(make(entry["alone"], changes=entry["yardstick"], common=common))
-    headers = ["teacher", *attacks]
-    about = entry["title"], entry["source"]
-    return Matrix(*about, headers, found, alone=alone, yardstick=yardstick, yardstick_changes=entry["yardstick"])
+    about, headers = (entry["title"], entry["source"]), ["teacher", *attacks]
+    changes, new = entry["yardstick"], tuple(new_columns)
+    return Matrix(*about, headers, found, alone=alone, yardstick=yardstick, yardstick_changes=changes, new=new)
 
 
 def check_new(flag, names, present, kind):

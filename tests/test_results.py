@@ -249,8 +249,10 @@ def test_an_attack_that_was_not_run_leaves_the_strongest_one_as_it_is(matrix):
     assert after[0] == ["defence", "", "teacher", "kd", "hotter", "scm", "strongest attack", "minus yardstick"]
     assert [row[:5] + row[6:] for row in after] == before and [row[5] for row in after[2:]] == ["–", "–"]
     assert grid(report.report("matrix", "markdown", columns=["kd", "hotter"])) == before
-    only = grid(report.report("matrix", "markdown", columns=["kd"], rows=["normal"]))
-    assert only[2] == ["normal", "yours", "91.50", "+3.50 ± 0.71", "", ""]  # nothing to compare the attack with
+    (matrix / "kd_normal/student,temperature=50/metrics.jsonl").unlink()
+    (matrix / "kd_normal/student,seed=1,temperature=50/metrics.jsonl").unlink()
+    local(NORMAL, 85.0, 86.0, changes={"method": "scm"})
+    assert grid(report.report("matrix", "markdown", columns=["scm"]))[2][5:] == ["+6.00", "", ""]
 
 
 @pytest.mark.parametrize("style", ["json", "csv"])
