@@ -83,3 +83,27 @@ def command(root, *argv):
 def grid(text):
     """The cells of a Markdown table."""
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
+SEVERAL = """
+import contextlib, io, json, runpy, shlex, sys
+
+def run(line):
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    sys.argv = shlex.split(line)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stopped:
+            status = stopped.code or 0
+    return {"status": status, "out": out.getvalue(), "err": err.getvalue()}
+
+print(json.dumps([run(line) for line in sys.argv[1:]]))
+"""
+
+
+def commands(root, *lines):
+    """Run several command lines of scripts of the project `root` in one process: [.status, .out and .err, …]."""
+    done = command(root, "-c", SEVERAL, *lines)
+    assert done.status == 0, done.err
+    return [SimpleNamespace(**result) for result in json.loads(done.out)]
