@@ -4,10 +4,9 @@ An entry of tables.json is one of
 - a table: `rows` of cells [experiment, published accuracy], below `columns`;
 - a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed;
 - a matrix: `defences`, each the student of a defended teacher, and `attacks`, keys to change in that student; `alone`
-  is the student without a teacher, `yardstick` keys to change in that; `template` says what files in
-  method/ that the matrix does not have are put into: "defended" is the student of a teacher whose method is replaced,
-  "undefended" the student of a normal teacher, whose release rule is replaced, and "attack" the attack whose keys a
-  new one takes if they have no default;
+  is the student without a teacher, `yardstick` keys to change in that; `template` names the
+  students from which rows of new defences are made: "defended", in whose teacher the method is replaced, and
+  "undefended", of a normal teacher, in which the release rule is replaced;
 - the name of another entry.
 """
 
@@ -98,9 +97,9 @@ def load_table(name, common=None, rows=None, columns=None):
 
 
 def load_table_to_print(name, common=None, rows=None, columns=None):
-    """As `load_table`; but if all of `rows` are new to the matrix, they come after those that it has; so do columns."""
+    """As `load_table`; but if only new rows, or only new columns, are selected, they come after all others."""
     entry = read_target(name)
-    if "defences" in entry:
+    if "defences" in entry and not (rows and columns):
         rows, columns = add_new(entry["defences"], rows), add_new(entry["attacks"], columns)
     return load_table(name, common, rows, columns)
 
@@ -180,10 +179,10 @@ def new_defence(name, template, keys):
 def new_attack(name, entry, keys):
     """The keys to change in a student for the file `name` in method/attack/.
 
-    Keys without a default are those of the template's attack, so that all rows meet the same attack.
+    Keys without a default are those of the first attack, so that all rows meet the same attack.
     """
-    declared = declared_keys(name)
-    usual = {key: value for key, value in entry["attacks"][entry["template"]["attack"]].items() if key in declared}
+    declared, first = declared_keys(name), next(iter(entry["attacks"].values()))
+    usual = {key: value for key, value in first.items() if key in declared}
     return usual | defaults_of(name) | keys | {"method": name}
 
 

@@ -208,7 +208,7 @@ def test_templates_of_matrices():
         assert "adversarial_model" in read(source(defended, "teacher")), name
         assert read(source(undefended, "teacher")).get("method", "scratch") == "scratch", name
         assert {matrix["template"][kind] for kind in ("defended", "undefended")} <= set(matrix["defences"].values())
-        assert matrix["template"]["attack"] in matrix["attacks"], name
+        assert next(iter(matrix["attacks"])) == "kd", name  # whose keys a new attack takes if they have no default
 
 
 @pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)

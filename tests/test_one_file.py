@@ -97,7 +97,7 @@ MATRIX = {
     "title": "A matrix",
     "source": "nobody, 2022",
     "alone": "mini/baseline/student",
-    "template": {"defended": "mini/kd_nasty/student", "undefended": "mini/kd_normal/student", "attack": "kd"},
+    "template": {"defended": "mini/kd_nasty/student", "undefended": "mini/kd_normal/student"},
     "yardstick": {"label_smoothing": 0.1},
     "attacks": {"kd": {"temperature": 8}, "scm": {"method": "scm"}},
     "defences": {"none": "mini/kd_normal/student", "nasty": "mini/kd_nasty/student"},
