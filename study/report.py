@@ -22,21 +22,24 @@ ABOUT = (
 )
 
 
-def report(target, style="text", with_changed=True, **selection):
+def report(target, style="text", sources=None, with_changed=True, **selection):
     """The results of a target, a folder or a name in experiments/tables.json, as a string.
 
-    with_changed: whether the table of a folder lists runs with changed keys, too. selection: `common`, `rows` and
-    `columns`; see `tables.load_table`.
+    sources: of accuracies; default: the records and the local runs. with_changed: whether the table of a folder lists
+    runs with changed keys, too. selection: `common`, `rows` and `columns`; see `tables.load_table`.
     """
+    sources, common = sources or (Recorded(), Local()), selection.get("common")
     if tables.is_folder(target):
-        return report_folder(target, style, with_changed, **selection)
+        if selection.get("rows") or selection.get("columns"):
+            raise UserError(tables.NO_MATRIX.format(target))
+        return report_folder(target, style, common, sources, with_changed)
     table = tables.load_table_to_print(target, **selection)
-    return (report_matrix if isinstance(table, tables.Matrix) else report_table)(table, style, selection.get("common"))
+    draw_table = report_matrix if isinstance(table, tables.Matrix) else report_table
+    return draw_table(table, style, common, sources)
 
 
-def report_table(table, style, common):
+def report_table(table, style, common, sources):
     """A table as the paper prints it. Below each other: the paper's numbers, those recorded here, and yours."""
-    sources = Recorded(), Local()
     found = [[[cell and entry_of(cell, source) for cell in cells] for source in sources] for _, cells in table.rows]
     if style not in STYLES:
         return dump(flat(table, found), style)
@@ -74,9 +77,8 @@ def conclude(table, source, rows):
     )
 
 
-def report_matrix(matrix, style, common):
+def report_matrix(matrix, style, common, sources):
     """What each attack gains over the student alone, for each defence, and the strongest attack. As a string."""
-    sources = Recorded(), Local()
     found = [read_matrix(matrix, source) for source in sources]
     if style not in STYLES:
         return dump(
@@ -174,11 +176,9 @@ def published_difference(cell, alone):
     return None if other is None or cell.published is None else cell.published - other
 
 
-def report_folder(folder, style, with_changed, common=None, rows=None, columns=None):
+def report_folder(folder, style, common, sources, with_changed):
     """The runs of the experiments in `folder`, all seeds of a run in one line, as a string."""
-    if rows or columns:
-        raise UserError(tables.NO_MATRIX.format(folder))
-    sources, numbers = (Recorded(), Local()), tables.published()
+    numbers = tables.published()
     found = {}
     for experiment in tables.experiments_below(folder) or [spec.of_folder(tables.located(folder)).experiment]:
         found[spec.make(experiment, common=common).any_seed] = None
