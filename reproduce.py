@@ -17,7 +17,7 @@ import sys
 import torch
 
 from study.cli import add_matrix_flags, selected
-from study.executors import Local, Ray
+from study.executors import Processes, Ray
 from study.launch import Runner
 from study.plan import Plan
 from study.report import report
@@ -44,7 +44,7 @@ def main():
 
 def executor(args):
     if args.ray is None:
-        return Local(args.jobs, args.data_dir, args.download, command_line())
+        return Processes(args.jobs, args.data_dir, args.download, command_line())
     return Ray(args.ray or None, args.jobs, args.data_dir, args.download, command_line())
 
 

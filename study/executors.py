@@ -43,7 +43,7 @@ def end_with_parent():
     os._exit(1)
 
 
-class Local:
+class Processes:
     """Up to `jobs` processes on this machine. Each uses the least used GPU, or its share of the CPU cores."""
 
     def __init__(self, jobs, data_dir, download=False, command=""):

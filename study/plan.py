@@ -36,12 +36,8 @@ class Plan:
             raise UserError("these experiments need each other: " + " -> ".join([*above, folder]))
         raw, sources = spec.raw, spec.sources
         for name, path in raw.items():
-            if (
-                name.endswith("resume")
-                and isinstance(path, str)
-                and name not in sources
-                and not from_root(path).is_file()
-            ):
+            is_checkpoint = name.endswith("resume") and isinstance(path, str)
+            if is_checkpoint and name not in sources and not from_root(path).is_file():
                 raise UserError(f'{folder}/params.json: "{name}": {Path(path).parent} has no params.json')
         for source in sources.values():
             self.add(source, (*above, folder))

@@ -172,8 +172,10 @@ def entry_of(cell, source, alone=None):
 
 
 def published_difference(cell, alone):
-    other = alone and tables.published().get(alone.experiment)
-    return None if other is None or cell.published is None else cell.published - other
+    if cell.published is None or alone is None:
+        return None
+    other = tables.published().get(alone.experiment)
+    return None if other is None else cell.published - other
 
 
 def report_folder(folder, style, common, sources, with_changed):
@@ -228,7 +230,7 @@ def flat_matrix(matrix, alone, smoothed, rows):
 def titled(table, about, common, drawn, style):
     title = f"{table.title} ({table.source})\n{about}"
     if common:
-        title += f"\nIn all runs {listed(common)}."
+        title += f"\nChanged keys: {listed(common)}."
     if style == "latex":
         title = "% " + title.replace("\n", "\n% ")
     return f"{title}\n\n{drawn}"

@@ -11,15 +11,12 @@ An entry of tables.json is one of
 """
 
 import dataclasses
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-import method
-from method.attack import Attack
+from study import new_methods
 from training import spec
 from training.changes import check_common
-from training.params import Common
 from training.spec import Spec
 from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
@@ -125,16 +122,16 @@ def make(experiment, **arguments):
 def load_matrix(entry, common, rows, columns):
     new_rows = [name for name in rows or () if name not in entry["defences"]]
     new_columns = [name for name in columns or () if name not in entry["attacks"]]
-    check_new("rows", new_rows, entry["defences"], "defend")
-    check_new("columns", new_columns, entry["attacks"], "attack")
-    declared = {name: declared_keys(name) for name in (*new_rows, *new_columns)}
+    new_methods.check("rows", new_rows, entry["defences"], "defend")
+    new_methods.check("columns", new_columns, entry["attacks"], "attack")
+    declared = {name: new_methods.declared_keys(name) for name in (*new_rows, *new_columns)}
     own = {name: {key: common[key] for key in common if key in keys} for name, keys in declared.items()}
     keys = {key for part in declared.values() for key in part}
     common = check_common({key: value for key, value in common.items() if key not in keys}, keys)
 
     defences = {name: {"student": student} for name, student in entry["defences"].items()}
-    defences |= {name: new_defence(name, entry["template"], own[name]) for name in new_rows}
-    attacks = entry["attacks"] | {name: new_attack(name, entry, own[name]) for name in new_columns}
+    defences |= {name: new_methods.defence(name, entry["template"], own[name]) for name in new_rows}
+    attacks = entry["attacks"] | {name: new_methods.attack(name, entry, own[name]) for name in new_columns}
     attacks = {name: attacks[name] for name in columns or attacks}
     found = [(name, row_of_matrix(defences[name], attacks, common)) for name in rows or defences]
     alone = Cell(make(entry["alone"], common=common))
@@ -142,18 +139,6 @@ def load_matrix(entry, common, rows, columns):
     about, headers = (entry["title"], entry["source"]), ["teacher", *attacks]
     changes, new = entry["yardstick"], tuple(new_columns)
     return Matrix(*about, headers, found, alone=alone, yardstick=yardstick, yardstick_changes=changes, new=new)
-
-
-def check_new(flag, names, present, kind):
-    """Raises UserError unless there is a file method/`kind`/ for each of `names`, which a matrix does not have."""
-    for name in names:
-        files = method.files()
-        if name not in files[kind]:
-            known = sorted({*present, *files[kind]})
-            other = [flag for flag, there in (("rows", "defend"), ("columns", "attack")) if name in files[there]]
-            hint = f"; use --{other[0]} {name}" if other else suggest(name, known)
-            word = "defence" if kind == "defend" else "attack"
-            raise UserError(f"--{flag} {name}: no such {word}; there are {', '.join(map(shlex.quote, known))}{hint}")
 
 
 def row_of_matrix(defence, attacks, common):
@@ -167,41 +152,6 @@ def row_of_matrix(defence, attacks, common):
         for attack in attacks.values()
     ]
     return [teacher, *map(Cell, specs)]
-
-
-def new_defence(name, template, keys):
-    """The row of a matrix for the file `name` in method/defend/: its student, and the keys to change in it."""
-    if is_rule(name):
-        return {"student": template["undefended"], "changes": defaults_of(name) | keys | {"release": name}}
-    return {"student": template["defended"], "teacher_changes": defaults_of(name) | keys | {"method": name}}
-
-
-def new_attack(name, entry, keys):
-    """The keys to change in a student for the file `name` in method/attack/.
-
-    Keys without a default are those of the first attack, so that all rows meet the same attack.
-    """
-    declared, first = declared_keys(name), next(iter(entry["attacks"].values()))
-    usual = {key: value for key, value in first.items() if key in declared}
-    return usual | defaults_of(name) | keys | {"method": name}
-
-
-def is_rule(name):
-    """Whether the file `name` defines a release rule and no method."""
-    return method.is_release(name) and name not in method.names()["defend"]
-
-
-def declared_keys(name):
-    """{key: dataclass field} that the file `name` in method/ adds to those of every run and of every attack."""
-    found = method.find_release(name) if is_rule(name) else method.find(name)
-    shared = {field.name for part in (Common, Attack.Params) for field in dataclasses.fields(part)}
-    return {field.name: field for field in dataclasses.fields(found.Params) if field.name not in shared}
-
-
-def defaults_of(name):
-    """{key: default} of the keys that the file `name` declares."""
-    fields = declared_keys(name).items()
-    return {key: field.default for key, field in fields if field.default is not dataclasses.MISSING}
 
 
 def located(target):

@@ -138,7 +138,7 @@ def test_publishing_again_replaces_the_older_record_of_the_same_run(project):
     ("values", "words"),
     [
         ({"environment": f"{ENVIRONMENT}-dirty"}, "ran with modified code (0123456789-dirty)"),
-        ({"environment": ENVIRONMENT.replace("0123456789", "unknown")}, "ran with modified code (unknown)"),
+        ({"environment": ENVIRONMENT.replace("0123456789", "unknown")}, "ran outside of a git repository"),
     ],
 )
 def test_a_run_of_modified_code_is_refused(values, words, project):

@@ -437,6 +437,6 @@ def test_one_file_makes_a_method(inside):
 def test_threads_of_a_run(monkeypatch):
     monkeypatch.setattr(executors.os, "cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert executors.Local(4, "data").threads == 2
+    assert executors.Processes(4, "data").threads == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert executors.Local(4, "data").threads == 1
+    assert executors.Processes(4, "data").threads == 1

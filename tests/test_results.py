@@ -12,7 +12,7 @@ from conftest import experiment, grow, script, with_teacher
 from projects import grid, local, log, recorded, set_root
 
 from study import intervals, report
-from study.ledger import Summary
+from study.ledger import Recorded, Summary
 
 # A textbook's 0.975 quantiles of Student's t: {degrees of freedom: quantile}
 QUANTILES = {
@@ -296,7 +296,7 @@ def test_runs_with_common_changes(matrix):
     assert rows[0][3] == "70.00" and rows[1][3] == "60.00"
     assert rows[3] == ["normal", "paper", "90.00", "73.50 (+3.50)"]
     assert rows[4] == ["", "yours best", "–", "62.00 (+2.00)"]
-    assert "In all runs momentum 0.8, gamma 0.1." in report.report("mini", "text", common=changes)
+    assert "Changed keys: momentum 0.8, gamma 0.1." in report.report("mini", "text", common=changes)
     assert grid(report.report("matrix", "markdown", common=changes))[2][3:5] == ["+2.00", "+3.00"]
     folder = {row[0]: row for row in grid(report.report("experiments/mini", "markdown", common=changes))}
     name = "mini/kd_normal/student,all.momentum=0.8"
@@ -373,3 +373,23 @@ def test_seeds_that_are_not_finished_show_beside_those_that_are(project):
     student = entries("json")["normal", "student"]
     assert (student["n"], student["best"], student["best_sd"], student["unfinished"]) == (1, 84.0, None, "1/2 epochs")
     assert "84.00 (+4.00) [1/2 epochs]" in report.report("mini")
+
+
+def test_what_a_selection_shows(matrix):
+    """Only new columns come after all others; a selection of both, or of what the matrix has, is shown alone."""
+
+    def shown(**selection):
+        header, _, *rows = grid(report.report("matrix", "markdown", **selection))
+        return header[3:-2], [row[0] for row in rows]
+
+    assert shown(columns=["scm"]) == (["kd", "hotter", "scm"], ["normal", "nasty"])
+    assert shown(columns=["scm", "kd"]) == (["scm", "kd"], ["normal", "nasty"])
+    assert shown(rows=["possessive"]) == (["kd", "hotter"], ["normal", "nasty", "possessive"])
+    assert shown(rows=["nasty"], columns=["scm"]) == (["scm"], ["nasty"])
+
+
+def test_a_report_of_one_source(empty):
+    fill(recorded)
+    local(ALONE, 60.0, 61.0)
+    assert "61.00" in report.report("mini") and "61.00" not in report.report("mini", sources=[Recorded()])
+    assert "61.00" not in report.report("experiments/mini", sources=[Recorded()])
