@@ -16,7 +16,8 @@ import torch
 from conftest import ROOT, experiment, files, grow, metrics, same_weights, script, train, with_teacher
 from projects import copy_code, set_root
 
-from study import executors, report, tables
+from study import executors, tables
+from study.formats import FORMATS
 from study.launch import Runner
 from study.plan import Plan
 from training import spec
@@ -403,7 +404,7 @@ def test_running_it_again_changes_nothing(inside):
     assert files(inside) == before
 
 
-@pytest.mark.parametrize("style", report.FORMATS)
+@pytest.mark.parametrize("style", FORMATS)
 def test_its_table_in_every_format(inside, style):
     done = script("results.py", "mini", "--format", style)
     assert done.status == 0, done.err

@@ -12,6 +12,7 @@ from conftest import experiment, grow, script, with_teacher
 from projects import grid, local, log, recorded, set_root
 
 from study import intervals, report
+from study.formats import FORMATS, STYLES
 from study.ledger import Recorded, Summary
 
 # A textbook's 0.975 quantiles of Student's t: {degrees of freedom: quantile}
@@ -269,10 +270,10 @@ def test_numbers_of_a_matrix(matrix, style):
     }
 
 
-@pytest.mark.parametrize("style", report.FORMATS)
+@pytest.mark.parametrize("style", FORMATS)
 def test_a_matrix_of_which_nothing_has_run(empty, style):
     text = report.report("matrix", style)
-    assert "normal" in text and ("not yet run" in text) == (style in report.STYLES)
+    assert "normal" in text and ("not yet run" in text) == (style in STYLES)
 
 
 def test_latex(project):
@@ -314,7 +315,7 @@ def test_another_word_for_a_target(project):
     assert report.report("other") == report.report("mini")
 
 
-@pytest.mark.parametrize("style", report.FORMATS)
+@pytest.mark.parametrize("style", FORMATS)
 def test_folder(project, style):
     done = script("results.py", "experiments/mini", "--format", style)
     assert done.status == 0, done.err
@@ -390,6 +391,6 @@ def test_what_a_selection_shows(matrix):
 
 def test_a_report_of_one_source(empty):
     fill(recorded)
-    local(ALONE, 60.0, 61.0)
-    assert "61.00" in report.report("mini") and "61.00" not in report.report("mini", sources=[Recorded()])
-    assert "61.00" not in report.report("experiments/mini", sources=[Recorded()])
+    local(ALONE, 60.0, 61.25)
+    assert "61.25" in report.report("mini") and "61.25" not in report.report("mini", sources=[Recorded()])
+    assert "61.25" not in report.report("experiments/mini", sources=[Recorded()])

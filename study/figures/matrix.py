@@ -4,8 +4,9 @@ import numpy as np
 
 from study import tables
 from study.figures import style
+from study.formats import signed
 from study.ledger import preferred
-from study.report import read_matrix, signed, strongest
+from study.report import read_matrix, strongest
 from utils.errors import UserError, suggest
 
 MAP = "PuOr"  # orange: the student gains by the teacher; violet: it loses. Told apart by colour-blind readers.
