@@ -21,7 +21,7 @@ import torch
 from study.benchmark import Benchmark, execute_with
 from study.cards import make_cards, show, write_cards
 from study.cli import add_matrix_flags, selected
-from study.executors import Local, Ray
+from study.executors import Processes, Ray
 from study.launch import Runner
 from study.plan import Plan
 from study.report import report
@@ -44,7 +44,7 @@ def main():
         with contextlib.closing(executor(args)) as workers:
             runner.run(workers)
         for target in args.target:
-            print(f"\n{report(target, **selection)}")
+            print(f"\n{report(target, with_changed=False, **selection)}")
         for folder, state in runner.unfinished().items():
             print(f"{folder}: {state}", file=sys.stderr)
         sys.exit(1 if runner.unfinished() else 0)
@@ -66,7 +66,7 @@ def run_benchmark(args):
 
 def executor(args):
     if args.ray is None:
-        return Local(args.jobs, args.data_dir, args.download, command_line())
+        return Processes(args.jobs, args.data_dir, args.download, command_line())
     return Ray(args.ray or None, args.jobs, args.data_dir, args.download, command_line())
 
 

@@ -10,8 +10,9 @@ Accuracies are those of the best epoch by test accuracy, as published, and of th
 """
 
 from study.cli import add_matrix_flags, selected
+from study.formats import FORMATS
 from study.publish import publish
-from study.report import FORMATS, report
+from study.report import report
 from training.cli import Parser, add_set_flag, one_line_errors
 from utils.errors import UserError
 

@@ -8,15 +8,15 @@
 
 from dataclasses import dataclass
 
-from study import autosteal
+from study import autosteal, new_methods
 from study.launch import Runner
 from study.ledger import read_metrics
 from study.plan import Plan
 from study.protocol import LARGEST_PRICE, PASSIVE, PRESETS, TEACHER, VALIDATION
-from study.tables import make, new_defence, read_target
+from study.tables import make, read_target
 from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
-from utils.paths import ROOT
+from utils.paths import from_root
 
 ALONE, YARDSTICK = "alone", "yardstick"  # opponents without a teacher
 UNDEFENDED = "none"
@@ -40,9 +40,9 @@ class Benchmark:
         self.name, self.execute = name, execute
         self.entry = read_target(name)
         self.defences = dict(self.entry["defences"])
-        for row in rows or ():
-            if row not in self.defences:
-                self.defences[row] = new_defence(row, self.entry, {})
+        new = [row for row in rows or () if row not in self.defences]
+        new_methods.check("rows", new, self.defences, "defend")
+        self.defences |= {row: new_methods.defence(row, self.entry["template"], {}) for row in new}
         self.rows = list(dict.fromkeys([UNDEFENDED, *(rows or self.defences)]))
         self.presets = presets or self.entry["presets"]
         for preset in self.presets:
@@ -155,13 +155,13 @@ class Benchmark:
 
 def validation_accuracy(run, until=None):
     """The best accuracy of a run on its validation images, up to epoch `until`."""
-    metrics = read_metrics(ROOT / run.folder / "metrics.jsonl")[:until]
+    metrics = read_metrics(from_root(run.folder) / "metrics.jsonl")[:until]
     return max((epoch["validation"]["acc"] for epoch in metrics), default=float("-inf"))
 
 
 def test_scores(run):
     """The content of test.json: the scores of a run's best epoch on the test images."""
-    return read_json(ROOT / run.folder / "test.json")
+    return read_json(from_root(run.folder) / "test.json")
 
 
 def execute_with(executor):

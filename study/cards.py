@@ -13,7 +13,7 @@ from study.ledger import read_metrics
 from study.protocol import PASSIVE, PRESETS, VERSION, paired, verdict
 from utils import checkpoint
 from utils.errors import UserError
-from utils.paths import ROOT, display_path, write_file
+from utils.paths import display_path, from_root, write_file
 
 RESULTS = "results"
 
@@ -93,7 +93,7 @@ def accuracies(runs):
 
 def queries(run):
     """The number of images that the teacher answered during a run."""
-    return sum(epoch.get("queries", 0) for epoch in read_metrics(ROOT / run.folder / "metrics.jsonl"))
+    return sum(epoch.get("queries", 0) for epoch in read_metrics(from_root(run.folder) / "metrics.jsonl"))
 
 
 def still_improving(run):
@@ -107,12 +107,12 @@ def deterministic(run):
 
 
 def weights_of(run):
-    path = ROOT / run.folder / "best_model.tar"
+    path = from_root(run.folder) / "best_model.tar"
     return checkpoint.weights_digest(checkpoint.state_dict(checkpoint.load(path), path))
 
 
 def provenance(run):
-    environment = checkpoint.peek(ROOT / run.folder / "last_model.tar").get("environment", "")
+    environment = checkpoint.peek(from_root(run.folder) / "last_model.tar").get("environment", "")
     return {"commit": environment.rpartition("commit ")[2], "environment": environment}
 
 
@@ -172,7 +172,7 @@ def describe(part):
 
 
 def file_of(name):
-    return ROOT / RESULTS / f"{name}.cards.jsonl"
+    return from_root(RESULTS) / f"{name}.cards.jsonl"
 
 
 def write_cards(name, cards):

@@ -18,7 +18,7 @@ import torch
 from training import experiment, params
 from utils import data
 from utils.errors import Diverged, UserError
-from utils.paths import ROOT
+from utils.paths import ROOT, from_root
 
 RETRIES = 3  # of a Ray task whose worker or node died; the run continues after its last epoch
 
@@ -32,8 +32,8 @@ def work(folder, until, data_dir, download, command, gpu=None, threads=None):
         torch.set_num_threads(threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
-            checked = params.load(ROOT / folder)
-            experiment.train(ROOT / folder, checked, data_dir, gpu, download, command, until, load_data)
+            path = from_root(folder)
+            experiment.train(path, params.load(path), data_dir, gpu, download, command, until, load_data)
         except (UserError, Diverged) as problem:
             return str(problem)
         except Exception as problem:
@@ -48,7 +48,7 @@ def end_with_parent():
     os._exit(1)
 
 
-class Local:
+class Processes:
     """Up to `jobs` worker processes on this machine. Each uses the least used GPU, or its share of the CPU cores."""
 
     def __init__(self, jobs, data_dir, download=False, command=""):

@@ -18,7 +18,7 @@ DIGITS = 6  # significant, of all numbers but accuracies
 
 
 def publish(target, **selection):
-    """Write the finished local runs of a target to results/. Returns lines that say what was written.
+    """Write the finished local runs of a target to results/. Returns a text that says what was written.
 
     Raises UserError for a run whose code was modified, or whose parameters are not those of its definition.
     """
@@ -43,7 +43,9 @@ def make_record(run, folder):
     if lines := differences_to_run(state["params"], wanted):
         raise UserError(f"{where}: ran with other parameters than its definition has: {'; '.join(lines)}")
     commit = state["environment"].rpartition("commit ")[2]
-    if commit.endswith("-dirty") or commit == "unknown":
+    if commit == "unknown":
+        raise UserError(f"{where}: ran outside of a git repository, so its code is unknown; run it again in a clone")
+    if commit.endswith("-dirty"):
         raise UserError(f"{where}: ran with modified code ({commit}); commit the code and run it again")
     return record(run, metrics) | {
         "params": state["params"],

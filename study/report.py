@@ -1,40 +1,50 @@
 """Results as text, Markdown, LaTeX, CSV or JSON: published numbers, records, and local runs."""
 
-import csv
-import io
-import json
 from pathlib import Path
-
-from tabulate import tabulate
 
 from study import tables
 from study.baselines import baseline
+from study.formats import (
+    STYLES,
+    draw,
+    dump,
+    listed,
+    show,
+    show_best,
+    show_gain,
+    show_published,
+    signed,
+    titled,
+)
 from study.intervals import deviation, in_prediction_interval, mean
 from study.ledger import Local, Recorded
 from training import spec
+from utils.errors import UserError
 
-STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
-FORMATS = (*STYLES, "csv", "json")
 ABOUT = (
     "Test accuracy in %. paper: published. here: the records of this repository. yours: run folders on this machine.\n"
     "In brackets: minus the same student without a teacher, over the seeds that both have."
 )
 
 
-def report(target, style="text", **selection):
+def report(target, style="text", sources=None, with_changed=True, **selection):
     """The results of a target, a folder or a name in experiments/tables.json, as a string.
 
-    selection: `common`, `rows` and `columns`; see `tables.load_table`.
+    sources: of accuracies; default: the records and the local runs. with_changed: whether the table of a folder lists
+    runs with changed keys, too. selection: `common`, `rows` and `columns`; see `tables.load_table`.
     """
+    sources, common = sources or (Recorded(), Local()), selection.get("common")
     if tables.is_folder(target):
-        return report_folder(target, style, selection.get("common"))
-    table = tables.load_table(target, **selection)
-    return (report_matrix if isinstance(table, tables.Matrix) else report_table)(table, style, selection.get("common"))
+        if selection.get("rows") or selection.get("columns"):
+            raise UserError(tables.NO_MATRIX.format(target))
+        return report_folder(target, style, common, sources, with_changed)
+    table = tables.load_table_to_print(target, **selection)
+    draw_table = report_matrix if isinstance(table, tables.Matrix) else report_table
+    return draw_table(table, style, common, sources)
 
 
-def report_table(table, style, common):
+def report_table(table, style, common, sources):
     """A table as the paper prints it. Below each other: the paper's numbers, those recorded here, and yours."""
-    sources = Recorded(), Local()
     found = [[[cell and entry_of(cell, source) for cell in cells] for source in sources] for _, cells in table.rows]
     if style not in STYLES:
         return dump(flat(table, found), style)
@@ -72,9 +82,8 @@ def conclude(table, source, rows):
     )
 
 
-def report_matrix(matrix, style, common):
+def report_matrix(matrix, style, common, sources):
     """What each attack gains over the student alone, for each defence, and the strongest attack. As a string."""
-    sources = Recorded(), Local()
     found = [read_matrix(matrix, source) for source in sources]
     if style not in STYLES:
         return dump(
@@ -86,15 +95,18 @@ def report_matrix(matrix, style, common):
         "student alone, seed by seed.",
     ]
     for i, (name, (cell, *_)) in enumerate(matrix.rows):
+        above = len(lines)
         for source, (_, smoothed, rows) in zip(sources, found, strict=True):
             teacher, attacks = rows[i]
             if not any(entry["n"] or entry["unfinished"] for entry in (teacher, *attacks)):
                 continue
-            attack, best = strongest(matrix, attacks) or ("", None)
+            attack, best = strongest(matrix, rows)[i] or ("", None)
             comparable = best and best["difference_n"] == smoothed["difference_n"]
             over = best["difference"] - smoothed["difference"] if comparable else None
             lines.append([name, source.name, show_best(teacher, cell.epoch), *map(show_gain, attacks)])
             lines[-1] += [f"{attack} {show_gain(best)}" if best else "", signed(over)]
+        if len(lines) == above:
+            lines.append([name, "not yet run", *("–" for _ in matrix.columns), "", ""])
     changes = listed(matrix.yardstick_changes)
     for source, (alone, smoothed, _) in zip(sources, found, strict=True):
         if alone["n"]:
@@ -113,12 +125,25 @@ def read_matrix(matrix, source):
     return entry_of(matrix.alone, source), entry_of(matrix.yardstick, source, alone), rows
 
 
-def strongest(matrix, attacks):
-    """(name, entry) of the attack whose student gains most; None if attacks have different numbers of seeds."""
-    counts = {entry["difference_n"] for entry in attacks}
-    if len(counts) > 1 or 0 in counts:
+def strongest(matrix, rows):
+    """For each row of `read_matrix`, (name, entry) of the attack whose student gains most.
+
+    None if attacks have different numbers of seeds. A new attack that has run for no row does not count.
+    """
+    columns = [[attacks[i] for _, attacks in rows] for i in range(len(matrix.columns) - 1)]
+    counting = {
+        name: column
+        for name, column in zip(matrix.columns[1:], columns, strict=True)
+        if name not in matrix.new or any(entry["difference_n"] for entry in column)
+    }
+    return [strongest_of({name: column[i] for name, column in counting.items()}) for i in range(len(rows))]
+
+
+def strongest_of(attacks):
+    counts = {entry["difference_n"] for entry in attacks.values()}
+    if len(counts) != 1 or 0 in counts:
         return None
-    return max(zip(matrix.columns[1:], attacks, strict=True), key=lambda pair: pair[1]["difference"])
+    return max(attacks.items(), key=lambda item: item[1]["difference"])
 
 
 def entry_of(cell, source, alone=None):
@@ -127,8 +152,8 @@ def entry_of(cell, source, alone=None):
     alone: the Spec to which the difference is taken; default: for a student, its baseline.
     """
     summary = source.summary(cell.spec)
-    raw = spec.definition(cell.spec.experiment)
-    teacher = cell.spec.raw.get("teacher_resume") or raw.get("adversarial_resume")
+    raw = cell.spec.raw
+    teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")
     if alone is None and "teacher_resume" in raw:
         alone = baseline(cell.spec)
     gains = summary.gains(source.summary(alone)) if alone else []
@@ -152,17 +177,19 @@ def entry_of(cell, source, alone=None):
 
 
 def published_difference(cell, alone):
-    other = alone and tables.published().get(alone.experiment)
-    return None if other is None or cell.published is None else cell.published - other
+    if cell.published is None or alone is None:
+        return None
+    other = tables.published().get(alone.experiment)
+    return None if other is None else cell.published - other
 
 
-def report_folder(folder, style, common):
-    """Every run of the experiments in `folder`, all seeds of a run in one line, as a string."""
-    sources, numbers = (Recorded(), Local()), tables.published()
+def report_folder(folder, style, common, sources, with_changed):
+    """The runs of the experiments in `folder`, all seeds of a run in one line, as a string."""
+    numbers = tables.published()
     found = {}
     for experiment in tables.experiments_below(folder) or [spec.of_folder(tables.located(folder)).experiment]:
         found[spec.make(experiment, common=common).any_seed] = None
-        if not common:
+        if with_changed and not common:
             changed = {run for source in sources for run in source.runs_of(experiment)}
             found |= dict.fromkeys(sorted(changed, key=lambda run: run.folder))
     entries = []
@@ -203,72 +230,3 @@ def flat(table, found):
 def flat_matrix(matrix, alone, smoothed, rows):
     own = [{"row": "alone", "column": "student"} | alone, {"row": "yardstick", "column": "student"} | smoothed]
     return own + flat(matrix, [[[teacher, *attacks]] for teacher, attacks in rows])
-
-
-def titled(table, about, common, drawn, style):
-    title = f"{table.title} ({table.source})\n{about}"
-    if common:
-        title += f"\nIn all runs {listed(common)}."
-    if style == "latex":
-        title = "% " + title.replace("\n", "\n% ")
-    return f"{title}\n\n{drawn}"
-
-
-def listed(changes):
-    return ", ".join(f"{name} {value}" for name, value in changes.items())
-
-
-def show(value, deviation=None):
-    """ "94.56 ± 0.12", or "" without a value."""
-    if value is None:
-        return ""
-    return f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
-
-
-def signed(value):
-    return "" if value is None else f"{value:+.2f}"
-
-
-def show_gain(entry):
-    """ "-1.48 ± 0.33": over the student alone."""
-    if entry["difference"] is None:
-        return entry["unfinished"] or "–"
-    spread = entry["difference_sd"]
-    return signed(entry["difference"]) + (f" ± {spread:.2f}" if spread is not None else "")
-
-
-def show_best(entry, epoch="best"):
-    """ "82.46 ± 0.31 (-4.18) n=3", or the progress. epoch: "last" for the accuracy of the last epoch."""
-    if entry["best"] is None:
-        return entry["unfinished"] or "–"
-    parts = [show(entry[epoch], entry[f"{epoch}_sd"])]
-    if entry["difference"] is not None:
-        parts.append(f"({signed(entry['difference'])})")
-    if entry["n"] > 1:
-        parts.append(f"n={entry['n']}")
-    if entry["unfinished"]:
-        parts.append(f"[{entry['unfinished']}]")
-    return " ".join(parts)
-
-
-def show_published(entry):
-    """ "82.46 (-4.18)": the published accuracy, and its difference to the published baseline."""
-    parts = [show(entry["published"])]
-    if entry["published_difference"] is not None:
-        parts.append(f"({signed(entry['published_difference'])})")
-    return " ".join(parts)
-
-
-def draw(lines, headers, style):
-    return tabulate(lines, headers, tablefmt=STYLES[style], disable_numparse=True)
-
-
-def dump(entries, style):
-    """Entries as CSV or JSON, with unrounded numbers."""
-    if style == "json":
-        return json.dumps(entries, indent=4, ensure_ascii=False)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(entries[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(entries)
-    return text.getvalue().rstrip("\n")

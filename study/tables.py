@@ -4,8 +4,9 @@ An entry of tables.json is one of
 - a table: `rows` of cells [experiment, published accuracy], below `columns`;
 - a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed;
 - a matrix: `defences`, each the student of a defended teacher, and `attacks`, keys to change in that student; `alone`
-  is the student without a teacher, `yardstick` keys to change in that; `template` names the teacher and the student
-  from which rows of new defences are made;
+  is the student without a teacher, `yardstick` keys to change in that; `template` names the
+  students from which rows of new defences are made: "defended", in whose teacher the method is replaced, and
+  "undefended", of a normal teacher, in which the release rule is replaced;
 - the name of another entry.
 """
 
@@ -13,12 +14,15 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import method
+from study import new_methods
 from training import spec
+from training.changes import check_common
 from training.spec import Spec
 from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
-from utils.paths import ROOT, display_path
+from utils.paths import display_path, from_root
+
+NO_MATRIX = "--rows and --columns select from a matrix, and {} is none"
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Matrix(Table):
-    """Defences × attacks. The first cell of a row is the teacher, the others the student of each attack."""
+    """Defences × attacks. The first cell of a row is the teacher, the others the student of each attack.
+
+    new: those of `columns` that experiments/tables.json does not have.
+    """
 
     alone: Cell = None
     yardstick: Cell = None
     yardstick_changes: dict = None
+    new: tuple = ()
 
     def cells(self):
         return [self.alone, self.yardstick, *super().cells()]
@@ -56,7 +64,7 @@ class Matrix(Table):
 
 def read_targets():
     """{name: entry} of experiments/tables.json."""
-    return read_json(ROOT / "experiments" / "tables.json")
+    return read_json(from_root("experiments/tables.json"))
 
 
 def read_target(name):
@@ -72,17 +80,31 @@ def load_table(name, common=None, rows=None, columns=None):
 
     common: {key: value} changed in all of its runs. rows, columns: of a matrix, names of its defences and attacks, or
     of files in method/defend/ and method/attack/ that it does not have yet; default: all that it has. Keys of `common`
-    that only such a file declares are changed where it is used.
+    that such a file declares are changed where it is used, and nowhere else.
     """
     entry, common = read_target(name), common or {}
+    if "presets" in entry:
+        raise UserError(f"{name} is a benchmark, not a table")
     if "defences" in entry:
         return load_matrix(entry, common, rows, columns)
     if rows or columns:
-        raise UserError(f"--rows and --columns select from a matrix; {name} is none")
+        raise UserError(NO_MATRIX.format(name))
     make_row = row_of_sweep if "values" in entry else row_of_table
     headers = entry.get("columns") or [f"{entry['key']} {value}" for value in entry["values"]]
     found = [(row["name"], make_row(row, entry, common)) for row in entry["rows"]]
     return Table(entry["title"], entry["source"], headers, found, entry.get("conclusion", {}))
+
+
+def load_table_to_print(name, common=None, rows=None, columns=None):
+    """As `load_table`; but if only new rows, or only new columns, are selected, they come after all others."""
+    entry = read_target(name)
+    if "defences" in entry and not (rows and columns):
+        rows, columns = add_new(entry["defences"], rows), add_new(entry["attacks"], columns)
+    return load_table(name, common, rows, columns)
+
+
+def add_new(present, names):
+    return [*present, *names] if names and not set(names) & set(present) else names
 
 
 def row_of_table(row, entry, common):
@@ -100,26 +122,25 @@ def make(experiment, **arguments):
 
 
 def load_matrix(entry, common, rows, columns):
+    new_rows = [name for name in rows or () if name not in entry["defences"]]
+    new_columns = [name for name in columns or () if name not in entry["attacks"]]
+    new_methods.check("rows", new_rows, entry["defences"], "defend")
+    new_methods.check("columns", new_columns, entry["attacks"], "attack")
+    declared = {name: new_methods.declared_keys(name) for name in (*new_rows, *new_columns)}
+    own = {name: {key: common[key] for key in common if key in keys} for name, keys in declared.items()}
+    keys = {key for part in declared.values() for key in part}
+    common = check_common({key: value for key, value in common.items() if key not in keys}, keys)
+
     defences = {name: {"student": student} for name, student in entry["defences"].items()}
-    attacks = dict(entry["attacks"])
-    common, own = dict(common), {}
-    for name in [name for name in (*(rows or ()), *(columns or ())) if name not in defences and name not in attacks]:
-        declared = declared_keys(name)
-        own[name] = {key: common.pop(key) for key in list(common) if key in declared}
-    defences |= {name: new_defence(name, entry, own[name]) for name in rows or () if name in own}
-    attacks |= {name: defaults_of(name) | own[name] | {"method": name} for name in columns or () if name in own}
-    found = []
-    for name in rows or defences:
-        if name not in defences:
-            raise UserError(f"--rows {name}: no such defence; there are {', '.join(defences)}{suggest(name, defences)}")
-        found.append((name, row_of_matrix(defences[name], {c: attacks[c] for c in columns or attacks}, common)))
+    defences |= {name: new_methods.defence(name, entry["template"], own[name]) for name in new_rows}
+    attacks = entry["attacks"] | {name: new_methods.attack(name, entry, own[name]) for name in new_columns}
+    attacks = {name: attacks[name] for name in columns or attacks}
+    found = [(name, row_of_matrix(defences[name], attacks, common)) for name in rows or defences]
     alone = Cell(make(entry["alone"], common=common))
     yardstick = Cell(make(entry["alone"], changes=entry["yardstick"], common=common))
-    headers = ["teacher", *(columns or attacks)]
-    return Matrix(
-        entry["title"], entry["source"], headers, found, {}, alone=alone, yardstick=yardstick,
-        yardstick_changes=entry["yardstick"],
-    )  # fmt: skip
+    about, headers = (entry["title"], entry["source"]), ["teacher", *attacks]
+    changes, new = entry["yardstick"], tuple(new_columns)
+    return Matrix(*about, headers, found, alone=alone, yardstick=yardstick, yardstick_changes=changes, new=new)
 
 
 def row_of_matrix(defence, attacks, common):
@@ -135,40 +156,9 @@ def row_of_matrix(defence, attacks, common):
     return [teacher, *map(Cell, specs)]
 
 
-def new_defence(name, entry, keys):
-    """The row of a matrix for the file `name` in method/defend/: its experiment, and the keys to change in it."""
-    template = entry["template"]
-    if is_rule(name):
-        return {"student": template["undefended"], "changes": defaults_of(name) | keys | {"release": name}}
-    if method.kind(name) != "defend":
-        raise UserError(f"--rows {name}: is an attack; use --columns {name}")
-    return {"student": template["defended"], "teacher_changes": defaults_of(name) | keys | {"method": name}}
-
-
-def is_rule(name):
-    """Whether the file `name` defines a release rule and no method."""
-    return method.is_release(name) and name not in method.names()["defend"]
-
-
-def declared_keys(name):
-    """{key: dataclass field} that the file `name` in method/ declares."""
-    found = method.find_release(name) if is_rule(name) else method.find(name)
-    return {field.name: field for field in dataclasses.fields(found.Params)}
-
-
-def defaults_of(name):
-    """{key: default} of the keys that the file `name` declares."""
-    fields = declared_keys(name).items()
-    return {
-        key: field.default
-        for key, field in fields
-        if field.default is not dataclasses.MISSING and key not in ("release",)
-    }
-
-
 def located(target):
     """The folder that a word on the command line means: in the working directory, or else in the project root."""
-    return Path(target).absolute() if any(Path(target).rglob("params.json")) else ROOT / target
+    return Path(target).absolute() if any(Path(target).rglob("params.json")) else from_root(target)
 
 
 def is_folder(target):
@@ -199,7 +189,7 @@ def specs_of(target, common=None, rows=None, columns=None):
     if not is_folder(target):
         return [cell.spec for cell in load_table(target, common, rows, columns).cells()]
     if rows or columns:
-        raise UserError(f"--rows and --columns select from a matrix; {target} is a folder")
+        raise UserError(NO_MATRIX.format(target))
     experiments = experiments_below(target)
     if not experiments:  # the folder of a run with changed keys
         return [spec.of_folder(display_path(path)) for path in folders_below(target)]
