@@ -11,23 +11,18 @@ import math
 import re
 
 from study.intervals import mean
+from study.protocol import PRESETS
 
-PRESETS = {
-    "insider": "The thief has all labelled training images and receives the teacher's logits.",
-    "few": "The thief has 10 % of the labelled training images and receives the teacher's logits.",
-    "label_only": "The thief receives the teacher's most likely label instead of its logits.",
-    "no_data": "The thief has no training images and uses data-free attacks.",
-}
 VERDICTS = {
-    "holds": "the whole interval of the score lies above 0, and the teacher pays at most 1 point.",
-    "holds, at a price": "the whole interval lies above 0, but the teacher pays more than 1 point.",
+    "holds": "the whole interval of the score lies above 0, and the teacher pays at most 1 point on average.",
+    "holds, at a price": "the whole interval lies above 0, but the teacher pays more than 1 point on average.",
     "does not hold": "any other score.",
     "not shown": "flags void the preset, so the score says nothing.",
 }
 READING = {
     "Score": "accuracy of the yardstick minus accuracy of the thief's student, in percentage points, paired by seed. "
     "Brackets and whiskers: 95 % t-interval over n seeds. Above 0, the thief does worse than without the teacher.",
-    "Price": "accuracy that the defence costs its own teacher, in points, with its interval.",
+    "Price": "accuracy that the defence costs its own teacher, in points.",
     "Gap": "accuracy of the thief minus accuracy of a passive thief, plain distillation with default settings.",
     "Thief": "test accuracy, in percent, of the student of the strongest attack. AutoSteal selects the attack and its "
     "settings on validation images. Fresh seeds give the final numbers.",
@@ -54,7 +49,7 @@ def make_markdown(cards, root=""):
     lines += [f"- **{name}**: {text}" for name, text in VERDICTS.items()]
     heads = ["Defence", "Verdict", *COLUMNS, "Strongest thief", "Flags", "Records"]
     for preset, tables in groups(cards).items():
-        lines += ["", f"## Preset {markdown(preset)}", "", PRESETS.get(preset, "")]
+        lines += ["", f"## Preset {markdown(preset)}", "", about(preset)]
         for name, ranked in tables.items():
             rows = [heads, ["---"] * len(heads), *(row(card, root) for card in ranked)]
             lines += ["", f"{markdown(name)}:", "", *(f"| {' | '.join(cells)} |" for cells in rows)]
@@ -64,9 +59,9 @@ def make_markdown(cards, root=""):
 def row(card, root):
     """The cells of a card's line of Markdown."""
     numbers = [" ".join(filter(None, column(card, name)[1:])) for name in COLUMNS]
-    path, records = record_path(card, root), markdown(card["records"])
+    path, records = record_path(card, root), markdown(card.get("records", "–"))
     return [
-        f"{markdown(card['defence'])} ({markdown(card['source'])})",
+        markdown(card["defence"]) + (f" ({markdown(card['source'])})" if card["source"] else ""),
         f"**{markdown(card['verdict'])}** {markdown(qualifier(card))}",
         *map(markdown, numbers),
         markdown(settings(card["thief"])),
@@ -112,8 +107,14 @@ def rank(card):
 
 def settings(role):
     """The attack of a role of a card, and its settings."""
-    keys = ", ".join(f"{key} {value}" for key, value in sorted(role["settings"].items()))
+    shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in role["settings"].items()}
+    keys = ", ".join(f"{key} {value}" for key, value in sorted(shown.items()))
     return ": ".join(filter(None, (role.get("attack"), keys)))
+
+
+def about(preset):
+    """What the thief has under a preset."""
+    return f"The thief has {PRESETS[preset].about}." if preset in PRESETS else ""
 
 
 def qualifier(card):
@@ -134,7 +135,8 @@ def commits(cards):
 
 def record_path(card, root):
     """The link to the records of a card, or None if they are not named by a relative path."""
-    return root + card["records"] if re.fullmatch(r"[\w.-]+(/[\w.-]+)*", str(card["records"])) else None
+    path = str(card.get("records", ""))
+    return root + path if re.fullmatch(r"[\w.-]+(/[\w.-]+)*", path) else None
 
 
 def groups(cards):

@@ -63,7 +63,7 @@ def section(preset, tables, axis, root):
     heads += [head("number", *("descending", n, svg(axis)) if n == "Score" else ("none", n, "")) for n in board.COLUMNS]
     verdicts = board.count([card for cards in tables.values() for card in cards])
     lines = [f'<section class="preset" id="{slug(preset)}"><h2>Preset <code>{esc(preset)}</code></h2>']
-    lines.append(f"<p>{esc(board.PRESETS.get(preset, ''))} <b>{esc(verdicts)}.</b></p>")
+    lines.append(f"<p>{esc(board.about(preset))} <b>{esc(verdicts)}.</b></p>")
     for name, cards in tables.items():
         lines.append(f'<table class="board" role="table"><caption>{esc(name)}</caption>')
         lines.append(f'<thead role="rowgroup"><tr role="row">{"".join(heads)}</tr></thead>')
@@ -83,7 +83,7 @@ def body(card, axis, root):
     flags = "".join(f'<span class="flag">{esc(flag)}</span>' for flag in card["flags"])
     return (
         f'<tbody role="rowgroup" class="{slug(verdict)}"><tr role="row"><th role="rowheader" scope="row" '
-        f'data-value="{name}">{name}<small>{esc(card["source"])}</small></th>{"".join(cells)}</tr>\n'
+        f'data-value="{name}">{name}<small>{esc(card["source"] or "")}</small></th>{"".join(cells)}</tr>\n'
         f'<tr role="row"><td role="cell" colspan="{len(board.COLUMNS) + 2}"><details><summary>Thief '
         f"<code>{esc(board.settings(card['thief']))}</code>{flags}</summary>{details(card, root)}"
         "</details></td></tr></tbody>"
@@ -109,7 +109,7 @@ def details(card, root):
         "Card's digest": card["digest"],
     }
     facts = "".join(f"<dt>{name}</dt><dd>{esc(fact)}</dd>" for name, fact in facts.items())
-    path, shown = board.record_path(card, root), esc(card["records"])
+    path, shown = board.record_path(card, root), esc(card.get("records", "–"))
     shown = f'<a href="{esc(path)}">{shown}</a>' if path else shown
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Numbers per seed"><table>'

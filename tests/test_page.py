@@ -140,6 +140,12 @@ def test_records_that_are_no_relative_path_are_no_link(path):
     assert "](" not in leaderboard.make_markdown(cards)
 
 
+def test_a_card_without_records_or_source_is_shown():
+    one = card("none", -1.0, source=None)
+    del one["records"]
+    assert "None" not in Page(page.make_html([one])).text and "(None)" not in leaderboard.make_markdown([one])
+
+
 def test_records_are_linked_from_the_folder_of_the_page():
     links = [link["href"] for link in Page(page.make_html(CARDS, root="../")).all("a")]
     assert links.count("../results/benchmark_digits.jsonl") == len(CARDS)
@@ -232,7 +238,7 @@ def test_the_page_says_all_that_a_card_holds():
         "holds (v1, few)", "+1.25 [+0.75, +1.75], n = 3", "+0.25 [−0.25, +0.75]", "+0.75 [+0.25, +1.25]", "71.25",
         "61.17", "kd: alpha 0.5, temperature 20", "first flag", "second flag", "student loses 3 points", "12345", "27",
         "abc1234", "torch 2, CPU", "01ab, 02cd, 03ef", "5f5f", "label_smoothing 0.1", "weight 0.15", "98.50", "98.75",
-        "72.25", "Seed 2", "protocol v1", "Ma et al., ICLR 2021", "pays at most 1 point", "How to read the score",
+        "72.25", "Seed 2", "protocol v1", "Ma et al., ICLR 2021", "at most 1 point on average", "How to read the score",
     ):  # fmt: skip
         assert part in text, part
 
