@@ -122,8 +122,7 @@ def svg(axis, card=None):
     """The ticks of the axis of scores; with a card, also the bar of its mean and the whisker of its interval."""
     lowest, highest, step = axis
 
-    def x(value):
-        """The horizontal position of a score, in percent of the width, which depends on the screen."""
+    def x(value):  # in percent of the width, which depends on the screen
         return f"{100 * (value - lowest) / (highest - lowest):.2f}%"
 
     def vertical(name, value, top, bottom):
