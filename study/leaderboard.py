@@ -23,7 +23,7 @@ READING = {
     "Score": "accuracy of the yardstick minus accuracy of the thief's student, in percentage points, paired by seed. "
     "Brackets and whiskers: 95 % t-interval over n seeds. Above 0, the thief does worse than without the teacher.",
     "Price": "accuracy that the defence costs its own teacher, in points.",
-    "Gap": "accuracy of the thief minus accuracy of a passive thief, plain distillation with default settings.",
+    "Gap": "accuracy of the thief minus that of a passive thief with default settings (plain kd if it has data).",
     "Thief": "test accuracy, in percent, of the student of the strongest attack. AutoSteal selects the attack and its "
     "settings on validation images. Fresh seeds give the final numbers.",
     "Agreement": "share of test images, in percent, for which the thief's student and the teacher predict one class.",
