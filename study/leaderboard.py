@@ -1,0 +1,164 @@
+"""The leaderboard of a benchmark as Markdown, and what it shares with the HTML page: order, numbers, texts, axis.
+
+A card is a dictionary: what one defence achieved under one threat preset. The functions here are pure: the same cards,
+in any order, give the same text. A card may come from a stranger, so every text in it is escaped, and only relative
+paths become links.
+"""
+
+import html
+import json
+import math
+import re
+
+from study.intervals import mean
+from study.protocol import PRESETS
+
+VERDICTS = {
+    "holds": "the whole interval of the score lies above 0, and the teacher pays at most 1 point on average.",
+    "holds, at a price": "the whole interval lies above 0, but the teacher pays more than 1 point on average.",
+    "does not hold": "any other score.",
+    "not shown": "flags void the preset, so the score says nothing.",
+}
+READING = {
+    "Score": "accuracy of the yardstick minus accuracy of the thief's student, in percentage points, paired by seed. "
+    "Brackets and whiskers: 95 % t-interval over n seeds. Above 0, the thief does worse than without the teacher.",
+    "Price": "accuracy that the defence costs its own teacher, in points.",
+    "Gap": "accuracy of the thief minus that of a passive thief with default settings (plain kd if it has data).",
+    "Thief": "test accuracy, in percent, of the student of the strongest attack. AutoSteal selects the attack and its "
+    "settings on validation images. Fresh seeds give the final numbers.",
+    "Agreement": "share of test images, in percent, for which the thief's student and the teacher predict one class.",
+    "Yardstick": "a student without a teacher. Its label smoothing is tuned with the thief's budget of draws.",
+    "Flags": "signs that a number may mislead, printed beside the thief.",
+    "Order": 'highest score first; verdict "not shown" last. Overlapping intervals do not separate two defences.',
+}
+COLUMNS = {  # {column: the interval or the percentages whose mean it shows}
+    "Score": lambda card: card["score"],
+    "Price": lambda card: card["teacher"]["price"],
+    "Gap": lambda card: card["gap"],
+    "Thief": lambda card: card["thief"]["accuracy"],
+    "Agreement": lambda card: card["thief"]["agreement"],
+}
+
+
+def make_markdown(cards, root=""):
+    """The tables. root: the path from the file's folder to the project root, such as "../"."""
+    lines = ["# Leaderboard of defences against distillation", "", f"{len(cards)} cards: {count(cards)}."]
+    lines += [f"Measured at commit {markdown(commits(cards))}.", "", "How to read the score:", ""]
+    lines += [f"- **{name}**: {text}" for name, text in READING.items()]
+    lines += ["", "A verdict names the version of the protocol and the threat preset:", ""]
+    lines += [f"- **{name}**: {text}" for name, text in VERDICTS.items()]
+    heads = ["Defence", "Verdict", *COLUMNS, "Strongest thief", "Flags", "Records"]
+    for preset, tables in groups(cards).items():
+        lines += ["", f"## Preset {markdown(preset)}", "", about(preset)]
+        for name, ranked in tables.items():
+            rows = [heads, ["---"] * len(heads), *(row(card, root) for card in ranked)]
+            lines += ["", f"{markdown(name)}:", "", *(f"| {' | '.join(cells)} |" for cells in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def row(card, root):
+    """The cells of a card's line of Markdown."""
+    numbers = [" ".join(filter(None, column(card, name)[1:])) for name in COLUMNS]
+    path, records = record_path(card, root), markdown(card.get("records", "–"))
+    return [
+        markdown(card["defence"]) + (f" ({markdown(card['source'])})" if card["source"] else ""),
+        f"**{markdown(card['verdict'])}** {markdown(qualifier(card))}",
+        *map(markdown, numbers),
+        markdown(settings(card["thief"])),
+        "; ".join(map(markdown, card["flags"])),
+        f"[{records}]({path})" if path else records,
+    ]
+
+
+def markdown(text):
+    """A text with all that Markdown or HTML would interpret escaped, on one line."""
+    text = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"(?<!\w)_|_(?!\w)|[\\`*\[\]|~$]", r"\\\g<0>", text)
+
+
+def number(value, sign=""):
+    """A number with two decimals, or a dash. sign: "+" writes the sign of positive numbers."""
+    if not known(value):
+        return "–"
+    return f"{round(value, 2) or 0.0:{sign}.2f}".replace("+0.00", "0.00").replace("-", "−")
+
+
+def known(value):
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def column(card, name):
+    """(value or None, its text, the text of its interval) of a card in one of COLUMNS."""
+    found = COLUMNS[name](card)
+    if found is None:
+        return None, "–", ""
+    if not isinstance(found, dict):
+        average = mean(found)
+        return average, number(average), ""
+    ends = ", ".join(number(found[end], "+") for end in ("low", "high"))
+    seeds = f", n = {found['n']}" if name == "Score" else ""
+    return found["mean"] if known(found["mean"]) else None, number(found["mean"], "+"), f"[{ends}]{seeds}"
+
+
+def rank(card):
+    """The score by which a card is sorted; None if it has none, or one that shows nothing."""
+    return None if card["verdict"] == "not shown" else column(card, "Score")[0]
+
+
+def settings(role):
+    """The attack of a role of a card, and its settings."""
+    shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in role["settings"].items()}
+    keys = ", ".join(f"{key} {value}" for key, value in sorted(shown.items()))
+    return ": ".join(filter(None, (role.get("attack"), keys)))
+
+
+def about(preset):
+    """What the thief has under a preset."""
+    return f"The thief has {PRESETS[preset].about}." if preset in PRESETS else ""
+
+
+def qualifier(card):
+    """What a verdict is about: version of the protocol and preset."""
+    return f"(v{card['protocol']}, {card['preset']})"
+
+
+def count(cards):
+    """How many cards have which verdict."""
+    verdicts = [card["verdict"] for card in cards]
+    return ", ".join(f'{verdicts.count(name)} "{name}"' for name in VERDICTS)
+
+
+def commits(cards):
+    """All commits at which cards were measured."""
+    return ", ".join(sorted({str(card["commit"]) for card in cards}))
+
+
+def record_path(card, root):
+    """The link to the records of a card, or None if they are not named by a relative path."""
+    path = str(card.get("records", ""))
+    return root + path if re.fullmatch(r"[\w.-]+(/[\w.-]+)*", path) else None
+
+
+def groups(cards):
+    """{preset: {benchmark: its cards, the highest score first}}, presets in the order of PRESETS."""
+    order, found = list(PRESETS), {}
+    for card in sorted(cards, key=sorting_key):
+        where = found.setdefault(str(card["preset"]), {})
+        where.setdefault(f"{card['benchmark']}, protocol v{card['protocol']}", []).append(card)
+    names = sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+    return {name: dict(sorted(found[name].items())) for name in names}
+
+
+def sorting_key(card):
+    score = rank(card)
+    return score is None, -(score or 0), str(card["defence"]), json.dumps(card, sort_keys=True)
+
+
+def make_axis(cards):
+    """(lowest tick, highest tick, step): an axis that contains 0 and the whole interval of each score."""
+    ends = [0, *(card["score"][end] for card in cards for end in ("mean", "low", "high") if known(card["score"][end]))]
+    ends = ends if any(ends) else [0, 1]
+    rough = (max(ends) - min(ends)) / 6
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    return math.floor(min(ends) / step) * step, math.ceil(max(ends) / step) * step, step
