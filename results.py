@@ -4,32 +4,44 @@
     python results.py experiments/digits                 every experiment below a folder (default: experiments)
     python results.py table1 --format latex              also markdown, csv, json
     python results.py table1_digits --publish            turn finished runs on this machine into records
+    python results.py benchmark_digits --format html --output leaderboard.html
 
 Accuracies are those of the best epoch by test accuracy, as published, and of the last epoch; over several seeds, mean
 ± standard deviation.
 """
 
+from pathlib import Path
+
 from study.cli import add_matrix_flags, selected
 from study.formats import FORMATS
+from study.output import render
 from study.publish import publish
-from study.report import report
 from training.cli import Parser, add_set_flag, one_line_errors
 from utils.errors import UserError
+from utils.paths import write_file
 
 
 def main():
     parser = Parser(__doc__)
     parser.add_argument("target", nargs="*", default=["experiments"], help="folders, or names in tables.json")
-    parser.add_argument("--format", choices=FORMATS, default="text")
+    parser.add_argument("--format", choices=(*FORMATS, "html"), default="text", help="html: of a benchmark")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of printing")
     parser.add_argument("--publish", action="store_true", help="write finished local runs of the target to results/")
     add_matrix_flags(parser)
     add_set_flag(parser, "the runs of reproduce.py with the same --set")
     args = parser.parse_args()
     with one_line_errors():
-        if len(args.target) > 1 and args.format in ("csv", "json"):
-            raise UserError(f"--format {args.format}: one target at a time")
+        if len(args.target) > 1 and (args.output or args.format in ("csv", "json")):
+            raise UserError("--output and the formats csv and json take one target at a time")
         for target in args.target:
-            print(publish(target, **selected(args)) if args.publish else report(target, args.format, **selected(args)))
+            if args.publish:
+                print(publish(target, **selected(args)))
+                continue
+            text = render(target, args.format, args.output, **selected(args))
+            if args.output:
+                write_file(args.output, lambda file, text=text: file.write(f"{text}\n".encode()))
+            else:
+                print(text)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def make_card(benchmark, row, preset):
         "gap": paired(accuracies(thief), accuracies(passive)),
         "flags": [],
         "draws": benchmark.entry["draws"],
+        "records": f"{RESULTS}/{benchmark.name}.cards.jsonl",
         **provenance(thief[0]),
     }
     edges = [name for name in at_edge(chosen) if name in chosen]
