@@ -21,20 +21,22 @@ ABOUT = (
 )
 
 
-def report(target, style="text", **selection):
+def report(target, style="text", sources=None, **selection):
     """The results of a target, a folder or a name in experiments/tables.json, as a string.
 
-    selection: `common`, `rows` and `columns`; see `tables.load_table`.
+    sources: of accuracies; default: the records and the local runs. selection: `common`, `rows` and `columns`; see
+    `tables.load_table`.
     """
+    sources, common = sources or (Recorded(), Local()), selection.get("common")
     if tables.is_folder(target):
-        return report_folder(target, style, selection.get("common"))
+        return report_folder(target, style, common, sources)
     table = tables.load_table(target, **selection)
-    return (report_matrix if isinstance(table, tables.Matrix) else report_table)(table, style, selection.get("common"))
+    draw_table = report_matrix if isinstance(table, tables.Matrix) else report_table
+    return draw_table(table, style, common, sources)
 
 
-def report_table(table, style, common):
+def report_table(table, style, common, sources):
     """A table as the paper prints it. Below each other: the paper's numbers, those recorded here, and yours."""
-    sources = Recorded(), Local()
     found = [[[cell and entry_of(cell, source) for cell in cells] for source in sources] for _, cells in table.rows]
     if style not in STYLES:
         return dump(flat(table, found), style)
@@ -72,9 +74,8 @@ def conclude(table, source, rows):
     )
 
 
-def report_matrix(matrix, style, common):
+def report_matrix(matrix, style, common, sources):
     """What each attack gains over the student alone, for each defence, and the strongest attack. As a string."""
-    sources = Recorded(), Local()
     found = [read_matrix(matrix, source) for source in sources]
     if style not in STYLES:
         return dump(
@@ -156,9 +157,9 @@ def published_difference(cell, alone):
     return None if other is None or cell.published is None else cell.published - other
 
 
-def report_folder(folder, style, common):
+def report_folder(folder, style, common, sources):
     """Every run of the experiments in `folder`, all seeds of a run in one line, as a string."""
-    sources, numbers = (Recorded(), Local()), tables.published()
+    numbers = tables.published()
     found = {}
     for experiment in tables.experiments_below(folder) or [spec.of_folder(tables.located(folder)).experiment]:
         found[spec.make(experiment, common=common).any_seed] = None
