@@ -123,9 +123,12 @@ def student_of(teacher, experiment, source):
 
 
 def speed(*files):
-    """Timings of benchmarks/results/, against the reference pipeline."""
-    found = [line for name in files for line in json.loads((BENCHMARKS / name).read_text())["results"]]
-    lines = [[line["network"], line["kind"], *(f"{line[name]:{how}}" for name, how in SPEED.items())] for line in found]
+    """Timings in benchmarks/results/ against the reference pipeline. files: names, or name#network."""
+    lines = []
+    for file, _, network in (name.partition("#") for name in files):
+        found = json.loads((BENCHMARKS / file).read_text())["results"]
+        found = [line for line in found if network in ("", line["network"])]
+        lines += [[line["network"], line["kind"], *(f"{line[k]:{how}}" for k, how in SPEED.items())] for line in found]
     return draw(lines, ["network", "step", *(name.replace("_", " ") for name in SPEED)])
 
 
