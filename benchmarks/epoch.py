@@ -8,9 +8,9 @@
 
 Each line is the median over rounds. A round consists of some steps of ours (on a GPU nearly an epoch), some steps of
 the reference (reference.py, in a separate process), and one pass over our loader alone. Seconds per epoch are for
-50,000 images. An iteration (it) is a training step. For dafl and dfad it is a step of the generator and the following steps of
-the student; for deepinversion it is a step on the pixels of a batch of images, which takes 2000 steps. Run this on an
-otherwise idle machine.
+50,000 images. An iteration (it) is a training step. For dafl and dfad it is a step of the generator and the following
+steps of the student; for deepinversion it is a step on the pixels of a batch of images, which takes 2000 steps. Run
+this on an otherwise idle machine.
 """
 
 import argparse

@@ -112,7 +112,7 @@ def _annotated(val, classes):
         if len(row) < 2 or row[1] not in labels:
             raise UserError(f"tiny_imagenet: {table}: the line of {row[0]} has no class of train/")
         if not (val / "images" / row[0]).is_file():
-            raise UserError(f"tiny_imagenet: {val / 'images' / row[0]} is in {table.name}, but missing")
+            raise UserError(f"tiny_imagenet: {val / 'images' / row[0]} is missing, but listed in {table.name}")
     return [(val / "images" / name, labels[wnid]) for name, wnid in rows]
 
 

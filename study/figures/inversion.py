@@ -43,7 +43,7 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
     spec, classes = DATASETS[dataset], DATASETS[dataset].num_classes
     columns = per_class or max(1, min(MOST_IMAGES // len(folders), batch_size // classes))
     if batch_size < columns * classes:
-        least = f"must be at least {columns * classes}: {columns} images of each of {classes} classes"
+        least = f"must be at least {columns * classes}, for {columns} of each of {classes} classes"
         raise UserError(f"--batch_size {batch_size}: {least}")
     if classes > MOST_CLASSES:
         print(f"{dataset}: only the first {MOST_CLASSES} of {classes} classes are drawn")

@@ -23,7 +23,7 @@ def matrix(target):
     alone, yardstick, rows = read_matrix(data, source)
     gains = np.array([[entry["difference"] for entry in attacks] for _, attacks in rows], dtype=float)
     if np.isnan(gains).all():
-        raise UserError(f"{target}: no run is finished; start them with: python reproduce.py {target}")
+        raise UserError(f"{target}: no run is finished; make it with: python reproduce.py {target}")
     names = []
     for (name, (cell, *_)), (teacher, _) in zip(data.rows, rows, strict=True):
         names.append(name if teacher[cell.epoch] is None else f"{name} ({teacher[cell.epoch]:.1f})")
@@ -81,5 +81,5 @@ def find_matrix(target):
     matrices = [name for name, data in targets.items() if "defences" in data]
     table = tables.load_table(target) if target in targets else None
     if not isinstance(table, tables.Matrix):
-        raise UserError(f'"{target}" is not a matrix; there are {", ".join(matrices)}{suggest(target, matrices)}')
+        raise UserError(f'"{target}" is no matrix; there are {", ".join(matrices)}{suggest(target, matrices)}')
     return table

@@ -62,7 +62,7 @@ def sweep(target):
     data = read_sweep(target)
     lines = [line for line in read_lines(target, data) if line.accuracies]
     if not lines:
-        raise UserError(f"{target}: no run is finished; start them with: python reproduce.py {target}")
+        raise UserError(f"{target}: no run is finished; make it with: python reproduce.py {target}")
     x = positions(data["values"])
     figure, axes = one_panel(lines, x) if len(lines) <= MOST_LINES else panels(lines, x)
     for ax in axes:
@@ -76,7 +76,7 @@ def read_sweep(target):
     targets = tables.read_targets()
     sweeps = {name: data for name, data in targets.items() if "values" in data}
     if target not in sweeps:
-        raise UserError(f'"{target}" is not a sweep; there are {", ".join(sweeps)}{suggest(target, sweeps)}')
+        raise UserError(f'"{target}" is no sweep; there are {", ".join(sweeps)}{suggest(target, sweeps)}')
     return sweeps[target]
 
 
