@@ -87,7 +87,10 @@ def flags(figures, name, about, teachers=False):
     """Add the subcommand `name` with the flags of all or, with `teachers`, of two networks; its add_argument."""
     parser = figures.add_parser(name, help=about, about=about)
     parser.add_argument(
-        "--output", default="figures/", metavar="PATH", help="of the files, with or without suffix, or their folder"
+        "--output",
+        default="figures/yours/",
+        metavar="PATH",
+        help="of the files, with or without suffix, or their folder",
     )
     if teachers:
         parser.add_argument("--normal", required=True, metavar="FOLDER", help="run folder of the normal teacher")

@@ -36,7 +36,7 @@ def main():
             return
         runner.run(executor(args))
         for target in args.target:
-            print(f"\n{report(target, **selection)}")
+            print(f"\n{report(target, with_changed=False, **selection)}")
         for folder, state in runner.unfinished().items():
             print(f"{folder}: {state}", file=sys.stderr)
         sys.exit(1 if runner.unfinished() else 0)

@@ -71,10 +71,10 @@ def defence(*words):
     lines = []
     for data, size in SIZES.items():
         matrix = load_table(f"matrix_{size}")
-        rows = dict(zip((name for name, _ in matrix.rows), read_matrix(matrix, Recorded())[2], strict=True))
-        epoch = {name: cells[0].epoch for name, cells in matrix.rows}[" ".join(words)]
-        (normal, _), (teacher, attacks) = rows["none"], rows[" ".join(words)]
-        found = strongest(matrix, attacks)
+        rows, names = read_matrix(matrix, Recorded())[2], [name for name, _ in matrix.rows]
+        number = names.index(" ".join(words))
+        epoch, found = matrix.rows[number][1][0].epoch, strongest(matrix, rows)[number]
+        (normal, _), (teacher, attacks) = rows[names.index("none")], rows[number]
         best = f"`{found[0]}` {show_gain(found[1])}" if found else "–"
         lines.append([data, show_best(normal), show_best(teacher, epoch), show_gain(attacks[0]), best])
     return draw(lines, ["data", "normal teacher", "this teacher", "student of `kd`", "student of the strongest attack"])

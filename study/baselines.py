@@ -4,7 +4,7 @@ from pathlib import Path
 
 import model
 from training import spec
-from utils.paths import ROOT
+from utils.paths import from_root
 
 
 def baseline(student):
@@ -15,11 +15,11 @@ def baseline(student):
     """
     path = Path(student.experiment)
     folder = path.parent.parent / "baseline"
-    if (ROOT / folder / path.name / "params.json").exists():
+    if (from_root(folder) / path.name / "params.json").exists():
         return spec.make(str(folder / path.name), common=dict(student.common), seed=student.seed)
     raw = student.raw
     options = {"model_name": None} | model.options(raw["model_name"])
-    for file in sorted((ROOT / folder).glob("*/params.json")):
+    for file in sorted(from_root(folder).glob("*/params.json")):
         experiment = str(folder / file.parent.name)
         if not spec.is_definition(experiment):
             continue

@@ -16,7 +16,7 @@ import torch
 
 from training import experiment, params
 from utils.errors import Diverged, UserError
-from utils.paths import ROOT
+from utils.paths import ROOT, from_root
 
 RETRIES = 3  # of a Ray task whose worker or node died; the run continues after its last epoch
 
@@ -27,7 +27,8 @@ def work(folder, data_dir, download, command, gpu=None, threads=None):
         torch.set_num_threads(threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
-            experiment.train(ROOT / folder, params.load(ROOT / folder), data_dir, gpu, download, command)
+            path = from_root(folder)
+            experiment.train(path, params.load(path), data_dir, gpu, download, command)
         except (UserError, Diverged) as problem:
             return str(problem)
         except Exception as problem:

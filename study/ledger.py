@@ -12,9 +12,7 @@ from pathlib import Path
 from training import spec
 from utils.errors import UserError
 from utils.jsonfile import read_json
-from utils.paths import ROOT, display_path
-
-RESULTS = "results"
+from utils.paths import display_path, from_root
 
 
 @dataclass
@@ -41,7 +39,8 @@ class Recorded:
 
     def histories(self, wanted):
         """{seed: {"train" or "test": {term: values per epoch}}} of the runs of the Spec `wanted`, whatever its seed."""
-        return {record["seed"]: record for record in records_beside(wanted.experiment).get(wanted.any_seed, [])}
+        records = records_beside(wanted.experiment).get(wanted.any_seed, [])
+        return {record["seed"]: record for record in sorted(records, key=lambda record: record["seed"])}
 
     def summary(self, wanted):
         """The Summary of the runs of the Spec `wanted`, whatever its seed."""
@@ -69,11 +68,11 @@ class Local:
 
     def folders(self, wanted):
         """{seed: folder} of the runs of the Spec `wanted`, whatever its seed."""
-        return self.runs_beside(wanted.experiment).get(wanted.any_seed, {})
+        return dict(sorted(self.runs_beside(wanted.experiment).get(wanted.any_seed, {}).items()))
 
     def runs_beside(self, experiment):
         """{spec without seed: {seed: folder}} of the experiments in the parent folder, and their runs."""
-        parent = (ROOT / experiment).parent
+        parent = from_root(experiment).parent
         if parent not in self.listed:
             self.listed[parent] = {}
             for path in sorted(parent.glob("*/params.json")):
@@ -134,7 +133,7 @@ def file_of(experiment):
     parts = Path(experiment).parts
     if len(parts) < 3 or parts[0] != "experiments":
         raise UserError(f"{experiment}: only experiments below experiments/ have records")
-    return ROOT / RESULTS / f"{parts[1]}.jsonl"
+    return from_root(f"results/{parts[1]}.jsonl")
 
 
 def records_beside(experiment):

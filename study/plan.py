@@ -9,7 +9,7 @@ from training.run import best_is_outdated
 from training.spec import Spec
 from utils import checkpoint
 from utils.errors import UserError
-from utils.paths import ROOT, from_root
+from utils.paths import from_root
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Plan:
                 raise UserError(f'{folder}/params.json: "{name}": {Path(path).parent} has no params.json')
         for source in sources.values():
             self.add(source, (*above, folder))
-        params.check(raw, ROOT / folder / "params.json")
+        params.check(raw, from_root(folder) / "params.json")
         self.runs[folder] = Planned(spec, raw, frozenset(source.folder for source in sources.values()))
 
     def conflict(self, folder):
         """In one line, why `folder` holds another run than the planned one. None if it does not."""
-        file, last = ROOT / folder / "params.json", ROOT / folder / "last_model.tar"
+        file, last = from_root(folder) / "params.json", from_root(folder) / "last_model.tar"
         wanted = vars(params.check(self.runs[folder].raw, file))
         try:
             lines = differences(vars(params.load(file.parent)), wanted) if file.exists() else []
@@ -66,7 +66,7 @@ class Plan:
 
 def epochs_done(folder):
     """The number of finished epochs of the run in `folder`; infinite if it holds only a best_model.tar."""
-    last, best = ROOT / folder / "last_model.tar", ROOT / folder / "best_model.tar"
+    last, best = from_root(folder) / "last_model.tar", from_root(folder) / "best_model.tar"
     if not last.exists():
         return float("inf") if best.exists() else 0
     state = checkpoint.peek(last)
@@ -77,11 +77,11 @@ def epochs_done(folder):
 
 def epochs_logged(folder):
     """The number of epochs in the metrics.jsonl of the run in `folder`."""
-    path = ROOT / folder / "metrics.jsonl"
+    path = from_root(folder) / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def time_logged(folder):
     """The time of the last write to the metrics.jsonl of the run in `folder`, in ns, or None."""
-    path = ROOT / folder / "metrics.jsonl"
+    path = from_root(folder) / "metrics.jsonl"
     return path.stat().st_mtime_ns if path.exists() else None

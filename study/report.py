@@ -12,6 +12,7 @@ from study.baselines import baseline
 from study.intervals import deviation, in_prediction_interval, mean
 from study.ledger import Local, Recorded
 from training import spec
+from utils.errors import UserError
 
 STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 FORMATS = (*STYLES, "csv", "json")
@@ -21,16 +22,18 @@ ABOUT = (
 )
 
 
-def report(target, style="text", sources=None, **selection):
+def report(target, style="text", sources=None, with_changed=True, **selection):
     """The results of a target, a folder or a name in experiments/tables.json, as a string.
 
-    sources: of accuracies; default: the records and the local runs. selection: `common`, `rows` and `columns`; see
-    `tables.load_table`.
+    sources: of accuracies; default: the records and the local runs. with_changed: whether the table of a folder lists
+    runs with changed keys, too. selection: `common`, `rows` and `columns`; see `tables.load_table`.
     """
     sources, common = sources or (Recorded(), Local()), selection.get("common")
     if tables.is_folder(target):
-        return report_folder(target, style, common, sources)
-    table = tables.load_table(target, **selection)
+        if selection.get("rows") or selection.get("columns"):
+            raise UserError(tables.NO_MATRIX.format(target))
+        return report_folder(target, style, common, sources, with_changed)
+    table = tables.load_table_to_print(target, **selection)
     draw_table = report_matrix if isinstance(table, tables.Matrix) else report_table
     return draw_table(table, style, common, sources)
 
@@ -87,15 +90,18 @@ def report_matrix(matrix, style, common, sources):
         "student alone, seed by seed.",
     ]
     for i, (name, (cell, *_)) in enumerate(matrix.rows):
+        above = len(lines)
         for source, (_, smoothed, rows) in zip(sources, found, strict=True):
             teacher, attacks = rows[i]
             if not any(entry["n"] or entry["unfinished"] for entry in (teacher, *attacks)):
                 continue
-            attack, best = strongest(matrix, attacks) or ("", None)
+            attack, best = strongest(matrix, rows)[i] or ("", None)
             comparable = best and best["difference_n"] == smoothed["difference_n"]
             over = best["difference"] - smoothed["difference"] if comparable else None
             lines.append([name, source.name, show_best(teacher, cell.epoch), *map(show_gain, attacks)])
             lines[-1] += [f"{attack} {show_gain(best)}" if best else "", signed(over)]
+        if len(lines) == above:
+            lines.append([name, "not yet run", *("–" for _ in matrix.columns), "", ""])
     changes = listed(matrix.yardstick_changes)
     for source, (alone, smoothed, _) in zip(sources, found, strict=True):
         if alone["n"]:
@@ -114,12 +120,25 @@ def read_matrix(matrix, source):
     return entry_of(matrix.alone, source), entry_of(matrix.yardstick, source, alone), rows
 
 
-def strongest(matrix, attacks):
-    """(name, entry) of the attack whose student gains most; None if attacks have different numbers of seeds."""
-    counts = {entry["difference_n"] for entry in attacks}
-    if len(counts) > 1 or 0 in counts:
+def strongest(matrix, rows):
+    """For each row of `read_matrix`, (name, entry) of the attack whose student gains most.
+
+    None if attacks have different numbers of seeds. A new attack that has run for no row does not count.
+    """
+    columns = [[attacks[i] for _, attacks in rows] for i in range(len(matrix.columns) - 1)]
+    counting = {
+        name: column
+        for name, column in zip(matrix.columns[1:], columns, strict=True)
+        if name not in matrix.new or any(entry["difference_n"] for entry in column)
+    }
+    return [strongest_of({name: column[i] for name, column in counting.items()}) for i in range(len(rows))]
+
+
+def strongest_of(attacks):
+    counts = {entry["difference_n"] for entry in attacks.values()}
+    if len(counts) != 1 or 0 in counts:
         return None
-    return max(zip(matrix.columns[1:], attacks, strict=True), key=lambda pair: pair[1]["difference"])
+    return max(attacks.items(), key=lambda item: item[1]["difference"])
 
 
 def entry_of(cell, source, alone=None):
@@ -128,8 +147,8 @@ def entry_of(cell, source, alone=None):
     alone: the Spec to which the difference is taken; default: for a student, its baseline.
     """
     summary = source.summary(cell.spec)
-    raw = spec.definition(cell.spec.experiment)
-    teacher = cell.spec.raw.get("teacher_resume") or raw.get("adversarial_resume")
+    raw = cell.spec.raw
+    teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")
     if alone is None and "teacher_resume" in raw:
         alone = baseline(cell.spec)
     gains = summary.gains(source.summary(alone)) if alone else []
@@ -157,13 +176,13 @@ def published_difference(cell, alone):
     return None if other is None or cell.published is None else cell.published - other
 
 
-def report_folder(folder, style, common, sources):
-    """Every run of the experiments in `folder`, all seeds of a run in one line, as a string."""
+def report_folder(folder, style, common, sources, with_changed):
+    """The runs of the experiments in `folder`, all seeds of a run in one line, as a string."""
     numbers = tables.published()
     found = {}
     for experiment in tables.experiments_below(folder) or [spec.of_folder(tables.located(folder)).experiment]:
         found[spec.make(experiment, common=common).any_seed] = None
-        if not common:
+        if with_changed and not common:
             changed = {run for source in sources for run in source.runs_of(experiment)}
             found |= dict.fromkeys(sorted(changed, key=lambda run: run.folder))
     entries = []

@@ -4,21 +4,28 @@ An entry of tables.json is one of
 - a table: `rows` of cells [experiment, published accuracy], below `columns`;
 - a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed;
 - a matrix: `defences`, each the student of a defended teacher, and `attacks`, keys to change in that student; `alone`
-  is the student without a teacher, `yardstick` keys to change in that; `template` names the teacher and the student
-  from which rows of new defences are made;
+  is the student without a teacher, `yardstick` keys to change in that; `template` names the
+  students from which rows of new defences are made: "defended", in whose teacher the method is replaced, and
+  "undefended", of a normal teacher, in which the release rule is replaced;
 - the name of another entry.
 """
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import method
+from method.attack import Attack
 from training import spec
+from training.changes import check_common
+from training.params import Common
 from training.spec import Spec
 from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
-from utils.paths import ROOT, display_path
+from utils.paths import display_path, from_root
+
+NO_MATRIX = "--rows and --columns select from a matrix, and {} is none"
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Matrix(Table):
-    """Defences × attacks. The first cell of a row is the teacher, the others the student of each attack."""
+    """Defences × attacks. The first cell of a row is the teacher, the others the student of each attack.
+
+    new: those of `columns` that experiments/tables.json does not have.
+    """
 
     alone: Cell = None
     yardstick: Cell = None
     yardstick_changes: dict = None
+    new: tuple = ()
 
     def cells(self):
         return [self.alone, self.yardstick, *super().cells()]
@@ -56,7 +67,7 @@ class Matrix(Table):
 
 def read_targets():
     """{name: entry} of experiments/tables.json."""
-    return read_json(ROOT / "experiments" / "tables.json")
+    return read_json(from_root("experiments/tables.json"))
 
 
 def read_target(name):
@@ -72,17 +83,29 @@ def load_table(name, common=None, rows=None, columns=None):
 
     common: {key: value} changed in all of its runs. rows, columns: of a matrix, names of its defences and attacks, or
     of files in method/defend/ and method/attack/ that it does not have yet; default: all that it has. Keys of `common`
-    that only such a file declares are changed where it is used.
+    that such a file declares are changed where it is used, and nowhere else.
     """
     entry, common = read_target(name), common or {}
     if "defences" in entry:
         return load_matrix(entry, common, rows, columns)
     if rows or columns:
-        raise UserError(f"--rows and --columns select from a matrix; {name} is none")
+        raise UserError(NO_MATRIX.format(name))
     make_row = row_of_sweep if "values" in entry else row_of_table
     headers = entry.get("columns") or [f"{entry['key']} {value}" for value in entry["values"]]
     found = [(row["name"], make_row(row, entry, common)) for row in entry["rows"]]
     return Table(entry["title"], entry["source"], headers, found, entry.get("conclusion", {}))
+
+
+def load_table_to_print(name, common=None, rows=None, columns=None):
+    """As `load_table`; but if only new rows, or only new columns, are selected, they come after all others."""
+    entry = read_target(name)
+    if "defences" in entry and not (rows and columns):
+        rows, columns = add_new(entry["defences"], rows), add_new(entry["attacks"], columns)
+    return load_table(name, common, rows, columns)
+
+
+def add_new(present, names):
+    return [*present, *names] if names and not set(names) & set(present) else names
 
 
 def row_of_table(row, entry, common):
@@ -100,26 +123,37 @@ def make(experiment, **arguments):
 
 
 def load_matrix(entry, common, rows, columns):
+    new_rows = [name for name in rows or () if name not in entry["defences"]]
+    new_columns = [name for name in columns or () if name not in entry["attacks"]]
+    check_new("rows", new_rows, entry["defences"], "defend")
+    check_new("columns", new_columns, entry["attacks"], "attack")
+    declared = {name: declared_keys(name) for name in (*new_rows, *new_columns)}
+    own = {name: {key: common[key] for key in common if key in keys} for name, keys in declared.items()}
+    keys = {key for part in declared.values() for key in part}
+    common = check_common({key: value for key, value in common.items() if key not in keys}, keys)
+
     defences = {name: {"student": student} for name, student in entry["defences"].items()}
-    attacks = dict(entry["attacks"])
-    common, own = dict(common), {}
-    for name in [name for name in (*(rows or ()), *(columns or ())) if name not in defences and name not in attacks]:
-        declared = declared_keys(name)
-        own[name] = {key: common.pop(key) for key in list(common) if key in declared}
-    defences |= {name: new_defence(name, entry, own[name]) for name in rows or () if name in own}
-    attacks |= {name: defaults_of(name) | own[name] | {"method": name} for name in columns or () if name in own}
-    found = []
-    for name in rows or defences:
-        if name not in defences:
-            raise UserError(f"--rows {name}: no such defence; there are {', '.join(defences)}{suggest(name, defences)}")
-        found.append((name, row_of_matrix(defences[name], {c: attacks[c] for c in columns or attacks}, common)))
+    defences |= {name: new_defence(name, entry["template"], own[name]) for name in new_rows}
+    attacks = entry["attacks"] | {name: new_attack(name, entry, own[name]) for name in new_columns}
+    attacks = {name: attacks[name] for name in columns or attacks}
+    found = [(name, row_of_matrix(defences[name], attacks, common)) for name in rows or defences]
     alone = Cell(make(entry["alone"], common=common))
     yardstick = Cell(make(entry["alone"], changes=entry["yardstick"], common=common))
-    headers = ["teacher", *(columns or attacks)]
-    return Matrix(
-        entry["title"], entry["source"], headers, found, {}, alone=alone, yardstick=yardstick,
-        yardstick_changes=entry["yardstick"],
-    )  # fmt: skip
+    about, headers = (entry["title"], entry["source"]), ["teacher", *attacks]
+    changes, new = entry["yardstick"], tuple(new_columns)
+    return Matrix(*about, headers, found, alone=alone, yardstick=yardstick, yardstick_changes=changes, new=new)
+
+
+def check_new(flag, names, present, kind):
+    """Raises UserError unless there is a file method/`kind`/ for each of `names`, which a matrix does not have."""
+    for name in names:
+        files = method.files()
+        if name not in files[kind]:
+            known = sorted({*present, *files[kind]})
+            other = [flag for flag, there in (("rows", "defend"), ("columns", "attack")) if name in files[there]]
+            hint = f"; use --{other[0]} {name}" if other else suggest(name, known)
+            word = "defence" if kind == "defend" else "attack"
+            raise UserError(f"--{flag} {name}: no such {word}; there are {', '.join(map(shlex.quote, known))}{hint}")
 
 
 def row_of_matrix(defence, attacks, common):
@@ -135,14 +169,21 @@ def row_of_matrix(defence, attacks, common):
     return [teacher, *map(Cell, specs)]
 
 
-def new_defence(name, entry, keys):
-    """The row of a matrix for the file `name` in method/defend/: its experiment, and the keys to change in it."""
-    template = entry["template"]
+def new_defence(name, template, keys):
+    """The row of a matrix for the file `name` in method/defend/: its student, and the keys to change in it."""
     if is_rule(name):
         return {"student": template["undefended"], "changes": defaults_of(name) | keys | {"release": name}}
-    if method.kind(name) != "defend":
-        raise UserError(f"--rows {name}: is an attack; use --columns {name}")
     return {"student": template["defended"], "teacher_changes": defaults_of(name) | keys | {"method": name}}
+
+
+def new_attack(name, entry, keys):
+    """The keys to change in a student for the file `name` in method/attack/.
+
+    Keys without a default are those of the first attack, so that all rows meet the same attack.
+    """
+    declared, first = declared_keys(name), next(iter(entry["attacks"].values()))
+    usual = {key: value for key, value in first.items() if key in declared}
+    return usual | defaults_of(name) | keys | {"method": name}
 
 
 def is_rule(name):
@@ -151,24 +192,21 @@ def is_rule(name):
 
 
 def declared_keys(name):
-    """{key: dataclass field} that the file `name` in method/ declares."""
+    """{key: dataclass field} that the file `name` in method/ adds to those of every run and of every attack."""
     found = method.find_release(name) if is_rule(name) else method.find(name)
-    return {field.name: field for field in dataclasses.fields(found.Params)}
+    shared = {field.name for part in (Common, Attack.Params) for field in dataclasses.fields(part)}
+    return {field.name: field for field in dataclasses.fields(found.Params) if field.name not in shared}
 
 
 def defaults_of(name):
     """{key: default} of the keys that the file `name` declares."""
     fields = declared_keys(name).items()
-    return {
-        key: field.default
-        for key, field in fields
-        if field.default is not dataclasses.MISSING and key not in ("release",)
-    }
+    return {key: field.default for key, field in fields if field.default is not dataclasses.MISSING}
 
 
 def located(target):
     """The folder that a word on the command line means: in the working directory, or else in the project root."""
-    return Path(target).absolute() if any(Path(target).rglob("params.json")) else ROOT / target
+    return Path(target).absolute() if any(Path(target).rglob("params.json")) else from_root(target)
 
 
 def is_folder(target):
@@ -195,7 +233,7 @@ def specs_of(target, common=None, rows=None, columns=None):
     if not is_folder(target):
         return [cell.spec for cell in load_table(target, common, rows, columns).cells()]
     if rows or columns:
-        raise UserError(f"--rows and --columns select from a matrix; {target} is a folder")
+        raise UserError(NO_MATRIX.format(target))
     experiments = experiments_below(target)
     if not experiments:  # the folder of a run with changed keys
         return [spec.of_folder(display_path(path)) for path in folders_below(target)]

@@ -125,7 +125,9 @@ def with_classes(name, num_classes):
     return saved({"epoch": 1, "state_dict": model.build(name, num_classes).state_dict(), "optim_dict": {}})
 
 
-bad_teacher("teacher of another architecture", with_classes("mlp", 10), "weights do not fit a Net for 10", "Net for 10 classes")
+bad_teacher(
+    "teacher of another architecture", with_classes("mlp", 10), "weights do not fit a Net for 10", "Net for 10 classes"
+)
 bad_teacher("teacher with more classes", with_classes("net", 100), "fc2.weight is (100, 128), not (10, 128)")
 bad_teacher("truncated teacher", truncated, "truncated, or no checkpoint")
 bad_teacher("empty teacher", lambda file: file.touch(), "truncated, or no checkpoint")
@@ -173,7 +175,9 @@ flags("--set another kind", ["train_kd.py", "--set", "method=scratch"], "is an e
 flags("--set unknown key", ["train_scratch.py", "--set", "sed=1"], 'unknown key "sed"', 'did you mean "seed"?')
 flags("--set wrong value", ["train_scratch.py", "--set", "seed=one"], '"seed": must be a whole number, not "one"')
 flags("--resume nothing", ["train_scratch.py", "--resume", "{root}/no.tar"], "no.tar: there is no such checkpoint")
-flags("--resume another network", ["train_scratch.py", "--resume", "{root}/mlp.tar"], "mlp.tar: weights do not fit a Net")
+flags(
+    "--resume another network", ["train_scratch.py", "--resume", "{root}/mlp.tar"], "mlp.tar: weights do not fit a Net"
+)
 flags("--teacher_resume nothing", ["train_kd.py", "--teacher_resume", "{root}/no.tar"], "no.tar: there is no such")
 flags("--evaluate before training", ["train_scratch.py", "--evaluate"], "x/best_model.tar: there is no such checkpoint",
       "make it with: python train_scratch.py --save_path")  # fmt: skip

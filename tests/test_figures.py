@@ -1,7 +1,6 @@
 """Figures of tiny runs: that there are any, the same each time, drawn from the right numbers, and what is refused."""
 
 import json
-import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -10,32 +9,39 @@ import numpy as np
 import pytest
 import torch
 from conftest import experiment, grow, script
+from projects import local, log, recorded, set_root
 
 import model
 from method.datafree import pixels
 from method.inversion import invert
-from study import ledger as records
-from study import plan, tables
+from study.baselines import baseline
 from study.figures import curves, inversion, matrix, responses, style, sweep, teachers, tsne
-from training import engine
+from study.ledger import preferred, read_metrics
+from training import engine, spec
 from utils import checkpoint, data
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
 
 
-def log(folder, *accuracies, loss=1.0):
-    lines = [
-        {"epoch": i, "train": {"loss": loss}, "test": {"acc": acc, "loss": 1.0}} for i, acc in enumerate(accuracies, 1)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+STUDENT = "experiments/mini/baseline/student"
+
+
+def fill(make, kinds=("normal", "nasty")):
+    """Accuracies of a student alone and of students of two teachers. make: `local` or `recorded`."""
+    make(STUDENT, 60.0, 70.0)
+    for kind in kinds:
+        low, student = {"normal": 70.0, "nasty": 50.0}[kind], f"experiments/mini/kd_{kind}/student"
+        make(student, low, low + 9)
+        make(student, low + 11, low + 10, seed=1)
+        make(student, low + 1, low, changes={"temperature": 2})
+        make(student, low + 2, low + 1, changes={"temperature": 2}, seed=1)
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A project root with the sweeps `temper`, two of its values run, and `many`, with more rows than a panel takes."""
-    for module in (plan, records, tables):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-    named = tables.Path("experiments/mini")
+def empty(tmp_path, monkeypatch):
+    """A project root with the sweeps `temper` and `many`, with more rows than a panel takes, and the matrix `grid`."""
+    set_root(monkeypatch, tmp_path)
+    named = Path("experiments/mini")
     root = grow(tmp_path / named, named)
     rows = [
         {"name": f"CNN, {kind} teacher", "experiment": f"mini/kd_{kind}/student", "change": "own"}
@@ -48,17 +54,14 @@ def project(tmp_path, monkeypatch):
     grid |= {"title": "", "source": "", "attacks": {"kd": {}, "cold": {"temperature": 2}, "hot": {"temperature": 8}}}
     targets = {"temper": temper, "many": many, "word": "temper", "grid": grid, "other": "grid"}
     (tmp_path / "experiments/tables.json").write_text(json.dumps(targets))
-    log(root / "baseline/student", 60.0, 70.0)
-    for kind, low in (("normal", 70.0), ("nasty", 50.0)):
-        base = root / f"kd_{kind}/student"
-        log(base, low, low + 9)
-        for tags, best in (("seed=1", low + 11), ("temperature=2", low + 1), ("seed=1,temperature=2", low + 2)):
-            folder = base.with_name(f"student,{tags}")
-            shutil.copytree(base, folder)
-            keys = json.loads((base / "params.json").read_text()) | {"seed": int("seed=1" in tags)}
-            (folder / "params.json").write_text(json.dumps(keys))
-            log(folder, best, best - 1)
     return root
+
+
+@pytest.fixture
+def project(empty):
+    """The same, in which two values of the sweeps have run."""
+    fill(local)
+    return empty
 
 
 def teacher_flags(trained):
@@ -85,7 +88,7 @@ def test_files_are_the_same_each_time(name, trained, project, tmp_path):
     for output in (f"{tmp_path}/one/", f"{tmp_path}/other/named.pdf"):
         done = script("figures.py", *commands(trained)[name], "--output", output)
         assert done.status == 0, done.err
-        png, pdf = [tables.Path(line) for line in done.out.splitlines()[-2:]]
+        png, pdf = [Path(line) for line in done.out.splitlines()[-2:]]
         made.append((png.read_bytes(), pdf.read_bytes()))
     assert made[0] == made[1]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [f"{name}.pdf", f"{name}.png"]
@@ -98,20 +101,44 @@ def test_files_are_the_same_each_time(name, trained, project, tmp_path):
 
 def test_seeds_are_one_curve(project, capsys):
     folder = project / "kd_normal"
-    assert list(curves.group([folder / "student"]).values()) == [[folder / "student", folder / "student,seed=1"]]
-    alone = curves.group([folder / "student,seed=1", folder / "student,temperature=2"])
-    assert [len(runs) for runs in alone.values()] == [1, 2]
+    run = curves.find_run(folder / "student")
+    assert run == curves.find_run(folder / "student,seed=1") != curves.find_run(folder / "student,temperature=2")
+    history = curves.read_history(run, preferred([run]).histories(run))
+    assert history["test", "acc"].tolist() == [[70.0, 79.0], [81.0, 80.0]] and not capsys.readouterr().out
     log(folder / "student,seed=1", 1.0)
-    history = curves.read_group(folder / "student", [folder / "student", folder / "student,seed=1"])
+    history = curves.read_history(run, preferred([run]).histories(run))
     assert history["test", "acc"].tolist() == [[70.0], [1.0]]
-    assert "1 epochs are drawn, as student,seed=1 has no more" in capsys.readouterr().out
+    assert "only 1 epochs are drawn, because seed 1 has no more yet" in capsys.readouterr().out
+
+
+def lines_of(figure):
+    return [line.get_ydata().tolist() for line in figure.axes[0].lines if len(line.get_ydata())]
+
+
+def test_figures_draw_records_where_nothing_has_run(empty):
+    fill(recorded)
+    with style.sheet():
+        assert lines_of(curves.curves([empty / "kd_nasty/student"])) == [[55.5, 59.5]]  # means over both seeds
+    assert sweep.read_lines("temper", sweep.read_sweep("temper"))[1].accuracies == {2: [51.0, 52.0], 4: [59.0, 61.0]}
+    with style.sheet():
+        ax = matrix.matrix("grid").axes[0]
+    assert {text.get_text() for text in ax.texts} == {"+9.00", "+1.00", "−11.00", "−19.00"}
+
+
+def test_figures_draw_local_runs_instead_of_records(empty):
+    fill(recorded)
+    local("experiments/mini/kd_nasty/student", 30.0, 20.0)
+    with style.sheet():
+        assert lines_of(curves.curves([empty / "kd_nasty/student"])) == [[30.0, 20.0]]
+        assert lines_of(curves.curves([empty / "kd_normal/student"])) == [[75.5, 79.5]]
+    assert [line.accuracies for line in sweep.read_lines("temper", sweep.read_sweep("temper"))] == [{}, {4: [30.0]}]
 
 
 def test_a_line_that_is_being_written(project):
     path = project / "baseline/student/metrics.jsonl"
     path.write_text(path.read_text() + '{"epoch": 3, "tr')
-    assert len(curves.read_metrics(path)) == 2
-    assert curves.read_metrics(project / "none") == []
+    assert len(read_metrics(path)) == 2
+    assert read_metrics(project / "none") == []
 
 
 def test_names_of_curves(tmp_path):
@@ -129,9 +156,8 @@ def test_a_matrix_has_gains_and_frames_the_strongest(project):
     assert numbers == {(0, 0): "+9.00", (1, 0): "+1.00", (0, 1): "−11.00", (1, 1): "−19.00"}
     assert not ax.patches  # one attack has not run
     for kind, best in (("normal", 60.0), ("nasty", 65.0)):
-        folder = project / f"kd_{kind}/student,temperature=8"
-        shutil.copytree(folder.with_name("student"), folder)
-        log(folder, best, best)
+        for seed in 0, 1:
+            local(f"experiments/mini/kd_{kind}/student", best, best, changes={"temperature": 8}, seed=seed)
     with style.sheet():
         ax = matrix.matrix("other").axes[0]
     assert [patch.get_xy() for patch in ax.patches] == [(-0.5, -0.5), (1.5, 0.5)]
@@ -210,7 +236,7 @@ def test_sweep_numbers(project, capsys):
     assert lines[0].accuracies == {2: [71.0, 72.0], 4: [79.0, 81.0]}
     assert lines[1].means.tolist() == [51.5, 60.0]
     assert lines[1].deviations == pytest.approx([statistics.stdev([1, 2]), statistics.stdev([9, 11])])
-    assert "left out of CNN, nasty teacher: temperature 8 (not yet run)" in capsys.readouterr().out
+    assert "missing in CNN, nasty teacher: temperature 8 (not yet run)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -218,11 +244,11 @@ def test_sweep_numbers(project, capsys):
     [
         ("digits-matrix/kd_sdb_cnn/cnn8_key", "digits-matrix/baseline/cnn8"),  # by its network
         ("digits/kd_nasty_cnn/cnn8", "digits/baseline/cnn8"),  # by its name
-        ("digits/kd_nasty_cnn/nasty_cnn", "digits/kd_nasty_cnn/nasty_cnn"),  # no student
     ],
 )
-def test_the_student_of_a_row(row, student):
-    assert sweep.student_of(Path("experiments", row)) == Path("experiments", student)
+def test_the_baseline_of_a_student(row, student):
+    found = baseline(spec.make(f"experiments/{row}", common={"gamma": 0.5}, seed=3))
+    assert found == spec.make(f"experiments/{student}", {"gamma": 0.5}, seed=3)
 
 
 def test_positions():

@@ -19,6 +19,7 @@ from utils import checkpoint, data
 from utils.seeds import seed_everything
 
 NAMES = [name for members in method.names().values() for name in members]
+DEFENCES = method.files()["defend"]
 DIGITS = data.DATASETS["digits"]
 # Values for keys without a default. A new method needs a line here only where a guess by name or type will not do.
 EXAMPLES = {"temperature": 4, "weight": 0.1, "alpha": 0.9}
@@ -42,8 +43,14 @@ def example(field, frozen):
     return next(iter(field.metadata.get("choices", [max(1, field.metadata.get("low", 1))])))
 
 
+def rules():
+    """The release rules whose keys name no file."""
+    found = {name: dataclasses.fields(method.find_release(name).Params) for name in filter(method.is_release, DEFENCES)}
+    return {name: fields for name, fields in found.items() if not any(f.name.endswith("_resume") for f in fields)}
+
+
 def cases():
-    """{id: (method, keys)}: every method, again with each other choice of a key, and attacks that meet `stingy`."""
+    """{id: (method, keys)}: every method, with each choice of a key; every attack on `stingy`; kd on every rule."""
     found = {name: (name, {}) for name in NAMES}
     for name in NAMES:
         for field in dataclasses.fields(method.find(name).Params):
@@ -52,6 +59,9 @@ def cases():
                 found[f"{name} {choice}"] = name, {field.name: choice}
         if name in method.names()["attack"]:
             found[f"{name} stingy"] = name, {"release": "stingy", "rho": 0.5}
+    for rule, fields in rules().items():
+        needed = {f.name: example(f, None) for f in fields if f.default is dataclasses.MISSING}
+        found.setdefault(f"kd {rule}", ("kd", {"release": rule} | needed))
     return dict(sorted(found.items()))
 
 
@@ -145,7 +155,6 @@ def test_frozen_networks_stay_as_they_are(name, keys, frozen):
         assert all(p.grad is None and not p.requires_grad for p in network.parameters())
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     sources = [key for key in ("adversarial_resume", "teacher_resume") if hasattr(learner.params, key)]
-    assert bool(sources) == (name != "scratch")
     assert len(before) == len(sources) + (name == "sdb")  # which has f_R besides
 
 

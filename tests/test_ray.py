@@ -12,9 +12,11 @@ from conftest import experiment, with_teacher
 from study.executors import Ray
 from study.launch import Runner
 from study.plan import Plan, epochs_logged
+from training import spec
 from utils.errors import UserError
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+pytestmark = pytest.mark.slow
 
 
 def kill_whoever_trains_in(folder):
@@ -33,9 +35,7 @@ def kill_whoever_trains_in(folder):
 def test_a_killed_worker_is_replaced_and_goes_on(tmp_path):
     teacher = experiment(tmp_path / "teacher", num_epochs=40)
     student = experiment(tmp_path / "student", **with_teacher(teacher))
-    plan = Plan()
-    plan.add(str(student))
-    runner = Runner(plan)
+    runner = Runner(Plan([spec.make(student)]))
     killer = threading.Thread(target=kill_whoever_trains_in, args=(teacher,))
     executor = Ray("local", 1, "data")
     killer.start()

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, experiment, files, grow, metrics, same_weights, script, train, with_teacher
+from projects import copy_code, set_root
 
-from study import executors, plan, report, tables
-from study import launch as runner
-from study import ledger as records
-from utils import checkpoint
+from study import executors, report, tables
+from study.launch import Runner
+from study.plan import Plan
+from training import spec
 
 # Worked out by hand: {target: runs}. Sweeps: values times rows, and the networks that none of the rows changes.
 RUNS = {
@@ -68,7 +69,8 @@ def test_every_target_is_counted_above():
 
 
 def test_a_folder_is_all_that_is_in_it():
-    folders = [path.parent for path in (ROOT / "experiments/digits").rglob("params.json") if "=" not in str(path)]
+    below = (ROOT / "experiments/digits").rglob("params.json")
+    folders = [path.parent for path in below if not (path.parent / "spec.json").exists()]
     assert sorted(planned("experiments/digits")[0]) == sorted(str(path.relative_to(ROOT)) for path in folders)
 
 
@@ -86,8 +88,11 @@ def test_seeds_run_beside_the_experiment_with_the_teacher_of_their_own():
 def test_a_key_changed_everywhere():
     found, last = planned("table1", "--set", "precision=bf16", "--seeds", "0", "17")
     assert len(found) == 2 * 13 and last.startswith("26 runs, ")
-    assert found["experiments/CIFAR10/kd_nasty_resnet18/cnn,precision=bf16,seed=17"] == [
-        "experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18,precision=bf16,seed=17"
+    assert found["experiments/CIFAR10/kd_nasty_resnet18/cnn,all.precision=bf16,seed=17"] == [
+        "experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18,all.precision=bf16,seed=17"
+    ]
+    assert found["experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18,all.precision=bf16"] == [
+        "experiments/CIFAR10/baseline/resnet18,precision=bf16"  # which depends on no other run
     ]
     assert not any("=" in folder for folder in planned("table1_digits", "--set", "dataset=digits")[0])  # as it is
     sweep = planned("omega_digits", "--set", "weight_decay=0.01", "num_epochs=1")
@@ -117,9 +122,9 @@ def test_what_fails_is_named_and_the_rest_goes_on(tmp_path):
     failed = [line for line in done.err.splitlines() if line.startswith(str(tmp_path))]
     assert len(failed) == 2 and "Traceback" not in done.err
     assert failed[0].startswith(f"{root}/kd_nasty/nasty: failed: Epoch 1/2: the loss is not finite")
-    assert failed[1].startswith(f"{root}/kd_nasty/student: left out")
+    assert failed[1].startswith(f"{root}/kd_nasty/student: skipped, because a run that it needs failed")
     assert [path.parent.name for path in sorted(tmp_path.rglob("last_model.tar"))] == ["student", "teacher", "student"]
-    assert done.out.count("finished") == 3 and "kd_normal/student" in done.out.partition("\n\n")[2]
+    assert done.out.count(": finished\n") == 3 and "kd_normal/student" in done.out.partition("\n\n")[2]
 
 
 def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
@@ -134,9 +139,11 @@ def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
     assert dry.status == 0 and line in dry.out and dry.out.endswith("5 runs, 4 of them to do: 4 epochs\n")
     done = script("reproduce.py", root, "--jobs", "1")
     assert done.status == 1 and line in done.err and done.out.count(": finished") == 1  # the student alone
-    assert done.err.count("left out, since what it needs failed") == 3
+    assert done.err.count("skipped, because a run that it needs failed") == 3
 
-    train(root / "kd_normal/student", "--teacher_resume", root / "baseline/student/best_model.tar", "--set", "seed=4")
+    spec.write(spec.make(root / "kd_normal/student", seed=4))
+    file = root / "kd_normal/student,seed=4/params.json"
+    file.write_text(file.read_text().replace("baseline/teacher,seed=4", "baseline/student"))
     done = script("reproduce.py", root / "kd_normal", "--seeds", "4", "--jobs", "1")
     assert done.status == 1 and "Traceback" not in done.err
     assert (
@@ -145,12 +152,22 @@ def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
     assert (root / "baseline/teacher,seed=4/last_model.tar").exists()
 
 
+def test_a_student_with_the_teacher_of_another_seed_is_another_run(trained, tmp_path):
+    """train_kd.py --set seed=1 keeps the teacher; --seeds 1 trains one with that seed."""
+    folder = experiment(tmp_path / "x", **with_teacher(trained / "baseline/teacher"))
+    train(folder, "--set", "seed=1")
+    assert len(metrics(tmp_path / "x,seed=1,teacher.seed=0")) == 2
+    found, last = planned(folder, "--seeds", "1")
+    assert found[f"{tmp_path}/x,seed=1"] == [f"{trained}/baseline/teacher,seed=1"] and last.startswith("2 runs, 2 of")
+    found, last = planned(tmp_path / "x,seed=1,teacher.seed=0")
+    assert found[f"{tmp_path}/x,seed=1,teacher.seed=0"] == [f"{trained}/baseline/teacher"] and "0 epochs" in last
+
+
 def conflict(folder, **changes):
     """What a plan says of `folder` when these keys are changed in its params.json."""
     file = folder / "params.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    planned = plan.Plan()
-    return planned.conflict(planned.add(str(folder)))
+    return Plan([spec.make(folder)]).conflict(str(folder))
 
 
 def test_what_is_no_conflict(tmp_path):
@@ -161,7 +178,7 @@ def test_what_is_no_conflict(tmp_path):
     assert conflict(folder, momentum=0.9, label_smoothing=0) is None  # the defaults
     assert conflict(folder, num_epochs=2) is None
     state = torch.load(folder / "last_model.tar", weights_only=True)
-    state["params"].pop("compile")  # a key that is younger than the run
+    state["params"].pop("cuda_graph")  # a key that is younger than the run
     torch.save(state, folder / "last_model.tar")
     assert conflict(folder) is None
     assert conflict(folder, precision="bf16" if state["params"]["precision"] == "fp32" else "fp32") is not None
@@ -178,11 +195,10 @@ def test_runs_with_changed_keys_go_on_when_the_experiment_grows(tmp_path):
     assert done.status == 0 and "gamma=" not in done.out and "gamma=" in script("results.py", folder).out
     raw = tmp_path / "x,gamma=0.2,seed=1/params.json"
     raw.write_text(raw.read_text().replace("0.001", "0.002"))
-    planned = plan.Plan()
-    planned.add(str(folder), everywhere={"seed": 1, "gamma": 0.2})
-    assert '"learning_rate": there 0.002' in planned.conflict(f"{tmp_path}/x,gamma=0.2,seed=1")
+    plan = Plan([spec.make(folder, {"gamma": 0.2}, seed=1)])
+    assert '"learning_rate": there 0.002' in plan.conflict(f"{tmp_path}/x,gamma=0.2,seed=1")
     raw.write_text("{")
-    assert "line 1, column 2" in planned.conflict(f"{tmp_path}/x,gamma=0.2,seed=1")
+    assert "line 1, column 2" in plan.conflict(f"{tmp_path}/x,gamma=0.2,seed=1")
 
 
 def test_a_student_that_has_the_change_already_is_another_with_a_changed_teacher(tmp_path):
@@ -190,7 +206,7 @@ def test_a_student_that_has_the_change_already_is_another_with_a_changed_teacher
     file = root / "kd_normal/student/params.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"momentum": 0.8}))
     found, _ = planned(root / "kd_normal", "--set", "momentum=0.8")
-    student = f"{root}/kd_normal/student,teacher.momentum=0.8"
+    student = f"{root}/kd_normal/student,all.momentum=0.8"
     assert found == {f"{root}/baseline/teacher,momentum=0.8": [], student: [f"{root}/baseline/teacher,momentum=0.8"]}
     assert not any("=" in folder for folder in planned(root / "kd_normal", "--set", "precision=fp32")[0])
 
@@ -207,14 +223,15 @@ def test_however_a_teacher_is_spelt_it_is_waited_for(tmp_path):
 def test_only_what_all_runs_share_can_be_changed_in_all(name):
     for command in "reproduce.py", "results.py":
         done = script(command, "table1", "--set", f"{name}=1")
-        assert done.status == 2 and f"--set {name}: is no key that all runs share; these are dataset, " in done.err
+        assert done.status == 2 and f"--set {name}: not a key that all runs share; these are dataset, " in done.err
         assert ("--seeds" in done.err) == (name == "seed")
 
 
 def test_a_folder_whose_own_name_has_an_equals_sign(tmp_path):
-    for name in "lr=0.1", "other", "other,seed=1":
+    for name in "lr=0.1", "other", "other,seed=2":
         experiment(tmp_path / name)
-    assert set(planned(tmp_path)[0]) == {f"{tmp_path}/lr=0.1", f"{tmp_path}/other"}
+    spec.write(spec.make(tmp_path / "other", seed=1))  # not an experiment, because it has a spec.json
+    assert set(planned(tmp_path)[0]) == {f"{tmp_path}/{name}" for name in ("lr=0.1", "other", "other,seed=2")}
 
 
 def test_folders_are_looked_for_here_and_then_in_the_project(tmp_path, monkeypatch):
@@ -227,9 +244,7 @@ def test_folders_are_looked_for_here_and_then_in_the_project(tmp_path, monkeypat
 def test_metrics_of_an_earlier_run_are_no_progress(tmp_path):
     folder = experiment(tmp_path / "x", num_epochs=3)
     (folder / "metrics.jsonl").write_text("{}\n" * 3)
-    planned = plan.Plan()
-    planned.add(str(folder))
-    at_work, seen = runner.Runner(planned), []
+    at_work, seen = Runner(Plan([spec.make(folder)])), []
 
     class Slow:
         room = 1
@@ -283,11 +298,7 @@ class Copycat(KD):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp("project")
-    for name in ("method", "model", "utils"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, root)
+    root = copy_code(tmp_path_factory.mktemp("project"))
     mini = grow(root / "experiments/mini", Path("experiments/mini"))
     experiment(root / "experiments/endless", num_epochs=100_000)
     (root / "method/attack/copycat.py").write_text(NEW_METHOD)
@@ -350,8 +361,7 @@ def finished(project, killed):
 @pytest.fixture
 def inside(project, finished, monkeypatch):
     """This process works in the miniature project."""
-    for module in (checkpoint, executors, plan, records, tables):
-        monkeypatch.setattr(module, "ROOT", project)
+    set_root(monkeypatch, project)
     return project / "experiments/mini"
 
 
@@ -401,7 +411,7 @@ def test_its_table_in_every_format(inside, style):
     mean = sum(best) / 2
     if style in ("json", "csv"):
         found = json.loads(done.out) if style == "json" else list(csv.DictReader(io.StringIO(done.out)))
-        entry = next(e for e in found if (e["row"], e["column"]) == ("nasty", "student"))
+        entry = next(e for e in found if (e["row"], e["column"], e["source"]) == ("nasty", "student", "yours"))
         assert float(entry["best"]) == pytest.approx(mean) and int(entry["n"]) == 2
         assert float(entry["best_sd"]) == pytest.approx(abs(best[0] - best[1]) / 2**0.5)
     else:
@@ -410,6 +420,7 @@ def test_its_table_in_every_format(inside, style):
 
 def test_the_sweep_has_a_column_for_each_value(inside):
     found = json.loads(script("results.py", "sweep", "--format", "json").out)
+    found = [entry for entry in found if entry["source"] == "yours"]
     assert [(entry["column"], entry["n"]) for entry in found] == [("weight 0", 2), ("weight 0.1", 2)]
     paths = [entry["experiment"] for entry in found]
     assert paths == ["mini/kd_nasty/student,teacher.weight=0", "mini/kd_nasty/student"]

@@ -1,16 +1,18 @@
-"""Tables of what was logged, against numbers worked out by hand."""
+"""Tables of accuracies, against numbers worked out by hand: the paper's, those of records, and those of run folders."""
 
 import csv
 import io
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
-from conftest import experiment, script, with_teacher
+from conftest import experiment, grow, script, with_teacher
+from projects import grid, local, log, recorded, set_root
 
-from study import ledger as records
-from study import plan, report, tables
+from study import intervals, report
+from study.ledger import Summary
 
 # A textbook's 0.975 quantiles of Student's t: {degrees of freedom: quantile}
 QUANTILES = {
@@ -33,50 +35,59 @@ MATRIX = {
     "title": "A matrix",
     "source": "nobody, 2022",
     "alone": "mini/baseline/student",
+    "template": {"defended": "mini/kd_nasty/student", "undefended": "mini/kd_normal/student"},
     "yardstick": {"label_smoothing": 0.1},
     "attacks": {"kd": {}, "hotter": {"temperature": 50}},
     "defences": {"normal": "mini/kd_normal/student", "nasty": "mini/kd_nasty/student"},
 }
+ALONE, NORMAL = "experiments/mini/baseline/student", "experiments/mini/kd_normal/student"
 
 
-def log(folder, *accuracies):
-    lines = [{"epoch": i, "test": {"acc": acc, "loss": 1.0}} for i, acc in enumerate(accuracies, 1)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def fill(make):
+    """Accuracies of MINI: three seeds of the baseline, two of a student, one of a teacher. make: `local`, `recorded`"""
+    for seed, best in (0, 80.0), (1, 82.0), (2, 87.0):
+        make(ALONE, best, best - 0.5, seed=seed)
+    make("experiments/mini/baseline/teacher", 91.0, 91.5)
+    for seed, best in (0, 84.0), (1, 85.0):
+        make(NORMAL, 1.0, best, seed=seed)
+
+
+def fill_matrix(make):
+    """Accuracies of MATRIX: the yardstick, and the other attack on the normal teacher."""
+    for seed, best in (0, 83.5), (1, 84.5):
+        make(ALONE, best, 83.25, changes={"label_smoothing": 0.1}, seed=seed)
+        make(NORMAL, 85.0, 86.0, changes={"temperature": 50}, seed=seed)
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A project root with the table `mini`: three seeds of the baseline, two of a student, the rest unfinished."""
-    for module in (plan, records, tables):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-    root, named = tmp_path / "experiments/mini", tables.Path("experiments/mini")
-    for name, seed, best in ("student", 0, 80.0), ("student,seed=1", 1, 82.0), ("student,seed=2", 2, 87.0):
-        log(experiment(root / "baseline" / name, seed=seed), best, best - 0.5)
-    log(experiment(root / "baseline/teacher"), 91.0, 91.5)
-    for name, seed, best in ("student", 0, 84.0), ("student,seed=1", 1, 85.0):
-        teacher = with_teacher(named / "baseline/teacher")
-        log(experiment(root / "kd_normal" / name, seed=seed, **teacher), 1.0, best)
-    nasty = with_teacher(named / "baseline/teacher", "adversarial")
-    log(experiment(root / "kd_nasty/nasty", num_epochs=160, **nasty), *range(12))
-    experiment(root / "kd_nasty/student", **with_teacher(named / "kd_nasty/nasty"))
+def empty(tmp_path, monkeypatch):
+    """A project root with the tables MINI and MATRIX, of which nothing has run."""
+    set_root(monkeypatch, tmp_path)
+    root = tmp_path / "experiments/mini"
+    grow(root, Path("experiments/mini"))
+    raw = json.loads((root / "kd_nasty/nasty/params.json").read_text())
+    (root / "kd_nasty/nasty/params.json").write_text(json.dumps(raw | {"num_epochs": 160}))
     (tmp_path / "experiments/tables.json").write_text(json.dumps({"mini": MINI, "other": "mini", "matrix": MATRIX}))
     return root
 
 
 @pytest.fixture
+def project(empty):
+    """Runs on this machine; the nasty teacher's is not finished."""
+    fill(local)
+    log(empty / "kd_nasty/nasty", *range(12))
+    return empty
+
+
+@pytest.fixture
 def matrix(project):
-    """The table `matrix`: the yardstick and the normal teacher's students run, of the nasty one's nothing finished."""
-    teacher = with_teacher(tables.Path("experiments/mini/baseline/teacher"), temperature=50)
-    for tag, seed, best in ("", 0, 83.5), (",seed=1", 1, 84.5):
-        smoothed = project / f"baseline/student,label_smoothing=0.1{tag}"
-        log(experiment(smoothed, label_smoothing=0.1, seed=seed), best, 83.25)
-        log(experiment(project / f"kd_normal/student{tag},temperature=50", **teacher, seed=seed), 85.0, 86.0)
+    fill_matrix(local)
     return project
 
 
 @pytest.mark.parametrize("freedom", QUANTILES)
 def test_quantiles_of_t(freedom):
-    assert records.t_975(freedom) == pytest.approx(QUANTILES[freedom], abs=6e-4)
+    assert intervals.t_975(freedom) == pytest.approx(QUANTILES[freedom], abs=6e-4)
 
 
 @pytest.mark.parametrize(
@@ -88,28 +99,49 @@ def test_quantiles_of_t(freedom):
     ],
 )
 def test_prediction_interval(accuracies, mean, half_width):
-    best = dict(enumerate(accuracies))
-    summary = records.Summary(best, best, [])
+    assert intervals.mean(accuracies) == mean
     for sign in (-1, 1):
-        assert summary.inside(mean + sign * 0.999 * half_width) is True
-        assert summary.inside(mean + sign * 1.001 * half_width) is False
+        assert intervals.in_prediction_interval(mean + sign * 0.999 * half_width, accuracies) is True
+        assert intervals.in_prediction_interval(mean + sign * 1.001 * half_width, accuracies) is False
 
 
 def test_no_interval_without_two_runs_or_a_published_number():
-    assert records.Summary({0: 80}, {0: 80}, []).inside(80) is None
-    assert records.Summary({0: 80, 1: 81}, {0: 80, 1: 81}, []).inside(None) is None
+    assert intervals.in_prediction_interval(80, [80]) is None
+    assert intervals.in_prediction_interval(None, [80, 81]) is None
 
 
-def entries(project, style, target="mini"):
+@pytest.mark.parametrize(
+    ("accuracies", "half_width"),
+    [
+        ([80, 82], 12.706 * math.sqrt(2) / math.sqrt(2)),
+        ([80, 82, 87], 4.303 * math.sqrt(13) / math.sqrt(3)),
+    ],
+)
+def test_confidence_interval(accuracies, half_width):
+    assert intervals.half_width(accuracies) == pytest.approx(half_width)
+    assert intervals.half_width(accuracies[:1]) is None
+
+
+def test_gains_are_between_runs_of_the_same_seed():
+    one, other = Summary({0: 84.0, 2: 85.0, 3: 1.0}), Summary({2: 82.0, 0: 80.0, 1: 90.0})
+    assert one.gains(other) == [4.0, 3.0]
+
+
+def entries(style, target="mini", source="yours"):
     """{(row, column): entry} of the table, from its JSON or CSV."""
     text = report.report(target, style)
     found = json.loads(text) if style == "json" else list(csv.DictReader(io.StringIO(text)))
-    return {(entry["row"], entry["column"]): entry for entry in found}
+    return {(entry["row"], entry["column"]): entry for entry in found if entry["source"] == source}
+
+
+SOURCES = {"here": recorded, "yours": local}
 
 
 @pytest.mark.parametrize("style", ["json", "csv"])
-def test_numbers(project, style):
-    cells = entries(project, style)
+@pytest.mark.parametrize("source", SOURCES)
+def test_numbers(empty, style, source):
+    fill(SOURCES[source])
+    cells = entries(style, source=source)
     assert len(cells) == 5
     alone = cells["student baseline", "student"]
     assert [float(alone[name]) for name in ("n", "best", "last")] == pytest.approx([3, 83.0, 82.5])
@@ -123,43 +155,85 @@ def test_numbers(project, style):
     assert student["teacher"] == "teacher" and student["published_inside"] in (True, "True")  # 84.5 ± 11.003
     teacher = cells["normal", "teacher"]
     assert float(teacher["best"]) == 91.5 and teacher["best_sd"] in (None, "")
-    assert (
-        cells["nasty", "teacher"]["best"] in (None, "") and cells["nasty", "teacher"]["unfinished"] == "12/160 epochs"
-    )
     missing = cells["nasty", "student"]
     assert missing["best"] in (None, "") and missing["unfinished"] == "" and float(missing["published"]) == 61
+    other = "here" if source == "yours" else "yours"
+    assert all(entry["best"] in (None, "") for entry in entries(style, source=other).values())
 
 
-def grid(text):
-    """The cells of a Markdown table."""
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+def test_sources_are_never_averaged_together(empty):
+    fill(recorded)
+    local(ALONE, 60.0, 61.0, seed=1)  # recorded: 80, 82 and 87
+    local(NORMAL, 64.0, 63.0, seed=1)  # recorded: 84 and 85
+    alone = {source: entries("json", source=source)["student baseline", "student"] for source in SOURCES}
+    student = {source: entries("json", source=source)["normal", "student"] for source in SOURCES}
+    assert [(alone[source]["n"], alone[source]["best"]) for source in SOURCES] == [(3, 83.0), (1, 61.0)]
+    assert [(student[source]["best"], student[source]["difference"]) for source in SOURCES] == [(84.5, 3.5), (64, 3)]
+    for target in "mini", "experiments/mini", "matrix":
+        text = report.report(target)
+        for mean in (80 + 82 + 87 + 61) / 4, (80 + 61 + 87) / 3, (84 + 85 + 64) / 3, (84 + 64) / 2, (82 + 61) / 2:
+            assert f"{mean:.2f}" not in text
+    assert [row[0:2] + row[3:] for row in grid(report.report("mini", "markdown"))[2:7]] == [
+        ["student baseline", "paper", "70.00"],
+        ["", "here best", "83.00 ± 3.61 n=3"],
+        ["", "last", "82.50 ± 3.61"],
+        ["", "yours best", "61.00"],
+        ["", "last", "61.00"],
+    ]
+
+
+def test_unfinished(project):
+    teacher = entries("json")["nasty", "teacher"]
+    assert teacher["best"] is None and teacher["unfinished"] == "12/160 epochs"
 
 
 def test_markdown(project):
     header, rule, *rows = grid(report.report("mini", "markdown"))
     assert header == ["", "", "teacher", "student"] and all(set(cell) <= set(":-") for cell in rule)
     assert rows == [
-        ["student baseline", "best", "", "83.00 ± 3.61 n=3"],
+        ["student baseline", "paper", "", "70.00"],
+        ["", "yours best", "", "83.00 ± 3.61 n=3"],
         ["", "last", "", "82.50 ± 3.61"],
-        ["", "paper", "", "70.00 inside"],
-        ["normal", "best", "91.50", "84.50 ± 0.71 (+3.50) n=2"],
+        ["normal", "paper", "90.00", "73.50 (+3.50)"],
+        ["", "yours best", "91.50", "84.50 ± 0.71 (+3.50) n=2"],
         ["", "last", "91.50", "84.50 ± 0.71"],
-        ["", "paper", "90.00", "73.50 (+3.50) inside"],
-        ["nasty", "best", "12/160 epochs", "–"],
+        ["nasty", "paper", "89.00", "61.00 (-9.00)"],
+        ["", "yours best", "12/160 epochs", "–"],
         ["", "last", "", ""],
-        ["", "paper", "89.00", "61.00 (-9.00)"],
     ]
 
 
-def test_matrix(matrix):
+def test_the_conclusion_of_a_table(empty):
+    """In one sentence below the table: the price of the defence, and what students lose."""
+    conclusion = {"alone": 0, "normal": 1, "nasty": 2}
+    targets = {"mini": MINI | {"conclusion": conclusion}}
+    (empty.parent / "tables.json").write_text(json.dumps(targets))
+    fill(local)
+    assert "yours (" not in report.report("mini")  # the nasty teacher is missing
+    for seed, student in (0, 75.0), (1, 76.0):
+        local("experiments/mini/kd_nasty/nasty", *[90.0] * 160, seed=seed)
+        local("experiments/mini/kd_nasty/student", student, student, seed=seed)
+    lines = report.report("mini").splitlines()
+    assert lines[-1] == (  # students: 75 − 80 and 76 − 82, 84 − 80 and 85 − 82
+        "yours (1 seed): the nasty teacher is 1.5 points less accurate than the normal one. Students lose 5.5 points "
+        "by learning from it, while the normal teacher changes them by +3.5 points."
+    )
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_matrix(empty, source):
+    fill(SOURCES[source])
+    fill_matrix(SOURCES[source])
+    log(empty / "kd_nasty/nasty", *range(12))
     text = report.report("matrix", "markdown")
     header, _, *rows = grid(text)
-    assert header == ["defence", "teacher", "kd", "hotter", "strongest attack", "minus yardstick"]
+    assert header == ["defence", "", "teacher", "kd", "hotter", "strongest attack", "minus yardstick"]
     assert rows == [  # the student alone has 80, 82 and 87, with label smoothing 83.5 and 84.5
-        ["normal", "91.50", "+3.50 ± 0.71", "+5.00 ± 1.41", "hotter +5.00 ± 1.41", "+2.00"],
-        ["nasty", "12/160 epochs", "–", "–", "", ""],
+        ["normal", source, "91.50", "+3.50 ± 0.71", "+5.00 ± 1.41", "hotter +5.00 ± 1.41", "+2.00"],
+        ["nasty", "yours", "12/160 epochs", "–", "–", "", ""],
     ]
-    assert "83.00 ± 3.61 n=3" in text and "label_smoothing 0.1, 84.00 ± 0.71 (+3.00) n=2" in text
+    about = f"{source}: alone 83.00 ± 3.61 n=3; yardstick (label_smoothing 0.1) 84.00 ± 0.71 (+3.00) n=2."
+    assert about in text.splitlines()
 
 
 def test_a_matrix_compares_only_what_has_as_many_seeds(matrix):
@@ -169,9 +243,21 @@ def test_a_matrix_compares_only_what_has_as_many_seeds(matrix):
     assert grid(report.report("matrix", "markdown"))[2][-3:] == ["+6.00", "", ""]
 
 
+def test_an_attack_that_was_not_run_leaves_the_strongest_one_as_it_is(matrix):
+    before = grid(report.report("matrix", "markdown"))
+    after = grid(report.report("matrix", "markdown", columns=["scm"]))
+    assert after[0] == ["defence", "", "teacher", "kd", "hotter", "scm", "strongest attack", "minus yardstick"]
+    assert [row[:5] + row[6:] for row in after] == before and [row[5] for row in after[2:]] == ["–", "–"]
+    assert grid(report.report("matrix", "markdown", columns=["kd", "hotter"])) == before
+    (matrix / "kd_normal/student,temperature=50/metrics.jsonl").unlink()
+    (matrix / "kd_normal/student,seed=1,temperature=50/metrics.jsonl").unlink()
+    local(NORMAL, 85.0, 86.0, changes={"method": "scm"})
+    assert grid(report.report("matrix", "markdown", columns=["scm"]))[2][5:] == ["+6.00", "", ""]
+
+
 @pytest.mark.parametrize("style", ["json", "csv"])
 def test_numbers_of_a_matrix(matrix, style):
-    cells = entries(matrix, style, "matrix")
+    cells = entries(style, "matrix")
     assert len(cells) == 2 + 2 * 3
     found = {place: float(cell["best"]) for place, cell in cells.items() if cell["best"] not in (None, "")}
     assert found == {
@@ -184,10 +270,9 @@ def test_numbers_of_a_matrix(matrix, style):
 
 
 @pytest.mark.parametrize("style", report.FORMATS)
-def test_a_matrix_of_which_nothing_has_run(matrix, style):
-    for path in matrix.rglob("metrics.jsonl"):
-        path.unlink()
-    assert "normal" in report.report("matrix", style)
+def test_a_matrix_of_which_nothing_has_run(empty, style):
+    text = report.report("matrix", style)
+    assert "normal" in text and ("not yet run" in text) == (style in report.STYLES)
 
 
 def test_latex(project):
@@ -200,22 +285,22 @@ def test_latex(project):
     assert not re.search(r"(?<!\\)[%#_]", body)
 
 
-def test_runs_in_which_a_key_is_changed_everywhere(matrix):
-    """The student alone is that of the same change, the published numbers stay, and what has it already is itself."""
+def test_runs_with_common_changes(matrix):
+    """Their baseline has the same changes, published numbers stay, and a change without effect is left out."""
     changes = {"momentum": 0.8, "gamma": 0.1}
-    teacher = with_teacher(tables.Path("experiments/mini/baseline/teacher,momentum=0.8"), momentum=0.8)
-    log(experiment(matrix / "baseline/student,momentum=0.8", momentum=0.8), 60.0, 60.0)
-    log(experiment(matrix / "kd_normal/student,momentum=0.8", **teacher), 61.0, 62.0)
-    log(
-        experiment(matrix / "kd_normal/student,momentum=0.8,temperature=50", **teacher | {"temperature": 50}), 63.0, 1.0
-    )
-    _, _, *rows = grid(report.report("mini", "markdown", changes))
-    assert rows[0][3] == "60.00" and rows[2][3] == "70.00"
-    assert rows[3] == ["normal", "best", "–", "62.00 (+2.00)"] and rows[5][2:] == ["90.00", "73.50 (+3.50)"]
-    assert "In all runs momentum 0.8, gamma 0.1." in report.report("mini", "text", changes)
-    assert grid(report.report("matrix", "markdown", changes))[2][2:4] == ["+2.00", "+3.00"]
-    folder = {row[0]: row for row in grid(report.report("experiments/mini", "markdown", changes, with_changed=False))}
-    assert folder["mini/kd_normal/student,momentum=0.8"][2:6] == ["62.00", "62.00", "+2.00", "73.50"]
+    local(ALONE, 60.0, 60.0, common=changes)
+    student = local(NORMAL, 61.0, 62.0, common=changes)
+    local(NORMAL, 63.0, 1.0, changes={"temperature": 50}, common=changes)
+    assert (matrix / "baseline/student,momentum=0.8").exists() and student.name == "student,all.momentum=0.8"
+    _, _, *rows = grid(report.report("mini", "markdown", common=changes))
+    assert rows[0][3] == "70.00" and rows[1][3] == "60.00"
+    assert rows[3] == ["normal", "paper", "90.00", "73.50 (+3.50)"]
+    assert rows[4] == ["", "yours best", "–", "62.00 (+2.00)"]
+    assert "In all runs momentum 0.8, gamma 0.1." in report.report("mini", "text", common=changes)
+    assert grid(report.report("matrix", "markdown", common=changes))[2][3:5] == ["+2.00", "+3.00"]
+    folder = {row[0]: row for row in grid(report.report("experiments/mini", "markdown", common=changes))}
+    name = "mini/kd_normal/student,all.momentum=0.8"
+    assert folder[name] == [name, "teacher,momentum=0.8", "yours", "62.00", "62.00", "+2.00", "73.50", "1"]
 
 
 def test_text(project):
@@ -240,26 +325,34 @@ def test_folder(project, style):
         found = list(csv.DictReader(io.StringIO(done.out)))
         assert [entry["experiment"] for entry in found] == sorted(entry["experiment"] for entry in found)
     elif style == "markdown":
-        rows = {row[0]: row for row in grid(done.out)}
-        assert rows["mini/baseline/student"] == ["mini/baseline/student", "", "83.00 ± 3.61", "82.50 ± 3.61", "", "70.00", "3"]  # fmt: skip # noqa: E501
-        assert rows["mini/kd_nasty/nasty"][1:3] == ["teacher", "12/160 epochs"]
+        rows = {row[0]: row[1:] for row in grid(done.out)}
+        assert rows["mini/baseline/student"] == ["", "yours", "83.00 ± 3.61", "82.50 ± 3.61", "", "70.00", "3"]
+        assert rows["mini/kd_nasty/nasty"][:3] == ["teacher", "yours", "12/160 epochs"]
+        assert rows["mini/kd_nasty/student"][1:3] == ["", "–"]
     else:
         assert "83.00" in done.out and "12/160 epochs" in done.out
 
 
+def test_a_run_in_a_folder_is_shown_from_both_sources(project):
+    recorded(NORMAL, 70.0, 71.0)
+    rows = [row for row in grid(report.report("experiments/mini", "markdown")) if row[0] == "mini/kd_normal/student"]
+    assert [row[2:5] for row in rows] == [["here", "71.00", "71.00"], ["yours", "84.50 ± 0.71", "84.50 ± 0.71"]]
+
+
 def test_a_run_with_another_teacher_and_one_beside_its_folder(project):
-    other = with_teacher(tables.Path("experiments/mini/kd_nasty/nasty"), num_epochs=1, dropout_rate=0.0)
-    log(experiment(project / "kd_normal/student,num_epochs=1", **other), 77.0)
+    other = "experiments/mini/kd_nasty/nasty/best_model.tar"
+    local(NORMAL, 77.0, changes={"num_epochs": 1, "teacher_resume": other})
+    (changed,) = (project / "kd_normal").glob("student,num_epochs=1,*")
     rows = {row[0]: row for row in grid(report.report("experiments/mini/kd_normal/student", "markdown"))}
-    assert rows["mini/kd_normal/student"][1:3] == ["teacher", "84.50 ± 0.71"]
-    assert rows["mini/kd_normal/student,num_epochs=1"][1:3] == ["nasty", "77.00"]
+    assert rows["mini/kd_normal/student"][1:4] == ["teacher", "yours", "84.50 ± 0.71"]
+    assert rows[f"mini/kd_normal/{changed.name}"][1:4] == ["nasty", "yours", "77.00"]
 
 
 def test_a_baseline_is_one_with_defaults_written_out(project):
-    raw = with_teacher(tables.Path("experiments/mini/baseline/teacher"), dropout_rate=0.0)
+    raw = with_teacher(Path("experiments/mini/baseline/teacher"), dropout_rate=0.0)
     log(experiment(project / "kd_normal/another", **raw), 1.0, 83.0)
     rows = {row[0]: row for row in grid(report.report("experiments/mini/kd_normal", "markdown"))}
-    assert rows["mini/kd_normal/another"][4] == "+3.00"  # the student's 80 with seed 0, whose folder says none
+    assert rows["mini/kd_normal/another"][5] == "+3.00"  # the student's 80 with seed 0, whose folder says none
 
 
 def test_a_damaged_line_is_named(project):
@@ -277,6 +370,6 @@ def test_a_line_that_is_being_written_does_not_matter(project):
 
 def test_seeds_that_are_not_finished_show_beside_those_that_are(project):
     log(project / "kd_normal/student,seed=1", 50.0)
-    student = entries(project, "json")["normal", "student"]
+    student = entries("json")["normal", "student"]
     assert (student["n"], student["best"], student["best_sd"], student["unfinished"]) == (1, 84.0, None, "1/2 epochs")
     assert "84.00 (+4.00) [1/2 epochs]" in report.report("mini")

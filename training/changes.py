@@ -42,14 +42,17 @@ def effective(raw, changes):
     return {name: value for name, value in changes.items() if raw.get(name, usual.get(name)) != value}
 
 
-def check_common(changes):
-    """`changes`, if they are keys that can be changed in every run of a table. Raises UserError otherwise."""
+def check_common(changes, others=()):
+    """`changes`, if they are keys that can be changed in every run of a table. Raises UserError otherwise.
+
+    others: further keys that could be meant, for a suggestion.
+    """
     fixed = {"model_name", "method", "resume", "seed"}
     keys = [field.name for field in dataclasses.fields(Common) if field.name not in fixed]
     changes = with_new_names(changes)
     for name in changes:
         if name not in keys:
-            hint = "; use --seeds" if name == "seed" else suggest(name, keys)
+            hint = "; use --seeds" if name == "seed" else suggest(name, [*keys, *others])
             raise UserError(f"--set {name}: not a key that all runs share; these are {', '.join(keys)}{hint}")
     return changes
 

@@ -13,7 +13,7 @@ from utils import data, distributed, environment
 from utils.errors import CheckpointError, UserError
 from utils.jsonfile import read_json
 from utils.metrics import evaluate
-from utils.paths import ROOT, display_path
+from utils.paths import display_path, from_root
 from utils.seeds import seed_everything
 
 SCRIPTS = {"scratch": "train_scratch.py", "defend": "train_nasty.py", "attack": "train_kd.py"}
@@ -51,7 +51,7 @@ def derive(folder, changes):
     params.check(key_changes.apply(read_json(folder / "params.json"), changes), folder / "params.json")
     run = spec.make(folder.absolute(), changes)
     spec.write(run)
-    return ROOT / run.folder
+    return from_root(run.folder)
 
 
 def train(folder, params, data_dir, gpu_id=None, download=False, command=""):

@@ -16,7 +16,7 @@ from training import changes as key_changes
 from training import params
 from utils.errors import UserError
 from utils.jsonfile import read_json
-from utils.paths import ROOT, display_path, from_root, write_file
+from utils.paths import display_path, from_root, write_file
 
 FILE = "spec.json"
 LONGEST_NAME = 200  # characters of a folder's name; most file systems allow 255 bytes
@@ -134,18 +134,18 @@ def from_json(content):
 
 def of_folder(folder):
     """The Spec of the run in `folder`: what its spec.json says, or the experiment itself without one."""
-    file = ROOT / folder / FILE
+    file = from_root(folder) / FILE
     return from_json(read_json(file)) if file.is_file() else make(str(folder))
 
 
 def is_definition(folder):
     """Whether `folder` holds the definition of an experiment, and not a run with changed keys."""
-    return not (ROOT / folder / FILE).exists()
+    return not (from_root(folder) / FILE).exists()
 
 
 def definition(experiment):
     """The params.json of an experiment, with today's names of keys, as a new dictionary."""
-    return params.with_new_names(read_json(ROOT / experiment / "params.json"))
+    return params.with_new_names(read_json(from_root(experiment) / "params.json"))
 
 
 def default_seed(experiment):
@@ -154,14 +154,14 @@ def default_seed(experiment):
 
 def canonical_folder(path):
     """A folder as specs name it: without links and "..", relative to the project root if it lies below it."""
-    return display_path(os.path.realpath(ROOT / path))
+    return display_path(os.path.realpath(from_root(path)))
 
 
 def experiments_in(raw):
     """{"teacher_resume": experiment, …}: the experiments that make the checkpoints named in `raw`."""
     names = [name for name in raw if name.endswith("resume") and isinstance(raw[name], str)]
     folders = {name: canonical_folder(from_root(raw[name]).parent) for name in names}
-    return {name: folder for name, folder in folders.items() if (ROOT / folder / "params.json").is_file()}
+    return {name: folder for name, folder in folders.items() if (from_root(folder) / "params.json").is_file()}
 
 
 def own_keys(spec):
@@ -174,7 +174,7 @@ def write(spec):
 
     Raises UserError if the folder holds another params.json, or cannot be written.
     """
-    folder, raw = ROOT / spec.folder, spec.raw
+    folder, raw = from_root(spec.folder), spec.raw
     path = folder / "params.json"
     wanted = params.check(raw, path)
     if path.exists():

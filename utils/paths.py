@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def from_root(path):
-    """The file that a `*_resume` key names: relative paths start at the project root."""
+    """`path`, for example of an experiment or in a `*_resume` key: relative paths start at the project root."""
     return ROOT / path
 
 

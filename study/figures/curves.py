@@ -9,7 +9,7 @@ from study.figures import style
 from study.ledger import preferred
 from training import spec
 from utils.errors import UserError
-from utils.paths import ROOT, display_path
+from utils.paths import display_path, from_root
 
 NAMES = {
     ("test", "acc"): "test accuracy (%)",
@@ -75,7 +75,7 @@ def deviation(values):
 def find_run(folder):
     """The Spec of a run folder, whatever its seed. Raises UserError if there is no such folder."""
     path = Path(os.path.abspath(folder))
-    path = path if (path / "params.json").is_file() else ROOT / folder
+    path = path if (path / "params.json").is_file() else from_root(folder)
     if not (path / "params.json").is_file():
         raise UserError(f"{folder}: there is no such run; a run is a folder with a params.json")
     return spec.of_folder(display_path(path)).any_seed
@@ -93,7 +93,7 @@ def read_history(run, histories):
     histories: {seed: {"train" or "test": {term: values per epoch}}}.
     """
     if not histories:
-        raise UserError(f"{display_path(ROOT / run.folder)}: no metrics yet; they are written after each epoch")
+        raise UserError(f"{run.folder}: no metrics yet; they are written after each epoch")
     lengths = {seed: len(history["test"]["acc"]) for seed, history in histories.items()}
     shortest = min(lengths, key=lengths.get)
     if lengths[shortest] < max(lengths.values()):

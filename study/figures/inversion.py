@@ -14,7 +14,7 @@ from training import engine, params
 from utils.data import DATASETS
 from utils.errors import UserError
 from utils.metrics import accuracy
-from utils.paths import ROOT, display_path
+from utils.paths import display_path, from_root
 
 MOST_CLASSES = 10  # rows
 MOST_IMAGES = 10  # in a row, for all teachers together
@@ -66,7 +66,7 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
 def with_original(folder):
     """[run folder of the adversarial network of `folder`, `folder`] for a defended teacher, otherwise [folder]."""
     path = params.load(folder).__dict__.get("adversarial_resume")
-    return [ROOT / Path(path).parent, folder] if path else [folder]
+    return [from_root(path).parent, folder] if path else [folder]
 
 
 def draw(panels, titles, names):

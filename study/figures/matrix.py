@@ -35,10 +35,10 @@ def matrix(target):
     ax.set_yticks(range(len(names)), names)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
-    for row, (values, (_, attacks)) in enumerate(zip(gains, rows, strict=True)):
+    for row, (values, best) in enumerate(zip(gains, strongest(data, rows), strict=True)):
         write(ax, row, values, dark=np.abs(norm(values) - 0.5) > 0.3)
-        if found := strongest(data, attacks):
-            frame(ax, row, data.columns.index(found[0]) - 1)
+        if best:
+            frame(ax, row, data.columns.index(best[0]) - 1)
     bar = figure.colorbar(image, ax=ax, pad=0.02)
     marks = [mark for mark in (-30, -10, -3, -1, 0, 1, 3, 10, 30) if abs(mark) <= limit]
     bar.set_ticks(

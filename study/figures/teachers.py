@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from training import params
+from training.experiment import remedies
 from training.zoo import Zoo
 from utils import data
 from utils.errors import UserError
@@ -37,7 +38,8 @@ def networks(folders, device):
             )
             raise UserError(f"{one}, {other}: nothing to compare")
     zoo, files = Zoo(data.DATASETS[first], device), [Path(folder).absolute() / "best_model.tar" for folder in folders]
-    return first, [zoo.frozen(setting.model_name, file) for setting, file in zip(settings, files, strict=True)]
+    with remedies():
+        return first, [zoo.frozen(setting.model_name, file) for setting, file in zip(settings, files, strict=True)]
 
 
 def class_names(dataset):

@@ -1,0 +1,109 @@
+"""Projects of tests: a root in this process with runs that never took place, and a copy of the repository."""
+
+import json
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+from conftest import ROOT
+
+from study import ledger, publish
+from training import spec
+from utils import paths
+
+CODE = ("method", "model", "study", "training", "utils")
+
+
+def set_root(monkeypatch, root):
+    """This process works in the project `root`, with its own code."""
+    monkeypatch.setattr(paths, "ROOT", root)
+
+
+def log(folder, *accuracies, loss=1.0):
+    """Write a metrics.jsonl with these test accuracies. Returns its lines."""
+    lines = [
+        {"epoch": i, "train": {"loss": loss}, "test": {"acc": acc, "loss": 1.0}} for i, acc in enumerate(accuracies, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def local(experiment, *accuracies, **arguments):
+    """A run folder with these test accuracies. arguments: of `spec.make`. Returns the folder."""
+    run = spec.make(experiment, **arguments)
+    spec.write(run)
+    log(paths.from_root(run.folder), *accuracies)
+    return paths.from_root(run.folder)
+
+
+def recorded(experiment, *accuracies, **arguments):
+    """A record with these test accuracies. arguments: of `spec.make`."""
+    run = spec.make(experiment, **arguments)
+    tests = [{"train": {}, "test": {"acc": acc, "loss": 1.0}} for acc in accuracies]
+    publish.write_records(ledger.file_of(run.experiment), [publish.record(run, tests)])
+
+
+def copy_code(root):
+    """A project without experiments in the folder `root`."""
+    for name in CODE:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
+        shutil.copy(path, root)
+    return root
+
+
+def clone(root):
+    """A git repository in the folder `root` with the files of this one that git tracks, as they are now."""
+    listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z").stdout.split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    git(root, "init", "--quiet")
+    commit(root)
+    return root
+
+
+def commit(root):
+    git(root, "add", "--all")
+    git(root, "-c", "user.name=test", "-c", "user.email=test@example.com", "commit", "--quiet", "-m", "test")
+
+
+def git(root, *arguments):
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+
+
+def command(root, *argv):
+    """Run a script of the project `root` in a process of its own: .status, .out and .err."""
+    done = subprocess.run([sys.executable, *map(str, argv)], cwd=root, capture_output=True, text=True, check=False)
+    return SimpleNamespace(status=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def grid(text):
+    """The cells of a Markdown table."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
+SEVERAL = """
+import contextlib, io, json, runpy, shlex, sys
+
+def run(line):
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    sys.argv = shlex.split(line)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stopped:
+            status = stopped.code or 0
+    return {"status": status, "out": out.getvalue(), "err": err.getvalue()}
+
+print(json.dumps([run(line) for line in sys.argv[1:]]))
+"""
+
+
+def commands(root, *lines):
+    """Run several command lines of scripts of the project `root` in one process: [.status, .out and .err, …]."""
+    done = command(root, "-c", SEVERAL, *lines)
+    assert done.status == 0, done.err
+    return [SimpleNamespace(**result) for result in json.loads(done.out)]

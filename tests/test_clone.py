@@ -1,0 +1,104 @@
+"""The main scripts in a fresh clone: git sees no change, and printing a table takes hardly longer than PyTorch."""
+
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, grow
+from projects import clone, command, commands, commit, git
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (shutil.which("git") and (ROOT / ".git").exists()), reason="this is no git repository"),
+]
+LONG = "resume=" + 40 * "none/such/"  # its folder's name is a digest
+
+
+@pytest.fixture(scope="module")
+def cloned(tmp_path_factory):
+    """A clone with the tiny experiments of `grow` in experiments/tiny."""
+    root = clone(tmp_path_factory.mktemp("clone"))
+    grow(root / "experiments/tiny", Path("experiments/tiny"), num_epochs=1)
+    commit(root)
+    return root
+
+
+def test_a_clone_has_no_output(cloned):
+    names = git(cloned, "ls-files").stdout.splitlines()
+    assert not [name for name in names if name.endswith((".log", "metrics.jsonl", ".tar")) or "," in name]
+    assert len(names) < 450 + 5  # those of experiments/tiny
+    assert git(cloned, "status", "--short").stdout == ""
+
+
+def test_git_status_is_clean_after_every_script(cloned):
+    tiny = "experiments/tiny"
+    trained = commands(
+        cloned,
+        f"train_scratch.py --save_path {tiny}/baseline/teacher",
+        f"train_nasty.py --save_path {tiny}/kd_nasty/nasty",
+        f"train_kd.py --save_path {tiny}/kd_nasty/student --set alpha=0.5",
+        "train_scratch.py --save_path experiments/digits/baseline/cnn8 --set num_epochs=1 subset_percent=0.1",
+        f"train_kd.py --save_path {tiny}/kd_nasty/student --evaluate",
+    )
+    assert [done.status for done in trained] == [0, 0, 0, 0, 2], [done.err for done in trained]
+    done = command(cloned, "reproduce.py", tiny, "--seeds", "0", "1", "--jobs", "2")
+    assert done.status == 0 and done.out.count(": finished\n") == 10 - 2, done.err  # two have been trained already
+    printed = commands(
+        cloned,
+        f"results.py {tiny}",
+        "results.py table1_digits --format markdown",
+        "reproduce.py table1 matrix_digits --dry_run",
+        f"train_scratch.py --save_path {tiny}/baseline/teacher --set {LONG}",
+        f"figures.py curves {tiny}/kd_nasty/student",
+    )
+    assert [done.status for done in printed[:4]] == [0, 0, 0, 2], [done.err for done in printed]
+    assert len(list((cloned / tiny / "baseline").glob("teacher,*"))) == 2  # of seed 1, and of LONG, which has failed
+    if not printed[4].status:  # matplotlib is installed
+        assert (cloned / "figures/yours/curves.pdf").exists()
+    assert git(cloned, "status", "--short").stdout == ""
+
+
+def test_a_run_of_a_clean_clone_is_published(cloned):
+    """A record is traced to the commit; where the code was modified, none is written."""
+    trained, done = commands(
+        cloned,
+        "train_scratch.py --save_path experiments/tiny/baseline/student",
+        "results.py experiments/tiny/baseline/student --publish",
+    )
+    assert trained.status == done.status == 0, trained.err + done.err
+    assert done.out.startswith("results/tiny.jsonl: added: experiments/tiny/baseline/student, seed 0")
+    head = git(cloned, "rev-parse", "--short=10", "HEAD").stdout.strip()
+    assert f'"commit": "{head}"' in (cloned / "results/tiny.jsonl").read_text()
+    (cloned / "results/tiny.jsonl").unlink()
+    (cloned / "method/attack/mine.py").touch()
+    _, done = commands(
+        cloned,
+        "train_scratch.py --save_path experiments/tiny/baseline/student --set gamma=0.5",
+        "results.py experiments/tiny/baseline/student,gamma=0.5 --publish",
+    )
+    (cloned / "method/attack/mine.py").unlink()
+    assert done.status == 2 and "ran with modified code" in done.err and f"{head}-dirty" in done.err
+
+
+def seconds(root, *argv):
+    """CPU seconds of a Python process, which other processes on the machine hardly change."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *argv], cwd=root, env=environment, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_printing_a_table_takes_hardly_longer_than_importing_pytorch():
+    scripts = {"table": ("results.py", "table1"), "import": ("-c", "import torch, torchvision")}
+    seconds(ROOT, *scripts["table"])  # which writes the .pyc files
+    taken = {name: [] for name in scripts}
+    for _ in range(5):
+        for name, argv in scripts.items():
+            taken[name].append(seconds(ROOT, *argv))
+    assert statistics.median(taken["table"]) <= 1.3 * statistics.median(taken["import"]), taken
