@@ -1,1 +1,1 @@
-"""Timings; nothing here is needed to train."""
+"""Timings. Training does not need this package."""

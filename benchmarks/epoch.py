@@ -1,15 +1,16 @@
-"""Time a training epoch of this project against the released code's pipeline, in one run, in alternation.
+"""Time training steps of this project against the pipeline of the released code, in alternation.
 
     python benchmarks/epoch.py                                          net, preresnet20 and resnet18
     python benchmarks/epoch.py all --kind normal nasty kd               seven networks, other kinds of steps
-    python benchmarks/epoch.py resnet18 --kind dafl dfad deepinversion  attacks without data, which have no reference
+    python benchmarks/epoch.py resnet18 --kind dafl dfad deepinversion  attacks without data, without a reference
     python benchmarks/epoch.py net --steps 0                            whole epochs
     python benchmarks/epoch.py net preresnet20 --together 1 2 4 8       several runs at once
 
-Each line is the median of some rounds. A round is a few steps of ours (on a GPU nearly an epoch), of the reference
-(reference.py, in a process of its own), and one pass over our loader alone; seconds per epoch are of 50,000 images. An
-iteration (it) is a training step; of dafl and dfad a step of the generator and those of the student after it; of
-deepinversion a step on the pixels of a batch, whose images are finished after 2000. Needs an otherwise idle machine.
+Each line is the median over rounds. A round consists of some steps of ours (on a GPU nearly an epoch), some steps of
+the reference (reference.py, in a separate process), and one pass over our loader alone. Seconds per epoch are for
+50,000 images. An iteration (it) is a training step. For dafl and dfad it is a step of the generator and the following
+steps of the student; for deepinversion it is a step on the pixels of a batch of images, which takes 2000 steps. Run
+this on an otherwise idle machine.
 """
 
 import argparse
@@ -34,9 +35,9 @@ from utils.errors import UserError
 
 EPOCH = 50_000  # images
 NETWORKS = ["net", "preresnet20", "resnet18", "resnet50", "resnext29", "mobilenetv2", "shufflenetv2"]
-STEPS = {"cpu": 30, "cuda": 380}  # of ours in a round
+STEPS = {"cpu": 30, "cuda": 380}  # of our pipeline in a round
 REFERENCE_STEPS = {"cpu": 30, "cuda": 60}
-CLOCK_RISES = 1.0  # seconds of work before an idle GPU is as fast as it gets
+CLOCK_RISES = 1.0  # seconds of work until an idle GPU reaches its full clock rate
 COLUMNS = {
     "network": "network",
     "kind": "step",
@@ -61,25 +62,28 @@ def flags():
     add = parser.add_argument
     add("network", nargs="*", default=NETWORKS[:3], help=f"as in params.json; all: {', '.join(NETWORKS)}")
     add("--kind", nargs="+", default=["normal"], choices=list(KINDS), help="training steps (default: normal)")
-    add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of ours (default: auto)")
-    add("--cuda_graph", action="store_true", help="ours with the key cuda_graph")
-    add("--batch_size", type=at_least(1), metavar="N", help="default: 128; of the attacks without data as published")
-    add("--steps", type=at_least(0), metavar="N", help="timed in a round; 0: a whole epoch (default: 30; 380 on a GPU)")
+    add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of our pipeline (default: auto)")
+    add("--cuda_graph", action="store_true", help="run our pipeline with the key cuda_graph")
+    add("--batch_size", type=at_least(1), metavar="N", help="default: 128; as published for attacks without data")
+    add("--steps", type=at_least(0), metavar="N", help="timed steps per round; 0: an epoch (default: 30; 380 on a GPU)")
     add("--reference_steps", type=at_least(0), metavar="N", help="of the reference (default: --steps; 60 on a GPU)")
-    add("--warmup", type=at_least(1), default=10, metavar="N", help="not timed; 8 use up prefetches (default: 10)")
-    add("--rounds", type=at_least(1), default=5, metavar="N", help="of which the median is taken (default: 5)")
+    add("--warmup", type=at_least(1), default=10, metavar="N", help="steps before; prefetches take 8 (default: 10)")
+    add("--rounds", type=at_least(1), default=5, metavar="N", help="the median is taken over these (default: 5)")
     instead = parser.add_mutually_exclusive_group().add_argument
-    instead("--together", nargs="+", type=at_least(1), metavar="N", help="instead: throughput of N runs at once")
-    instead("--profile", type=Path, metavar="FILE", help="write a time table of our kernels")
-    add("--output", type=Path, metavar="FILE", help="write everything measured as JSON")
-    add("--images", type=at_least(1), default=EPOCH, metavar="N", help="random ones where CIFAR-10 is missing")
-    add("--matrix", type=at_least(1), metavar="N", help="size of the product that measures the machine's peak")
+    instead("--together", nargs="+", type=at_least(1), metavar="N", help="only measure throughput of N runs at once")
+    instead("--profile", type=Path, metavar="FILE", help="write a table of our kernels' times")
+    add("--output", type=Path, metavar="FILE", help="write all measurements as JSON")
+    add("--images", type=at_least(1), default=EPOCH, metavar="N", help="random images if CIFAR-10 is missing")
+    add("--matrix", type=at_least(1), metavar="N", help="size of the matrix product that measures the peak")
     add_data_flags(parser)
     return parser
 
 
 def compare(params, kind, dataset, device, args):
-    """One line of the table as {column: value}, and the seconds per image of each round. None: not of this kind."""
+    """One line of the table as {column: value}, with the seconds per image of each round.
+
+    A column that does not apply to this kind of step is None.
+    """
     peak = machine.matmul_peak(device, params.precision, args.matrix)
     machine.reset_memory(device)
     start = now(device)
@@ -132,7 +136,7 @@ def compare(params, kind, dataset, device, args):
 
 
 def steps_of_a_round(args, device):
-    """(of ours, of the reference): what the flags say, or the default of this device. 0 is a whole epoch."""
+    """The steps of a round (ours, reference), from the flags or the default of the device. 0 means a whole epoch."""
     steps = STEPS[device.type] if args.steps is None else args.steps
     if args.reference_steps is not None:
         return steps, args.reference_steps
@@ -140,7 +144,7 @@ def steps_of_a_round(args, device):
 
 
 def against_reference(ours, reference, loading):
-    """The columns that follow from seconds per image of the pipelines, and of our loader alone."""
+    """The columns that are computed from the seconds per image of both pipelines and of our loader alone."""
     return {
         "reference_images_per_second": 1 / reference,
         "epoch_seconds": EPOCH * ours,
@@ -151,7 +155,7 @@ def against_reference(ours, reference, loading):
 
 
 def at_once(params, kind, dataset, device, args):
-    """{column: value} of `args.together`, one line each."""
+    """One line of the table as {column: value} for each number of runs in `args.together`."""
     for count in args.together:
         steps = steps_of_a_round(args, device)[0] or len(dataset.train_loader(params.batch_size))
         rate = together.throughput(count, params, args.data_dir, args.images, steps, args.warmup)
@@ -170,7 +174,7 @@ def main(argv=None):
         common = args.batch_size, precision, args.cuda_graph
         jobs = [(settings(name, kind, *common), kind) for name in args.network for kind in args.kind]
         if args.together and "deepinversion" in args.kind:
-            raise UserError("--together: is for steps that train a network; those of deepinversion change pixels")
+            raise UserError("--together: cannot be combined with deepinversion, whose steps change pixels")
         dataset = load_data(args.data_dir, device, args.images)
         about = {
             "date": time.strftime("%Y-%m-%d %H:%M %z"),

@@ -1,4 +1,4 @@
-"""What the machine can do, and what a training step asks of it."""
+"""The machine's peak rate, and the floating-point operations and memory of a training step."""
 
 import gc
 import os
@@ -16,9 +16,9 @@ REPEATS = 10
 
 
 def matmul_peak(device, precision, size=None):
-    """FLOP/s of the best of some square matrix products. size: default 8192 on CUDA, 4096 on the CPU.
+    """FLOP/s of the fastest of several square matrix products. size: default 8192 on CUDA, 4096 on the CPU.
 
-    In TF32 where convolutions are, so that a network's share of it stays below 100 %.
+    TF32 is used if convolutions use it, so that a network's share of the peak stays below 100 %.
     """
     size = size or (8192 if device.type == "cuda" else 4096)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -34,7 +34,7 @@ def matmul_peak(device, precision, size=None):
 
 
 def step_flops(network, kind, spec):
-    """FLOP per image of a training step: three forward passes' worth, and one for a frozen network."""
+    """FLOP per image of a training step: that of three forward passes, plus one if there is a frozen network."""
     with torch.device("meta"):
         built = model.build(network, spec.num_classes, spec.image_size).eval()
         images = torch.empty(1, 3, spec.image_size, spec.image_size)
@@ -51,7 +51,7 @@ def reset_memory(device):
 
 
 def peak_memory(device):
-    """Bytes: allocated on the GPU since `reset_memory` at most, or the process's largest size so far."""
+    """Peak memory in bytes: on a GPU what was allocated since `reset_memory`, otherwise the size of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -68,7 +68,7 @@ def processor():
 
 
 def write_profile(path, title, device, work):
-    """Append the time table of the kernels that the function `work` runs to `path`."""
+    """Append a table of kernel times during the function `work` to the file `path`."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) as profiler:
         work()

@@ -1,6 +1,6 @@
-"""The pipelines that `benchmarks/epoch.py` compares: this project's here, the released code's in reference.py.
+"""The pipelines that `benchmarks/epoch.py` compares. This file has ours; reference.py has that of the released code.
 
-A pipeline has a `loader`, and `train(part)` runs a training step on each batch of a Part of it.
+A pipeline has a `loader` and a method `train(part)`, which runs a training step on each batch of a Part of the loader.
 """
 
 import itertools
@@ -18,15 +18,15 @@ from utils import data
 from utils.cuda_graph import Recorder
 from utils.errors import UserError
 
-DATA_FREE = {"dafl": 1024, "dfad": 256, "deepinversion": 256}  # kinds that need no images: the published batch size
+DATA_FREE = {"dafl": 1024, "dfad": 256, "deepinversion": 256}  # attacks without data: published batch size
 KINDS = {"normal": "scratch", "nasty": "nasty", "kd": "kd"} | {name: name for name in DATA_FREE}
 
 
 def settings(network, kind, batch_size, precision, cuda_graph=False):
-    """Checked parameters of a run on CIFAR-10 whose steps are those of `kind`, a key of KINDS.
+    """The checked parameters of a run on CIFAR-10 with steps of `kind`, a key of KINDS.
 
-    The frozen network has the architecture of the trained one. The learning rate is small, so that random weights
-    and labels do not diverge. batch_size: None stands for 128, or what is published of an attack without data.
+    The frozen network has the architecture of the trained one. The learning rate is small, so that training with random
+    weights and labels does not diverge. batch_size: None means 128, or the published one for an attack without data.
     """
     teacher = {"teacher_model": network, "teacher_resume": "random"}
     frozen = {
@@ -42,7 +42,7 @@ def settings(network, kind, batch_size, precision, cuda_graph=False):
 
 
 def load_data(data_dir, device, images=50_000):
-    """CIFAR-10 from `data_dir`, or `images` random images of its shape where it is not to be had."""
+    """CIFAR-10 from `data_dir`, or `images` random images of the same shape if it is not available."""
     try:
         return data.load("cifar10", data_dir, device)
     except UserError as error:
@@ -55,7 +55,7 @@ def load_data(data_dir, device, images=50_000):
 
 
 class RandomZoo(Zoo):
-    """Its frozen networks have random weights: a step takes as long with any."""
+    """A Zoo whose frozen networks have random weights. The weights do not change the time of a step."""
 
     def frozen(self, name, path):
         return self.freeze(self.fresh(name))
@@ -66,7 +66,7 @@ def learner(params, dataset, device):
 
 
 class Ours:
-    """What the training scripts run: loader, method, optimizer and the engine's own steps."""
+    """The pipeline of the training scripts: their loader, method, optimizer and training step."""
 
     def __init__(self, params, dataset, device):
         self.method = learner(params, dataset, device)
@@ -75,11 +75,11 @@ class Ours:
         self.loader = dataset.train_loader(params.batch_size, params.augmentation, prefetch=params.cuda_graph)
         if isinstance(self.method, Generating):
             self.loader = Iterations(self.method, self.loader)
-            self.method.batches = iter  # of a Part, which times those that `loader` has the method make
+            self.method.batches = iter  # `loader` already makes the method's batches; a Part times them
 
     @property
     def recorded(self):
-        """Whether steps are replayed from recordings."""
+        """Whether steps are replayed as a CUDA graph."""
         return bool(self.recorder and self.recorder.active)
 
     def train(self, part):
@@ -87,7 +87,7 @@ class Ours:
 
 
 class Iterations:
-    """The batches of an attack with a generator, made anew in each pass: `per_step` to an iteration, of which len()."""
+    """The batches of an attack with a generator. Its length counts iterations; one has `per_step` batches."""
 
     def __init__(self, attack, loader):
         self.make, self.loader = attack.batches, loader
@@ -101,9 +101,9 @@ class Iterations:
 
 
 class Inverting:
-    """DeepInversion's steps on the pixels of a batch, which its epochs consist of; its student's are those of kd.
+    """DeepInversion's steps on the pixels of a batch of images. Its student's steps are those of kd.
 
-    `images` of a Part are not those that take part in its steps, but those that so many steps finish.
+    A batch takes `inversion_steps` steps, so a Part of n steps counts n / `inversion_steps` of its images.
     """
 
     def __init__(self, params, dataset, device):
@@ -114,12 +114,12 @@ class Inverting:
 
     @property
     def recorded(self):
-        """Whether steps are replayed from recordings."""
+        """Whether steps are replayed as a CUDA graph."""
         return any(line.startswith("Recorded") for line in self.said)
 
     def train(self, part):
         own = self.method.settings() | {"log": self.said.append if self.method.params.cuda_graph else None}
-        for steps in filter(None, (part.warmup, part.steps)):  # the last is timed
+        for steps in filter(None, (part.warmup, part.steps)):  # only the second is timed
             part.start = now(part.device)
             invert(self.method.teacher.teacher, self.labels, **own | {"steps": steps})
         part.end = now(part.device)
@@ -127,10 +127,10 @@ class Inverting:
 
 
 class Part:
-    """The first `warmup` + `steps` steps of a loader, with `start` and `end` of the training on the last `steps`.
+    """The first `warmup` + `steps` steps of a loader. `start` and `end` are the times around the last `steps`.
 
-    A step has one batch, or `loader.per_step`. Both times are taken when the device has done its work. With warmup 0
-    the start of the epoch is timed too: the draws of ours, the worker processes of the reference.
+    A step has one batch, or `loader.per_step` batches. Times are taken after the device has finished its work. With
+    warmup 0 the start of the epoch is timed too: our random numbers, or the reference's worker processes.
     """
 
     def __init__(self, loader, steps, warmup, device):
@@ -138,7 +138,7 @@ class Part:
         self.per_step = getattr(loader, "per_step", 1)
 
     def __getattr__(self, name):
-        """Whatever else the engine and methods ask a loader for, such as `epoch`."""
+        """Other attributes of the loader, such as `epoch`."""
         return getattr(self.loader, name)
 
     def __len__(self):
@@ -153,7 +153,7 @@ class Part:
         for batch in itertools.islice(batches, self.steps * self.per_step):
             self.images += len(batch[0])
             yield batch
-        # Here rather than after the loop, since a DataLoader's workers are stopped when this function ends.
+        # Taken here because a DataLoader stops its workers when this function ends.
         self.end = now(self.device)
 
     @property
@@ -162,14 +162,14 @@ class Part:
 
 
 def timed(pipeline, steps, warmup, device):
-    """Train on the first steps of an epoch: their Part, the first `warmup` left out of its times."""
+    """Train on the first `warmup` + `steps` steps of an epoch. Returns their Part, which times the last `steps`."""
     part = Part(pipeline.loader, steps, warmup, device)
     pipeline.train(part)
     return part
 
 
 def seconds_to_load(loader, device):
-    """Seconds per image of a pass that shuffles, gathers and augments, and does nothing with the batches."""
+    """Seconds per image of a pass over the loader without training."""
     start = now(device)
     for _ in loader:
         pass
@@ -177,7 +177,7 @@ def seconds_to_load(loader, device):
 
 
 def now(device):
-    """Seconds on a clock that all processes share, once the device has done all it was given."""
+    """The time in seconds, after the device has finished its work, on a clock that all processes share."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,7 +1,7 @@
-"""The reference pipeline: what the released code of Nasty Teacher does, with today's PyTorch and its defaults.
+"""The reference pipeline: that of the released code of Nasty Teacher, with the installed PyTorch and its defaults.
 
-PIL images through torchvision's transforms in a DataLoader with 4 workers, float32, contiguous memory, an optimizer
-that is not fused, and `loss.item()` in each step. Networks and equations are this project's, which compute the same.
+It has PIL images with torchvision's transforms in a DataLoader with 4 workers, float32, contiguous memory, an optimizer
+that is not fused, and `loss.item()` in each step. It uses this project's networks and losses, which compute the same.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ class ReferenceZoo(RandomZoo):
 
 
 class PilImages(torch.utils.data.Dataset):
-    """The training images as torchvision.datasets.CIFAR10 hands them out."""
+    """The training images as torchvision.datasets.CIFAR10 returns them."""
 
     def __init__(self, split, spec):
         self.images, self.labels = split.images.cpu().numpy(), split.labels.tolist()
@@ -48,7 +48,7 @@ class PilImages(torch.utils.data.Dataset):
 
 class Reference:
     def __init__(self, params, dataset, device):
-        # As many as in the released params.json, however few cores there are.
+        # The number of workers in the released params.json, even if there are fewer cores.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         self.device = device
         self.method = method.find(params.method)(params, ReferenceZoo(dataset.spec, device))
@@ -81,7 +81,7 @@ class Reference:
 
 
 class Apart:
-    """The reference in a process of its own, which nothing reaches that ours sets for its process."""
+    """The reference in a separate process, so that process-wide settings of our pipeline do not affect it."""
 
     def __init__(self, params, device, data_dir, images):
         context = multiprocessing.get_context("forkserver")
@@ -94,16 +94,16 @@ class Apart:
         return self
 
     def __exit__(self, *_):
-        self.pipe.close()  # upon which it ends
+        self.pipe.close()  # ends the process
         self.process.join()
 
     def seconds_per_image(self, steps, warmup):
-        """As `benchmarks.pipelines.timed`; steps 0: a whole epoch."""
+        """See `benchmarks.pipelines.timed`. steps: 0 means a whole epoch."""
         try:
             self.pipe.send((steps, warmup))
             return self.pipe.recv()
         except (EOFError, OSError):
-            raise UserError("the reference's process died; what it says is above") from None
+            raise UserError("the process of the reference failed; its error message is above") from None
 
 
 def serve(pipe, params, device, data_dir, images):

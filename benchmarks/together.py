@@ -1,4 +1,4 @@
-"""The total throughput of several runs at once on one device, each in a process of its own."""
+"""The total throughput of several runs at once on one device, each in a separate process."""
 
 import multiprocessing
 import os
@@ -9,16 +9,16 @@ from benchmarks.pipelines import Ours, Part, load_data
 from training import engine
 from utils.errors import UserError
 
-PASSES = {"cpu": 1, "cuda": 5}  # of the timed steps: processes do not begin at the same moment
+PASSES = {"cpu": 1, "cuda": 5}  # repetitions of the timed steps, because processes do not start simultaneously
 
 
 def throughput(count, params, data_dir, images, steps, warmup):
-    """Images per second of `count` processes together, from the first one's start to the last one's end.
+    """Images per second of `count` processes together, from the start of the first to the end of the last.
 
-    Each has data, network and optimizer of its own, and its share of the CPU's threads, as in reproduce.py --jobs.
+    Each process has its own data, network, optimizer and share of the CPU's threads, as in reproduce.py --jobs.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.together"])  # so PyTorch is imported once, not once a process
+    context.set_forkserver_preload(["benchmarks.together"])  # imports PyTorch once, not once per process
     threads = max(1, (os.cpu_count() or 1) // count)
     workers = []
     try:
@@ -37,7 +37,7 @@ def throughput(count, params, data_dir, images, steps, warmup):
         for process, _ in workers:
             process.join()
     except (EOFError, OSError):
-        raise UserError(f"--together {count}: one of the processes died; what it says is above") from None
+        raise UserError(f"--together {count}: one of the processes failed; its error message is above") from None
     finally:
         for process, _ in workers:
             process.terminate()
@@ -46,7 +46,7 @@ def throughput(count, params, data_dir, images, steps, warmup):
 
 
 def work(pipe, params, data_dir, images, steps, warmup, threads):
-    """Warm up, say so, wait for the word; then train and send (start, end, images)."""
+    """Warm up, send "ready", wait for a message, train, and send (start, end, images)."""
     torch.set_num_threads(threads)
     device = engine.pick_device()
     ours = Ours(params, load_data(data_dir, device, images), device)

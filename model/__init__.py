@@ -1,7 +1,7 @@
 """The model zoo. To add a network, add a file with a `Network` and a line in `NETWORKS`.
 
-A constructor takes the number of classes. Its keyword-only arguments are keys of params.json. A class that accepts a
-single image size has the attribute `image_size`.
+A constructor takes the number of classes. Its keyword-only arguments are keys of params.json. A class that accepts only
+one image size has the attribute `image_size`.
 """
 
 import inspect
@@ -42,7 +42,7 @@ def build(model_name, num_classes, image_size=32, **options):
 
 
 def names():
-    """The names of all networks, sorted. `preresnet` can also be built in other depths."""
+    """The names of all networks, sorted. `preresnetN` can also be built with other depths N = 6n+2."""
     return sorted(NETWORKS)
 
 

@@ -6,10 +6,10 @@ from torch import nn
 
 
 class Depthwise(nn.Conv2d):
-    """A 3x3 convolution of each channel (N, C, H, W) by itself.
+    """A 3x3 depthwise convolution of images (N, C, H, W).
 
-    On a CPU a strided one multiplies what autocast has rounded to bf16 in float32, to the same effect: the library's
-    own gradient of a bf16 input takes 40 times as long there.
+    On a CPU under bf16 autocast, a strided convolution rounds its inputs to bf16 and computes in float32. The effect is
+    the same, but PyTorch's gradient of a strided bf16 convolution takes 40 times as long on a CPU.
     """
 
     def __init__(self, channels, stride):

@@ -1,9 +1,9 @@
 """The image generator of DAFL (Chen et al., ICCV 2019) and DFAD (Fang et al., 2019).
 
 Linear to 2w×S/4×S/4, BN, up ×2, conv 2w, BN, leaky ReLU, up ×2, conv w, BN, leaky ReLU, conv 3, tanh, BN; w = 64.
-The last batch norm has no weights of its own: each channel of a batch has mean 0 and variance 1, as an image of the
-training set has that was normalised by its mean and deviation. So what comes out is a *normalised* image, for the
-teacher and the student as it is; people see it after `x * std + mean`.
+The last batch norm has no weights, so each channel of a batch has mean 0 and variance 1, like normalised training
+images. The output is therefore a *normalised* image, which the teacher and the student take as it is. To view it,
+compute `x * std + mean`.
 """
 
 import torch
@@ -23,9 +23,9 @@ def block(in_channels, out_channels):
 
 
 class Generator(nn.Module):
-    """Noise z, float (N, noise_size), to normalised images, float32 (N, 3, image_size, image_size).
+    """Maps noise z, float (N, noise_size), to normalised images, float32 (N, 3, image_size, image_size).
 
-    channels: of the first convolution, the second has half. As in `Network`, `forward` sets the precision.
+    channels: of the first convolution; the second has half as many. As in `Network`, `forward` sets the precision.
     """
 
     bf16 = False
@@ -33,7 +33,7 @@ class Generator(nn.Module):
     def __init__(self, image_size, noise_size, channels=128):
         super().__init__()
         if image_size % 4:
-            raise UserError(f"the generator doubles an image twice: {image_size} pixels a side are not divisible by 4")
+            raise UserError(f"the generator needs an image size that is divisible by 4, not {image_size}")
         self.shape = channels, image_size // 4, image_size // 4
         self.linear = nn.Linear(noise_size, channels * (image_size // 4) ** 2)
         self.layers = nn.Sequential(

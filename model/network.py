@@ -1,4 +1,4 @@
-"""The base of every classifier."""
+"""The base class of all classifiers."""
 
 import torch
 from torch import nn
@@ -8,8 +8,8 @@ class Network(nn.Module):
     """An image classifier: `forward(images)` is `head(features(images))`.
 
     images: float (N, 3, H, W). features: (N, F), pooled, before the classifier. logits: (N, num_classes).
-    `features` and `head` compute in the surrounding precision. `forward` sets it, bf16 autocast where `bf16`
-    is true, and returns at least float32, so that losses never see half precision.
+    `forward` enables bf16 autocast if `bf16` is true, and returns float32, so that losses are computed in float32.
+    `features` and `head` do not change the precision.
     """
 
     bf16 = False
@@ -21,7 +21,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def forward(self, images, with_features=False):
-        """Logits; with `with_features`, (features, logits) from the same pass."""
+        """The logits; with `with_features`, (features, logits)."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.features(images)
             logits = self.head(features)

@@ -1,7 +1,7 @@
 """Pre-activation ResNet for CIFAR. He et al., Identity Mappings in Deep Residual Networks, ECCV 2016.
 
-Three stages of n blocks, 6n+2 layers in name. As released, depths from 44 on have bottlenecks and keep n, so
-that they truly have 9n+2 layers; the projection shortcut takes the block's input before batch norm and ReLU.
+Three stages of n blocks; the name states 6n+2 layers. As released, networks from preresnet44 on have n bottleneck
+blocks per stage, so they have 9n+2 layers. The projection shortcut takes the block's input before batch norm and ReLU.
 """
 
 from functools import partial
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
 
 
 class PreResNet(Network):
-    image_size = 32  # the released network ends in an 8x8 average pool: for 32x32 images the global one
+    image_size = 32  # the released network ends in an 8x8 average pool, which is global for 32x32 images only
 
     def __init__(self, block, count, num_classes):
         super().__init__()
@@ -84,7 +84,7 @@ class PreResNet(Network):
 
 
 def constructor(depth):
-    """PreResNet of that depth, a function of num_classes."""
+    """A function of num_classes that builds the PreResNet of this depth."""
     count, rest = divmod(depth - 2, 6)
     if count < 1 or rest:
         raise UserError(f"preresnet has depths 6n+2: 8, 14, 20, ..., 44, 50, 56, ...; {depth} is none of them")

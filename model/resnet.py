@@ -1,8 +1,8 @@
 """ResNet. He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
 
-18, 34, 50, 101, 152: the ImageNet networks with a 3x3 stem and no max-pool.
-8, 20, 32: the paper's CIFAR networks of 6n+2 layers, three stages of n blocks with 16, 32, 64 channels; where
-the shape changes, the shortcut is a convolution (the paper's option B).
+18, 34, 50, 101, 152: the ImageNet networks with a 3x3 stem and no max-pooling.
+8, 20, 32: the paper's CIFAR networks of 6n+2 layers: three stages of n blocks with 16, 32 and 64 channels. If the shape
+changes, the shortcut is a convolution (the paper's option B).
 """
 
 import torch.nn.functional as F

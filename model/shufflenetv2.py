@@ -1,6 +1,6 @@
 """ShuffleNet V2, width 1. Ma et al., Practical Guidelines for Efficient CNN Architecture Design, ECCV 2018.
 
-For CIFAR: the stem is a 3x3 convolution of stride 1 without ReLU or pooling. Convolutions have biases.
+For CIFAR: the stem is a 3x3 convolution with stride 1, without ReLU and pooling. As released, convolutions have biases.
 """
 
 import torch
@@ -11,9 +11,9 @@ from model.network import Network
 
 
 def interleave(first, second):
-    """Channels first[0], second[0], first[1], ...: concatenation and channel shuffle (2 groups) in one copy.
+    """The channels first[0], second[0], first[1], ...: concatenation and channel shuffle (2 groups) in one copy.
 
-    The result has the memory format of `second`, so that a network in channels_last stays there.
+    The result has the memory format of `second`, so a network in channels_last stays in channels_last.
     """
     if second.is_contiguous(memory_format=torch.channels_last):
         pairs = torch.stack((first.permute(0, 2, 3, 1), second.permute(0, 2, 3, 1)), -1)
@@ -30,7 +30,7 @@ def depthwise(channels, stride):
 
 
 class BasicUnit(nn.Module):
-    """Half the channels pass as they are."""
+    """Keeps the shape. Half of the channels are passed through unchanged."""
 
     def __init__(self, channels):
         super().__init__()
@@ -43,7 +43,7 @@ class BasicUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Half the resolution; both branches see all channels."""
+    """Halves the resolution. Both branches take all channels."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()

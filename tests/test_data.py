@@ -355,7 +355,7 @@ def test_missing_and_damaged_tiny_imagenet_files_are_named(tiny):
     assert f"{image} is missing" in refusal("tiny_imagenet", tiny.parent)
     table = tiny / "val" / "val_annotations.txt"
     table.write_text("val_0.JPEG\tn99999999\t0\t0\t62\t62\n")
-    assert "no class that train/ has in the line of val_0.JPEG" in refusal("tiny_imagenet", tiny.parent)
+    assert "the line of val_0.JPEG has no class of train/" in refusal("tiny_imagenet", tiny.parent)
     table.unlink()
     assert "val_annotations.txt is missing" in refusal("tiny_imagenet", tiny.parent)
     (tiny / "train" / "n00000200").mkdir()

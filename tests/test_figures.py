@@ -199,7 +199,7 @@ def test_inversion_draws_the_images_without_data(trained, monkeypatch, capsys):
             part = picture[34 * row : 34 * row + 32, 34 * column : 34 * column + 32]
             np.testing.assert_array_equal(part, drawn[row + 10 * column])
         right = 100 * (network(images).argmax(1) == wanted).double().mean()
-        assert line.startswith(f"{folder}: sees the class that was asked for in {right:.1f} % of 25 images")
+        assert line.startswith(f"{folder}: recognises the intended class in {right:.1f} % of 25 images")
         assert f"{terms['bn']:.3g}" in line
 
 

@@ -1,7 +1,7 @@
-"""The readers: each finds one data set's files below a folder and returns them as NumPy arrays.
+"""Readers of the data sets: a function for each, which reads files below a folder into NumPy arrays.
 
-A reader returns train images, train labels, test images, test labels: uint8 (N, H, W, 3) and integers (N,).
-Files that are missing or damaged are a UserError that names the first of them.
+A reader returns train images, train labels, test images, test labels: uint8 (N, H, W, 3) and integers (N,). It raises
+UserError with the first file that is missing or damaged.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def cifar100(data_dir, download):
 
 
 def _cifar(name, reader, data_dir, download):
-    """Read by torchvision, which checks every file's md5, from data_dir or from data_dir/data-<name>."""
+    """Read with torchvision, which checks the md5 of every file, from data_dir or data_dir/data-<name>."""
     root = data_dir if (data_dir / reader.base_folder).is_dir() else data_dir / f"data-{name}"
     folder = root / reader.base_folder
     try:
@@ -49,13 +49,13 @@ def _cifar(name, reader, data_dir, download):
 
 
 def digits(data_dir, download):
-    """The digits that lie beside this file (digits.txt says whose they are), at 32x32; needs no other file.
+    """The digits in digits.npz beside this file (source: digits.txt), enlarged to 32x32. Needs no download.
 
-    The half that is trained on: the first 898 of RandomState(0).permutation(1797), in that order.
+    The training images are the first 898 of RandomState(0).permutation(1797), in that order.
     """
     with np.load(Path(__file__).with_name("digits.npz")) as file:
         images, labels = file["images"], file["labels"]
-    # The weights of this enlargement are multiples of 1/64: exact in float32, so the same bytes everywhere.
+    # The weights of this interpolation are multiples of 1/64, exact in float32, so the pixels are the same everywhere.
     grey = torch.from_numpy(images)[:, None].float() * (255 / 16)
     large = F.interpolate(grey, size=32, mode="bilinear", align_corners=False).round().byte()
     images = large.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
@@ -65,9 +65,9 @@ def digits(data_dir, download):
 
 
 def tiny_imagenet(data_dir, download):
-    """data_dir/tiny-imagenet-200 as the public archive unpacks, or with val/ re-arranged into class folders.
+    """data_dir/tiny-imagenet-200 as in the public archive, or with val/ re-arranged into class folders.
 
-    The label of a class is its position among the sorted names of the folders in train/, as in ImageFolder.
+    The label of a class is its position among the sorted folder names in train/, as in ImageFolder.
     """
     folder = data_dir / "tiny-imagenet-200"
     if download and [_count(folder / part) for part in ("train", "val")] != [100_000, 10_000]:
@@ -97,27 +97,27 @@ def _count(folder):
 
 
 def _class_folders(folder, classes):
-    """(path, label) of the images anywhere below folder/<class>."""
+    """(path, label) of all images below folder/<class>."""
     return [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).rglob("*.JPEG"))]
 
 
 def _annotated(val, classes):
-    """(path, label) of the images in val/images, whose classes val_annotations.txt names."""
+    """(path, label) of the images in val/images, with the classes of val_annotations.txt."""
     table = val / "val_annotations.txt"
     if not table.is_file():
-        raise UserError(f"tiny_imagenet: {table} is missing, and {val} has no class folders instead")
+        raise UserError(f"tiny_imagenet: {table} is missing, and {val} has no class folders")
     labels = {name: label for label, name in enumerate(classes)}
     rows = [line.split("\t")[:2] for line in table.read_text().splitlines() if line]
     for row in rows:
         if len(row) < 2 or row[1] not in labels:
-            raise UserError(f"tiny_imagenet: {table}: no class that train/ has in the line of {row[0]}")
+            raise UserError(f"tiny_imagenet: {table}: the line of {row[0]} has no class of train/")
         if not (val / "images" / row[0]).is_file():
-            raise UserError(f"tiny_imagenet: {val / 'images' / row[0]} is missing, but in {table.name}")
+            raise UserError(f"tiny_imagenet: {val / 'images' / row[0]} is missing, but listed in {table.name}")
     return [(val / "images" / name, labels[wnid]) for name, wnid in rows]
 
 
 def _decoded(paths, folder, part):
-    """The images as one array, kept beside them in a file named by what the images are: names, sizes, times."""
+    """The images as one array, cached in `folder`. The name of the cache depends on their names, sizes and times."""
     stats = [(str(path.relative_to(folder)), path.stat()) for path in paths]
     key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode()
     cache = folder / f"{part}.{hashlib.sha256(key).hexdigest()[:16]}.npy"
@@ -134,14 +134,14 @@ def _decoded(paths, folder, part):
             np.save(file, images)
             os.fsync(file.fileno())
         temporary.replace(cache)
-    except OSError:  # a folder that is read-only, or full: decode again next time
+    except OSError:  # the folder is read-only or full; images are decoded again next time
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return images
 
 
 def _decode(path):
-    """RGB (64, 64, 3) of a JPEG file; some are stored in grey."""
+    """The RGB image (64, 64, 3) in a JPEG file; some files are greyscale."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))

@@ -20,9 +20,9 @@ NAMES = {
 
 
 def curves(folders, labels=None):
-    """A panel for every logged quantity, a line for every experiment: the mean over seeds, ± standard deviation.
+    """A panel for each logged quantity with a line for each experiment: mean ± standard deviation over seeds.
 
-    folders: experiments, or runs with changed keys; all their seeds are drawn, from local runs if there are any and
+    folders: experiments, or runs with changed keys. All their seeds are drawn, from local runs if there are any and
     from records otherwise. labels: of the lines; default: the folders.
     """
     runs = list(dict.fromkeys(find_run(folder) for folder in folders))
@@ -49,7 +49,7 @@ def curves(folders, labels=None):
 
 
 def draw(axes, values, look, offset):
-    """The mean line and the band of `values`, (seeds, epochs). offset: in [0, 1), moves the markers off the others'."""
+    """Draw the mean and a band of `values` (seeds, epochs). offset: shift of the markers, in [0, 1)."""
     epochs, middle = np.arange(1, values.shape[1] + 1), values.mean(0)
     every = max(1, len(epochs) // 6)
     axes.plot(epochs, middle, **look, markevery=(int(offset * every), every))
@@ -58,7 +58,7 @@ def draw(axes, values, look, offset):
 
 
 def limit(axes, accuracies):
-    """Cut off the start of training where it lies so far below all that comes that it would flatten the rest."""
+    """Cut off the start of training if its low accuracies would compress the rest of the panel."""
     late = [values[:, values.shape[1] // 2 :] for values in accuracies]
     edges = [values.mean(0) + sign * deviation(values) for values in late for sign in (-1, 1)]
     lowest, highest = min(map(np.min, edges)), max(map(np.max, [*edges, *(values.mean(0) for values in accuracies)]))
@@ -68,7 +68,7 @@ def limit(axes, accuracies):
 
 
 def deviation(values):
-    """Over the seeds, the rows of `values`; of a single one 0."""
+    """The standard deviation over seeds of `values` (seeds, epochs); 0 for a single seed."""
     return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
@@ -77,12 +77,12 @@ def find_run(folder):
     path = Path(os.path.abspath(folder))
     path = path if (path / "params.json").is_file() else from_root(folder)
     if not (path / "params.json").is_file():
-        raise UserError(f"{folder}: there is no such run, that is, no folder with a params.json")
+        raise UserError(f"{folder}: there is no such run; a run is a folder with a params.json")
     return spec.of_folder(display_path(path)).any_seed
 
 
 def short_names(folders):
-    """The folders without the parents that all have in common."""
+    """The folders relative to their common parent."""
     common = os.path.commonpath([folder.parent for folder in folders])
     return [os.path.relpath(folder, common) for folder in folders]
 

@@ -1,4 +1,4 @@
-"""What the batch norm of a teacher gives away: images of each class by DeepInversion, Yin et al., CVPR 2020."""
+"""Images of each class that DeepInversion (Yin et al., CVPR 2020) makes from the batch norm of teachers."""
 
 import re
 import textwrap
@@ -17,19 +17,19 @@ from utils.metrics import accuracy
 from utils.paths import display_path, from_root
 
 MOST_CLASSES = 10  # rows
-MOST_IMAGES = 10  # in a row, of all teachers together
+MOST_IMAGES = 10  # in a row, for all teachers together
 GAP = 2  # pixels between images
-LARGEST = 0.6  # inches: an image at most
-NAMES, BETWEEN = 0.9, 0.14  # inches: the room of the classes' names, and between panels
-LETTER, LINE = 0.075, 0.14  # inches: width and height of a title's letters
+LARGEST = 0.6  # inches: maximum size of an image
+NAMES, BETWEEN = 0.9, 0.14  # inches: width of the class names, and space between panels
+LETTER, LINE = 0.075, 0.14  # inches: width and height of a letter in a title
 
 
 def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **settings):
-    """A panel for each teacher, a row for each class: the first of `batch_size` images that are made together.
+    """A panel for each teacher with a row for each class (the first ten): the first of `batch_size` images.
 
-    folders: of runs on the same data set, of which no file is read; to a single one that has an original network, f_A,
-    that is put beside it. labels: titles (default: folders). per_class: images in a row (default: as many as fit).
-    settings: of `invert`. Of more than ten classes the first ten.
+    folders: run folders with the same data set, which is not read. For a single folder of a defended teacher, its
+    adversarial network f_A is added. labels: titles; default: folders. per_class: images in a row; default: as many as
+    fit. settings: arguments of `invert`.
     """
     folders = with_original(*folders) if len(folders) == 1 else folders
     titles = labels or curves.short_names([Path(folder).absolute() for folder in folders])
@@ -46,7 +46,7 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
         least = f"must be at least {columns * classes}, for {columns} of each of {classes} classes"
         raise UserError(f"--batch_size {batch_size}: {least}")
     if classes > MOST_CLASSES:
-        print(f"{dataset}: drawn are the first {MOST_CLASSES} of its {classes} classes")
+        print(f"{dataset}: only the first {MOST_CLASSES} of {classes} classes are drawn")
 
     wanted = torch.arange(batch_size, device=device) % classes
     own = {"flip": "flip" in spec.augmentation, "seed": seed} | settings
@@ -55,8 +55,8 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
         images, terms = invert(network, wanted, spec.image_size, title=title, **own)
         share = accuracy(network(images), wanted)
         print(
-            f"{display_path(folder)}: sees the class that was asked for in {share:.1f} % of {batch_size} images; "
-            f"distance of their statistics from its batch norm: {terms['bn']:.3g}"
+            f"{display_path(folder)}: recognises the intended class in {share:.1f} % of {batch_size} images; "
+            f"distance to the batch-norm statistics: {terms['bn']:.3g}"
         )
         by_class = images[: columns * classes].unflatten(0, (columns, classes)).transpose(0, 1)[:MOST_CLASSES]
         panels.append(pixels(by_class, spec).clamp(0, 1).cpu())
@@ -64,23 +64,23 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
 
 
 def with_original(folder):
-    """[the run folder of the network that a defended teacher has as its adversary, `folder`], or [folder]."""
+    """[run folder of the adversarial network of `folder`, `folder`] for a defended teacher, otherwise [folder]."""
     path = params.load(folder).__dict__.get("adversarial_resume")
     return [from_root(path).parent, folder] if path else [folder]
 
 
 def draw(panels, titles, names):
-    """Panels of images, (classes, columns, 3, H, W) from 0 to 1 each, side by side."""
+    """Draw panels side by side. panels: images from 0 to 1, (classes, columns, 3, H, W), one tensor per panel."""
     rows, columns, _, height, _ = panels[0].shape
     room = style.WIDTH - NAMES - BETWEEN * (len(panels) - 1)
     side = min(LARGEST, room / (columns * len(panels)))
     titles = [wrap(title, columns * side) for title in titles]
     lines = 1 + max(title.count("\n") for title in titles)
     figure, [axes] = style.grid(1, len(panels), 0.15 + LINE * lines + rows * side)
-    figure.set_layout_engine("compressed", w_pad=BETWEEN / 2)  # the panels keep their shape, without room between them
+    figure.set_layout_engine("compressed", w_pad=BETWEEN / 2)  # for axes with a fixed aspect ratio
     for ax, images, title in zip(axes, panels, titles, strict=True):
         picture = make_grid(images.flatten(0, 1), columns, GAP, pad_value=1)[:, GAP:-GAP, GAP:-GAP]
-        ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="none")  # a PDF then holds the pixels as they are
+        ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="none")  # a PDF then holds the original pixels
         ax.set_title(title)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -90,6 +90,6 @@ def draw(panels, titles, names):
 
 
 def wrap(title, width):
-    """`title` in lines of at most `width` inches, parted at blanks, and after what stands between words of a path."""
+    """`title` in lines of at most `width` inches, broken at spaces and after "/" and "_"."""
     parted = textwrap.fill(re.sub("([/_])", r"\1 ", title), max(1, int(width / LETTER)))
     return re.sub("([/_]) ", r"\1", parted)

@@ -9,13 +9,13 @@ from study.ledger import preferred
 from study.report import read_matrix, strongest
 from utils.errors import UserError, suggest
 
-MAP = "PuOr"  # orange: the student gains by the teacher; violet: it loses. Told apart by colour-blind readers.
+MAP = "PuOr"  # orange: the student gains; violet: it loses. Readable for colour-blind readers.
 
 
 def matrix(target):
-    """What each student gains over the same student alone, in points of test accuracy; framed: the strongest attack.
+    """The gain of each student over the same student alone, in points. The strongest attack of a row has a frame.
 
-    Cells whose runs are not finished are empty. UserError: no such matrix, or nothing finished.
+    Cells of unfinished runs are empty. Raises UserError if there is no such matrix, or no finished run.
     """
     from matplotlib.colors import SymLogNorm
 
@@ -24,13 +24,13 @@ def matrix(target):
     alone, yardstick, rows = read_matrix(data, source)
     gains = np.array([[entry["difference"] for entry in attacks] for _, attacks in rows], dtype=float)
     if np.isnan(gains).all():
-        raise UserError(f"{target}: nothing is finished yet; make it with: python reproduce.py {target}")
+        raise UserError(f"{target}: no run is finished; make it with: python reproduce.py {target}")
     names = []
     for (name, (cell, *_)), (teacher, _) in zip(data.rows, rows, strict=True):
         names.append(name if teacher[cell.epoch] is None else f"{name} ({teacher[cell.epoch]:.1f})")
     figure, [[ax]] = style.grid(1, 1, 0.9 + 0.26 * len(names))
     limit = max(1.0, np.nanmax(np.abs(gains)))
-    norm = SymLogNorm(linthresh=1, vmin=-limit, vmax=limit)  # a single ruined student must not whiten all others
+    norm = SymLogNorm(linthresh=1, vmin=-limit, vmax=limit)  # keeps small gains visible beside a very large loss
     image = ax.imshow(-gains, cmap=MAP, norm=norm, aspect="auto")
     ax.set_xticks(range(len(data.columns) - 1), data.columns[1:])
     ax.set_yticks(range(len(names)), names)
@@ -57,12 +57,12 @@ def matrix(target):
 
 
 def typeset(number):
-    """A number's digits with a minus sign in the place of the hyphen."""
+    """`number`, a string, with a minus sign instead of the hyphen."""
     return number.replace("-", "−")
 
 
 def write(ax, row, values, dark):
-    """The numbers of a row, white on cells that are dark."""
+    """Write the numbers of a row, in white on dark cells."""
     for column, value in enumerate(values):
         if not np.isnan(value):
             colour = "white" if dark[column] else "black"
@@ -77,7 +77,7 @@ def frame(ax, row, column):
 
 
 def find_matrix(target):
-    """The Matrix of that name; a UserError lists those there are."""
+    """The Matrix of this name. Raises UserError with the names of all matrices if there is none."""
     targets = tables.read_targets()
     matrices = [name for name, data in targets.items() if "defences" in data]
     table = tables.load_table(target) if target in targets else None

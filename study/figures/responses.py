@@ -1,4 +1,4 @@
-"""What two teachers answer to single images: softmax(logits / T)."""
+"""The outputs of two teachers for single images: softmax(logits / T)."""
 
 import torch
 
@@ -9,9 +9,9 @@ DEFAULT_IMAGES = 4
 
 
 def responses(normal, nasty, data_dir="data", download=False, images=None, temperature=4.0):
-    """A row for each test image: the image, and the softened responses of the normal and of the nasty teacher.
+    """A row for each test image: the image, and the softened outputs of the normal and the nasty teacher.
 
-    normal, nasty: run folders. images: numbers of test images; default: the first of each of the first classes.
+    normal, nasty: run folders. images: numbers of test images; default: the first image of each of the first classes.
     """
     if not 0 < temperature < float("inf"):
         raise UserError(f"--temperature {temperature:g}: must be above 0")
@@ -24,7 +24,7 @@ def responses(normal, nasty, data_dir="data", download=False, images=None, tempe
 
 
 def first_of_classes(labels, count):
-    """Numbers of the first image of each of the first `count` classes that there are."""
+    """The number of the first image of each of the first `count` classes in `labels`."""
     return [int((labels == label).nonzero()[0]) for label in labels.unique()[:count]]
 
 
@@ -50,7 +50,7 @@ def draw(dataset, index, softened, temperature):
 
 
 def bars(axes, probabilities, true, top):
-    """Bars over the classes up to the height `top`; the true class has another colour and a mark above its bar."""
+    """Draw a bar for each class. The true class has another colour and a mark above its bar. top: limit of the axis."""
     ordinary, marked = style.COLOURS[0], style.COLOURS[1]
     colours = [marked if label == true else ordinary for label in range(len(probabilities))]
     axes.bar(range(len(probabilities)), probabilities, color=colours, width=0.75)
@@ -61,7 +61,7 @@ def bars(axes, probabilities, true, top):
 
 
 def name_classes(axes, names):
-    """Below the bars: the classes' names; now and then a number where there are many."""
+    """Label the bars with class names, or with some of the numbers if there are many classes."""
     if max(map(len, names)) > 3:
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     else:

@@ -1,4 +1,4 @@
-"""How figures look, and how their files are written. matplotlib is imported when a figure is drawn, not before."""
+"""Style and files of figures. matplotlib is imported only when a figure is drawn."""
 
 import contextlib
 import os
@@ -6,17 +6,17 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; without yellow, too faint for lines on white paper.
+# The colours of Okabe and Ito, readable for colour-blind readers; without yellow, which is too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 GREY = "#666666"
 
-WIDTH = 5.5  # inches: the text width of ICLR, so that 8 pt here are 8 pt in print
+WIDTH = 5.5  # inches: the text width of ICLR, so that 8 pt in a figure are 8 pt in print
 DPI = 220  # of the PNG
 
 SHEET = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same files on every machine
+    "font.family": "DejaVu Sans",  # part of matplotlib, so the files are the same on every machine
     "mathtext.fontset": "dejavusans",
     "font.size": 8,
     "axes.titlesize": 8,
@@ -40,26 +40,26 @@ SHEET = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
     "figure.constrained_layout.use": True,
-    "pdf.fonttype": 42,  # TrueType, embedded: text stays text, and publishers accept it
+    "pdf.fonttype": 42,  # embedded TrueType, which publishers require
     "image.interpolation": "nearest",
 }
 
 
 @contextlib.contextmanager
 def sheet():
-    """Figures that are drawn and saved inside look like SHEET. UserError without matplotlib."""
+    """Figures that are drawn and saved in this context have the style SHEET. Raises UserError without matplotlib."""
     try:
         import matplotlib
     except ImportError:
         raise UserError("figures need matplotlib: pip install matplotlib") from None
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a user's own matplotlibrc must not change the files
+        matplotlib.rcdefaults()  # ignores the user's matplotlibrc
         matplotlib.rcParams.update(SHEET)
         yield
 
 
 def grid(rows, columns, height, **options):
-    """(figure, array (rows, columns) of axes) of text width. height: in inches; options: those of `subplots`."""
+    """(figure, array (rows, columns) of axes) of width WIDTH. height: in inches. options: of `Figure.subplots`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height))
@@ -67,7 +67,7 @@ def grid(rows, columns, height, **options):
 
 
 def panels(count, columns, height):
-    """(figure, `count` axes, row by row) that share their horizontal axis. height: of a row, in inches."""
+    """(figure, list of `count` axes, row by row), which share their horizontal axis. height: of a row, in inches."""
     rows = -(-count // columns)
     figure, axes = grid(rows, columns, 0.5 + height * rows, sharex=True)
     for ax in axes.flat[count:]:
@@ -76,17 +76,17 @@ def panels(count, columns, height):
 
 
 def name_horizontal(axes, quantity):
-    """Say what the horizontal axis is below the lowest of the `panels` in each column."""
+    """Label the horizontal axis below the lowest panel of each column."""
     lowest = {ax.get_subplotspec().colspan.start: ax for ax in axes}
     for ax in lowest.values():
         ax.set_xlabel(quantity)
         ax.tick_params(labelbottom=True)
         last_row = ax.get_subplotspec().is_last_row()
-        ax.xaxis.set_in_layout(last_row)  # else it has the room of an empty panel below
+        ax.xaxis.set_in_layout(last_row)  # otherwise there is the space of an empty panel below
 
 
 def look(index):
-    """Colour, marker and line style of the line number `index`."""
+    """Colour, marker and line style of line number `index`."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -102,23 +102,23 @@ def band(axes, x, middle, spread, colour):
 
 
 def name(axes, quantity):
-    """Say above the vertical axis what it shows: horizontal text reads best."""
+    """Label the vertical axis above it, in horizontal text."""
     axes.set_title(quantity, loc="left")
     axes.grid(axis="y")
 
 
 def legend(figure, handles, labels):
     """One legend for all axes, above them, in as many columns as fit."""
-    handle = 7  # the room of a line and its margins, in characters, of which 84 fit
+    handle = 7  # width of a line and its margins, in characters; 84 characters fit
     fits_one_row = sum(map(len, labels)) + handle * len(labels) <= 84
     columns = len(labels) if fits_one_row else max(1, 84 // (max(map(len, labels)) + handle))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=2.6, borderpad=0)
 
 
 def apart(heights, gap):
-    """The heights nearest to `heights`, in their order, with at least `gap` between two: where to put labels."""
+    """The heights nearest to `heights`, in the same order and at least `gap` apart, for labels that do not overlap."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
-    blocks = []  # [sum of heights less their gaps, how many]: neighbours that touch share a mean
+    blocks = []  # [sum of (height - rank * gap), count] of labels that touch each other; they share a mean
     for rank, index in enumerate(order):
         blocks.append([heights[index] - rank * gap, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
@@ -130,9 +130,9 @@ def apart(heights, gap):
 
 
 def save(figure, output, default):
-    """Write the figure as PNG and PDF; their paths. The files hold no date and no version: the same again, the same.
+    """Write the figure as PNG and PDF. Returns their paths. Files hold no date and version, so they are reproducible.
 
-    output: their path, with or without suffix, or a folder, in which they are called `default`.
+    output: path of the files, with or without suffix, or a folder; the files are then named `default`.
     """
     path = Path(output)
     if output.endswith(("/", os.sep)) or path.is_dir():

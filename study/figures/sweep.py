@@ -31,9 +31,9 @@ ALONE = {"linestyle": (0, (4, 2)), "linewidth": 0.9}
 class Line:
     """A row of a sweep.
 
-    student: Spec of its baseline, or of the row's own experiment if that has none. title, role: the parts of the row's
-    name that rows of the same student share, and the rest. accuracies: {value: those of all seeds}. alone: those of the
-    baseline.
+    student: Spec of its baseline, or of the row's experiment if there is none. title: the words of the row's name
+    that all rows of the same student share. role: the other words. accuracies: {value: accuracies of all seeds}. alone:
+    accuracies of the baseline.
     """
 
     name: str
@@ -49,19 +49,20 @@ class Line:
 
     @property
     def deviations(self):
-        """Over seeds; NaN, which is not drawn, where there is a single one."""
+        """Standard deviations over seeds; NaN, which is not drawn, for a single seed."""
         return np.array([statistics.stdev(v) if len(v) > 1 else math.nan for v in self.accuracies.values()])
 
 
 def sweep(target):
-    """Best test accuracy over the values of a key, a line a row of `target`, ± standard deviation over seeds.
+    """Best test accuracy over the values of a key, with a line for each row of `target`; ± over seeds.
 
-    Dashed: the student without a teacher. Many rows get a panel for each student. Says what is not yet run.
+    Dashed lines show the student without a teacher. If there are many rows, each student has its own panel. Missing
+    values are printed.
     """
     data = read_sweep(target)
     lines = [line for line in read_lines(target, data) if line.accuracies]
     if not lines:
-        raise UserError(f"{target}: nothing is finished yet; make it with: python reproduce.py {target}")
+        raise UserError(f"{target}: no run is finished; make it with: python reproduce.py {target}")
     x = positions(data["values"])
     figure, axes = one_panel(lines, x) if len(lines) <= MOST_LINES else panels(lines, x)
     for ax in axes:
@@ -71,7 +72,7 @@ def sweep(target):
 
 
 def read_sweep(target):
-    """The entry of a sweep in experiments/tables.json; a UserError lists those there are."""
+    """The entry of a sweep in experiments/tables.json. Raises UserError with all names if there is none."""
     targets = tables.read_targets()
     sweeps = {name: data for name, data in targets.items() if "values" in data}
     if target not in sweeps:
@@ -104,7 +105,7 @@ def read_lines(target, entry):
 
 
 def split_names(rows, students):
-    """(title, role) of each row: the words of its name that all rows of its student begin with, and the other words."""
+    """(title, role) of each row: the first words of its name, which all rows of its student share, and the others."""
     words = [name.replace(",", "").split() for name, _ in rows]
     for own, student in zip(words, students, strict=True):
         siblings = [other for other, its_student in zip(words, students, strict=True) if its_student == student]
@@ -117,7 +118,7 @@ def is_number(value):
 
 
 def positions(values):
-    """{value: where it stands}: to scale where values are evenly spread, else by their logarithm; 0 left of these."""
+    """{value: position}: linear if the values are evenly spaced, otherwise logarithmic with 0 at the left."""
     if not all(map(is_number, values)) or min(values) < 0:
         return {value: index for index, value in enumerate(values)}
     steps = np.diff(sorted(values))
@@ -129,7 +130,7 @@ def positions(values):
 
 
 def one_panel(lines, x):
-    """(figure, its axes) with all lines in one panel, each with its name at its right end."""
+    """(figure, axes) with all lines in one panel; each line has its name at its right end."""
     figure, [ax] = style.panels(1, 1, 2.6)
     looks = [style.look(index) for index in range(len(lines))]
     draw(ax, lines, looks, x)
@@ -148,7 +149,7 @@ def one_panel(lines, x):
 
 
 def panels(lines, x):
-    """(figure, its axes) with a panel for each student; the same role looks the same in all of them."""
+    """(figure, axes) with a panel for each student; lines of the same role have the same style."""
     students = list(dict.fromkeys(line.student for line in lines))
     roles = list(dict.fromkeys(line.role for line in sorted(lines, key=lambda line: not line.alone)))
     looks = {role: style.look(index) for index, role in enumerate(roles)}
@@ -165,7 +166,7 @@ def panels(lines, x):
 
 
 def draw(axes, lines, looks, x):
-    """Lines, with ± over seeds; a baseline in its line's colour, or grey where it is that of several."""
+    """Draw lines with error bars over seeds. A baseline has the colour of its line, or grey if several share it."""
     drawn = Counter(line.student for line in lines)
     for line, look in zip(lines, looks, strict=True):
         at = [x[value] for value in line.accuracies]

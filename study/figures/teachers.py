@@ -1,4 +1,4 @@
-"""The teachers that a figure compares, and what they answer."""
+"""The teachers that a figure compares, and their outputs."""
 
 from pathlib import Path
 
@@ -18,16 +18,16 @@ CLASSES = {
 
 
 def load(normal, nasty, data_dir="data", download=False):
-    """(data set, two networks) of run folders with a best_model.tar. UserError: there is none, or other data sets.
+    """(data set, two networks) of run folders with a best_model.tar, on the CPU, where figures are reproducible.
 
-    On the CPU: a figure needs few images, and is then the same wherever it is made.
+    Raises UserError if a checkpoint is missing or the data sets differ.
     """
     name, found = networks([normal, nasty], torch.device("cpu"))
     return data.load(name, data_dir, "cpu", download=download), found
 
 
 def networks(folders, device):
-    """(name of the data set, of which no file is read, the networks of run folders in float32)."""
+    """(name of the data set, networks of run folders in float32). Reads no file of the data set."""
     settings = [params.load(folder) for folder in folders]
     first = settings[0].dataset
     for folder, setting in zip(folders, settings, strict=True):
@@ -43,7 +43,7 @@ def networks(folders, device):
 
 
 def class_names(dataset):
-    """A name, or else the number, of each class of the data set of this name."""
+    """The names of a data set's classes, or their numbers if no names are known."""
     return CLASSES.get(dataset, tuple(map(str, range(data.DATASETS[dataset].num_classes))))
 
 

@@ -1,4 +1,4 @@
-"""t-SNE of the features and of the logits of two teachers. scikit-learn is imported here alone, when it is needed."""
+"""t-SNE of the features and the logits of two teachers. Only this file imports scikit-learn, when it is needed."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from study.figures import style, teachers
 from utils.errors import UserError
 
 COLOURS = (*style.COLOURS, "#999999", "#F0E442", "#6B3D00")
-MOST_CLASSES = len(COLOURS)  # more cannot be told apart
-WORD = 0.034, 0.058  # width of a letter and height of a line, in shares of the axes
+MOST_CLASSES = len(COLOURS)  # more colours are hard to distinguish
+WORD = 0.034, 0.058  # width of a letter and height of a line, as fractions of the axes
 
 
 def tsne(normal, nasty, data_dir="data", download=False, count=1000):
-    """Features above logits, the normal teacher beside the nasty one: the first `count` test images, by class.
+    """Features (top) and logits (bottom) of both teachers for the first `count` test images, coloured by class.
 
-    Of data sets with more than ten classes, the first ten.
+    Only the first ten classes are drawn.
     """
     try:
         from sklearn.manifold import TSNE
@@ -25,7 +25,7 @@ def tsne(normal, nasty, data_dir="data", download=False, count=1000):
     index = (dataset.test.labels < MOST_CLASSES).nonzero()[:count, 0]
     labels, names = dataset.test.labels[index].numpy(), teachers.class_names(dataset.name)
     if MOST_CLASSES < dataset.spec.num_classes:
-        print(f"{dataset.name}: drawn are the first {MOST_CLASSES} of its {dataset.spec.num_classes} classes")
+        print(f"{dataset.name}: only the first {MOST_CLASSES} of {dataset.spec.num_classes} classes are drawn")
     perplexity = min(30, (len(index) - 1) / 3)
 
     figure, axes = style.grid(2, 2, 5.4)
@@ -40,14 +40,14 @@ def tsne(normal, nasty, data_dir="data", download=False, count=1000):
 
 
 def scatter(axes, points, labels, names):
-    """Points (N, 2) in the colour and marker of their class, whose name stands in the middle of them."""
+    """Draw points (N, 2) in the colour and marker of their class, and the name of each class at its medoid."""
     from matplotlib.patheffects import withStroke
 
     classes = np.unique(labels)
     for label in classes:
         marker = style.MARKERS[label % len(style.MARKERS)]
         axes.scatter(*points[labels == label].T, s=7, color=COLOURS[label], marker=marker, linewidths=0, alpha=0.8)
-    axes.set(xticks=[], yticks=[], xmargin=0.12)  # room for the names
+    axes.set(xticks=[], yticks=[], xmargin=0.12)  # space for the names
     axes.spines[:].set(visible=True, color="#BBBBBB")
     axes.set_box_aspect(1)
     halo = [withStroke(linewidth=2.2, foreground="white")]
@@ -59,12 +59,12 @@ def scatter(axes, points, labels, names):
 
 
 def medoid(points):
-    """The point (2,) nearest to all others, which lies in a cluster where the mean may lie between two."""
+    """The point (2,) with the smallest sum of distances to all others. Unlike the mean, it lies in a cluster."""
     return points[np.linalg.norm(points[:, None] - points[None], axis=2).sum(1).argmin()]
 
 
 def apart(middles, words):
-    """Places (x, y) of words, in shares of the axes, at their `middles` or above, where they cover no other."""
+    """Positions (x, y) of words, as fractions of the axes: at `middles`, or higher if they would overlap."""
     placed = {}
     for index in sorted(range(len(words)), key=lambda index: middles[index][1]):
         x, y = middles[index]

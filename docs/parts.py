@@ -1,0 +1,136 @@
+"""The generated parts of the pages, each as a string of Markdown; see make.py."""
+
+import dataclasses
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+
+from tabulate import tabulate
+
+import model
+from method.attack import Attack
+from study.ledger import Recorded
+from study.report import read_matrix, report, show, show_best, show_gain, strongest
+from study.tables import load_table
+from training import params
+from training.changes import parse_change
+from utils.keys import TYPE_NAMES, key
+
+NAMES = ("keys", "networks", "equation", "defence", "attack", "datafree", "trials", "speed")
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+SIZES = {"digits": "digits", "CIFAR-10 in small": "CIFAR10-small"}
+LIMITS = {"low": "≥", "above": ">", "high": "≤", "below": "<"}
+SPEED = {"images_per_second": ".0f", "reference_images_per_second": ".0f", "ratio": ".2f", "epoch_seconds": ".0f"}
+SPEED |= {"loading_percent": ".1f", "peak_percent": ".0f"}
+
+
+def target(name, *options):
+    """A table of experiments/tables.json: the published numbers and the records.
+
+    options: key=value, changed in all runs; "last": with the accuracies of the last epoch.
+    """
+    changes = dict(map(parse_change, (option for option in options if "=" in option)))
+    lines = report(name, "markdown", [Recorded()], common=changes).splitlines()
+    lines = [line for line in lines if "last" in options or not line.replace(" ", "").startswith("||last|")]
+    table, sentences = ([line for line in lines if line.startswith(start)] for start in ("|", "here"))
+    return "\n\n".join(["\n".join(table), *sentences])
+
+
+def keys(path):
+    """The keys that a dataclass or a network declares, without those that all attacks share."""
+    if path in model.names():
+        fields = [(name, type(value), key(f"of `{path}`", value)) for name, value in model.options(path).items()]
+        path = dataclasses.make_dataclass("Options", fields)
+    declared = pkgutil.resolve_name(path) if isinstance(path, str) else path
+    shared = [field.name for field in dataclasses.fields(Attack.Params)] if declared is not Attack.Params else ()
+    lines = [row_of_key(field) for field in dataclasses.fields(declared) if field.name not in shared]
+    return draw(lines, ["key", "type", "default", "allowed", "meaning"])
+
+
+def row_of_key(field):
+    limits = field.metadata
+    allowed = [f"{sign} {limits[limit]:g}" for limit, sign in LIMITS.items() if limit in limits]
+    allowed += [f"`{choice}`" for choice in limits.get("choices", ())]
+    default = "required" if field.default is dataclasses.MISSING else f"`{json.dumps(field.default)}`"
+    return [f"`{field.name}`", TYPE_NAMES[field.type], default, ", ".join(allowed), limits["about"]]
+
+
+def networks():
+    return ", ".join(f"`{name}`" for name in model.names())
+
+
+def equation(module):
+    """The paragraphs of a module's docstring that are set in columns: its equation and the meaning of its symbols."""
+    paragraphs = importlib.import_module(module).__doc__.split("\n\n")[1:]
+    return "\n".join(["```", "\n\n".join(text.strip("\n") for text in paragraphs if "  " in text.strip()), "```"])
+
+
+def defence(*words):
+    """A row of the matrices: accuracy of the teacher, and what students of `kd` and of the strongest attack gain."""
+    lines = []
+    for data, size in SIZES.items():
+        matrix = load_table(f"matrix_{size}")
+        rows, names = read_matrix(matrix, Recorded())[2], [name for name, _ in matrix.rows]
+        number = names.index(" ".join(words))
+        epoch, found = matrix.rows[number][1][0].epoch, strongest(matrix, rows)[number]
+        (normal, _), (teacher, attacks) = rows[names.index("none")], rows[number]
+        best = f"`{found[0]}` {show_gain(found[1])}" if found else "–"
+        lines.append([data, show_best(normal), show_best(teacher, epoch), show_gain(attacks[0]), best])
+    return draw(lines, ["data", "normal teacher", "this teacher", "student of `kd`", "student of the strongest attack"])
+
+
+def attack(name):
+    """A column of the matrices: what students of a normal and of a nasty teacher gain."""
+    lines = []
+    for data, size in SIZES.items():
+        matrix = load_table(f"matrix_{size}")
+        (_, normal), (_, nasty) = read_matrix(matrix, Recorded())[2][:2]
+        number = matrix.columns[1:].index(name)
+        lines.append([data, show_gain(normal[number]), show_gain(nasty[number])])
+    return draw(lines, ["data", "student of the normal teacher", "student of the nasty teacher"])
+
+
+def datafree(column):
+    """A column of the data-free tables: accuracy of the students of a normal and of a nasty teacher."""
+    lines = []
+    for data, size in SIZES.items():
+        entries = json.loads(report(f"datafree_{size}", "json", [Recorded()]))
+        lines.append([data, *(show_best(entry) for entry in entries if entry["column"] == column)])
+    return draw(lines, ["data", "student of the normal teacher", "student of the nasty teacher"])
+
+
+def trials(experiment, keys, metric, *students):
+    """All recorded settings of a teacher with seed 0, its accuracy and `metric`, and the best accuracy of students."""
+    source, folder, names, lines = Recorded(), Path(experiment).parent, keys.split(","), []
+    for run in (run.with_seed(0) for run in source.runs_of(experiment)):
+        if 0 not in source.histories(run):
+            continue
+        test, checked = source.histories(run)[0]["test"], vars(params.check(run.raw, experiment))
+        best = max(range(len(test["acc"])), key=lambda epoch: (test["acc"][epoch], epoch))
+        numbers = [show(test[term][epoch]) for epoch in (best, -1) for term in ("acc", metric)]
+        best_of_students = (student_of(run, str(folder / name), source) for name in students)
+        lines.append([*(checked[name] for name in names), *numbers, *best_of_students])
+    lines.sort(key=lambda line: line[: len(names)])
+    return draw(lines, [*names, "teacher, best epoch", metric, "last epoch", metric, *students])
+
+
+def student_of(teacher, experiment, source):
+    """The best accuracy of the recorded student whose teacher is the run `teacher`, and that has no changed key."""
+    found = [run for run in source.runs_of(experiment) if not run.changes]
+    found = [run.with_seed(0) for run in found if run.with_seed(0).sources["teacher_resume"] == teacher]
+    return show(max(source.histories(found[0])[0]["test"]["acc"])) if found else ""
+
+
+def speed(*files):
+    """Timings in benchmarks/results/ against the reference pipeline. files: names, or name#network."""
+    lines = []
+    for file, _, network in (name.partition("#") for name in files):
+        found = json.loads((BENCHMARKS / file).read_text())["results"]
+        found = [line for line in found if network in ("", line["network"])]
+        lines += [[line["network"], line["kind"], *(f"{line[k]:{how}}" for k, how in SPEED.items())] for line in found]
+    return draw(lines, ["network", "step", *(name.replace("_", " ") for name in SPEED)])
+
+
+def draw(lines, headers):
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
