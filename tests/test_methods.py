@@ -41,13 +41,18 @@ def example(field, frozen):
 
 
 def cases():
-    """{id: (method, keys)}: every method, again with each other choice of a key, and attacks that meet `stingy`."""
+    """{id: (method, keys)}: every method, again with each other choice of a key, and attacks that meet `stingy`.
+
+    A key that is true or false has two choices.
+    """
     found = {name: (name, {}) for name in NAMES}
     for name in NAMES:
         for field in dataclasses.fields(method.find(name).Params):
             taken = example(field, None) if field.default is dataclasses.MISSING else field.default
-            for choice in set(field.metadata.get("choices", ())) - {taken}:
-                found[f"{name} {choice}"] = name, {field.name: choice}
+            choices = {not taken} if field.type is bool else set(field.metadata.get("choices", ())) - {taken}
+            for choice in choices:
+                shown = field.name if field.type is bool else choice
+                found[f"{name} {shown}"] = name, {field.name: choice}
         if name in method.names()["attack"]:
             found[f"{name} stingy"] = name, {"release": "stingy", "rho": 0.5}
     return dict(sorted(found.items()))
