@@ -1,0 +1,181 @@
+"""reverse_sigmoid and modelguard: the rules in float64, what they promise, and every attack against each."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from test_losses import logits, softmax
+from test_methods import NAMES, build
+
+import method
+from method.defend.modelguard import MARGIN, OFFSET, modelguard
+from method.defend.reverse_sigmoid import reverse_sigmoid
+from utils import engine
+from utils.errors import UserError
+
+RULES = {"reverse_sigmoid": {}, "modelguard": {}}
+
+
+def certain(scale=1.0, classes=5, rows=40):
+    """Probabilities, double (rows, classes): nearly uniform for a small scale."""
+    generator = torch.Generator().manual_seed(classes)
+    return (scale * torch.randn(rows, classes, dtype=torch.float64, generator=generator)).softmax(1)
+
+
+# Reverse sigmoid
+
+
+@pytest.mark.parametrize(("beta", "gamma"), [(0.21, 0.2), (0.02, 0.2), (1.0, 1.0), (0.7, 0.05)])
+def test_reverse_sigmoid(beta, gamma):
+    z = logits(0).detach()
+    for row, found in zip(z.tolist(), reverse_sigmoid(z, beta, gamma).exp().tolist(), strict=True):
+        perturbed = []
+        for p in softmax(row, 1):
+            inverse = math.log(p / (1 - p))
+            perturbed.append(p - beta * (1 / (1 + math.exp(-gamma * inverse)) - 0.5))
+        assert found == pytest.approx([p / sum(perturbed) for p in perturbed], rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_reverse_sigmoid_of_certain_answers(dtype):
+    """Positive, finite and with a gradient, however certain the teacher is."""
+    z = torch.tensor([[500.0, 0.0, -500.0], [40.0, 0.0, 20.0], [0.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
+    answer = reverse_sigmoid(z, 0.21, 0.2)
+    assert answer.isfinite().all() and torch.autograd.grad(answer[:, 0].sum(), z)[0].isfinite().all()
+    torch.testing.assert_close(answer.exp().sum(1), torch.ones(3, dtype=dtype))
+    assert answer[0].exp()[0] < 0.85 and answer[2].exp().tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_reverse_sigmoid_reverses_the_order_of_unlikely_classes():
+    p = torch.tensor([[0.98, 0.0009, 0.0191 - 0.001, 0.001]], dtype=torch.float64)
+    answer = reverse_sigmoid((p / p.sum()).log(), 0.21, 0.2)[0]
+    assert answer.argmax() == 0 and answer[1] > answer[3] > answer[2]
+
+
+# ModelGuard
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "expected"),
+    [
+        (0.2, [0.87, 0.015, 0.01, 0.004, 0.101]),
+        (0.5, [0.72, 0.015, 0.01, 0.004, 0.251]),
+        (1.0, [0.47, 0.015, 0.01, 0.0351, 0.4699]),
+    ],
+)
+def test_modelguard_of_a_known_programme(epsilon, expected):
+    p = torch.tensor([[0.97, 0.015, 0.01, 0.004, 0.001]], dtype=torch.float64)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 1, 3]):
+        found = modelguard(p[:, order], epsilon)[0].tolist()
+        assert found == pytest.approx([expected[place] for place in order], abs=1e-9)
+
+
+def cost(p, answer):
+    return ((p + OFFSET).log() * answer).sum(-1)
+
+
+def allowed(p, answer, epsilon, slack=1e-9):
+    """Whether answers (…, C) keep every constraint of the programme for one p (C,)."""
+    top = answer[..., p.argmax()]
+    rest = answer.index_select(-1, torch.tensor([k for k in range(len(p)) if k != p.argmax()])).amax(-1)
+    ok = ((answer - p).abs().sum(-1) <= epsilon + slack) & (top - rest >= MARGIN - slack)
+    return ok & (answer.amin(-1) >= -slack) & ((answer.sum(-1) - 1).abs() <= slack)
+
+
+@pytest.mark.parametrize("epsilon", [0.2, 0.9, 2.0])
+@pytest.mark.parametrize("scale", [0.3, 2.0])
+def test_modelguard_is_at_least_as_good_as_every_answer_of_a_grid(scale, epsilon):
+    steps = 60
+    grid = [(i, j, k, steps - i - j - k) for i, j, k in itertools.product(range(steps + 1), repeat=3)]
+    answers = torch.tensor([row for row in grid if row[3] >= 0], dtype=torch.float64) / steps
+    for p in certain(scale, classes=4, rows=20):
+        found = modelguard(p[None], epsilon)[0]
+        assert allowed(p, found, epsilon, slack=1e-7)
+        costs = cost(p, answers[allowed(p, answers, epsilon)])
+        if len(costs):
+            assert cost(p, found) <= costs.min() + 1e-7
+            if epsilon > 0.5:
+                assert cost(p, found) > costs.min() - 40 / steps  # a grid's distance: the two agree
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.5, 1.0, 1.7])
+@pytest.mark.parametrize("classes", [2, 3, 10, 30])
+def test_modelguard_solves_the_linear_programme(classes, epsilon):
+    optimize = pytest.importorskip("scipy.optimize")
+    unit = torch.eye(classes, dtype=torch.float64)
+    for scale in (0.3, 1.0, 4.0):
+        for p in certain(scale, classes, rows=10):
+            bounds, rows = torch.cat((p, -p)), torch.cat((torch.cat((unit, -unit), 1), torch.cat((-unit, -unit), 1)))
+            margins = torch.cat((unit - unit[p.argmax()], torch.zeros_like(unit)), 1)
+            margins = margins[[k for k in range(classes) if k != p.argmax()]]
+            budget = torch.cat((torch.zeros(1, classes), torch.ones(1, classes)), 1)
+            limits = torch.cat((bounds, torch.tensor([-MARGIN] * (classes - 1) + [epsilon], dtype=torch.float64)))
+            total = torch.cat((torch.ones(1, classes), torch.zeros(1, classes)), 1)
+            costs = torch.cat(((p + OFFSET).log(), torch.zeros(classes)))
+            whole = (part.numpy() for part in (costs, torch.cat((rows, margins, budget)), limits, total))
+            done = optimize.linprog(*whole, b_eq=[1.0], bounds=(0, 1))
+            found = modelguard(p[None], epsilon)[0]
+            assert allowed(p, found, epsilon, slack=1e-7)
+            assert cost(p, found).item() == pytest.approx(done.fun, abs=1e-7)
+
+
+def test_modelguard_without_a_budget_changes_nothing_and_breaks_ties():
+    p = certain(3.0)
+    torch.testing.assert_close(modelguard(p, 0.0), p, rtol=0, atol=1e-9)
+    tied = torch.tensor([[0.4, 0.4, 0.2]], dtype=torch.float64)
+    assert modelguard(tied, 0.5).argmax() == tied.sort(1).indices[0, -1]
+
+
+# Every rule
+
+
+def rule(name, keys, frozen):
+    return build("kd", {"release": name} | keys, frozen)[0].teacher
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_answers_are_log_probabilities_that_keep_the_highest_class(name, trained):
+    teacher = rule(name, RULES[name], trained / "baseline/teacher/best_model.tar")
+    for classes, scale in itertools.product((10, 100), (0.5, 3.0, 10.0)):
+        beta = {"beta": 0.21 if classes == 10 else 0.02} if name == "reverse_sigmoid" else {}
+        vars(teacher.params).update(beta)
+        z = certain(scale, classes, rows=200).log().float()
+        answer = teacher.answer(z)
+        assert answer.dtype == torch.float32 and answer.isfinite().all()
+        torch.testing.assert_close(answer.exp().sum(1), torch.ones(200), rtol=1e-5, atol=1e-5)
+        assert (answer.argmax(1) == z.argmax(1)).all() and not torch.allclose(answer, z)
+        torch.testing.assert_close(teacher.answer(z + 7).exp(), answer.exp(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_images_have_a_gradient_through_the_rule(name, trained):
+    teacher = rule(name, RULES[name], trained / "baseline/teacher/best_model.tar")
+    images = torch.randn(4, 3, 32, 32, requires_grad=True)
+    gradient = torch.autograd.grad(teacher(images)[:, 0].sum(), images)[0]
+    assert gradient.isfinite().all() and gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("attack", [name for name in NAMES if name in method.names()["attack"]])
+def test_every_attack_meets_every_rule(attack, name, trained):
+    frozen = trained / "baseline/teacher/best_model.tar"
+    learner, loader, optimizer = build(attack, {"release": name} | RULES[name], frozen)
+    terms = engine.train_epoch(learner, learner.losses, loader, optimizer, "").values()
+    assert all(abs(value) < 1e4 for value in terms.values())
+
+
+BAD = [
+    ("reverse_sigmoid", "beta", 0, '"beta": must be at most 1 and above 0, not 0'),
+    ("reverse_sigmoid", "beta", 1.5, '"beta": must be at most 1 and above 0, not 1.5'),
+    ("reverse_sigmoid", "sharpness", 0, '"sharpness": must be at most 1 and above 0, not 0'),
+    ("modelguard", "epsilon", -0.1, '"epsilon": must be at least 0 and at most 2, not -0.1'),
+    ("modelguard", "epsilon", 2.5, '"epsilon": must be at least 0 and at most 2, not 2.5'),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value", "message"), BAD, ids=[f"{case[0]} {case[1]}" for case in BAD])
+def test_bad_values(name, key, value, message, trained):
+    with pytest.raises(UserError) as error:
+        rule(name, RULES[name] | {key: value}, trained / "baseline/teacher/best_model.tar")
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
