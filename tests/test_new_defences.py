@@ -1,14 +1,15 @@
-"""reverse_sigmoid and modelguard: the rules in float64, what they promise, and every attack against each."""
+"""cmim, reverse_sigmoid, modelguard: equations in float64, what they promise, and every attack against each rule."""
 
 import itertools
 import math
 
 import pytest
 import torch
-from test_losses import logits, softmax
+from test_losses import LABELS, check, logits, softmax
 from test_methods import NAMES, build
 
 import method
+from method.defend.cmim import Centroids, cmi
 from method.defend.modelguard import MARGIN, OFFSET, modelguard
 from method.defend.reverse_sigmoid import reverse_sigmoid
 from utils import engine
@@ -21,6 +22,84 @@ def certain(scale=1.0, classes=5, rows=40):
     """Probabilities, double (rows, classes): nearly uniform for a small scale."""
     generator = torch.Generator().manual_seed(classes)
     return (scale * torch.randn(rows, classes, dtype=torch.float64, generator=generator)).softmax(1)
+
+
+# CMIM
+
+
+@pytest.mark.parametrize("T", [1.0, 4.0, 20.0])
+def test_cmi_of_given_centroids(T):
+    def written(rows, centroids):
+        total = 0.0
+        for row, label in zip(rows, LABELS.tolist(), strict=True):
+            for p, q in zip(softmax(row, T), softmax(centroids[label], 1), strict=True):
+                total += p * math.log(p / q)
+        return T**2 * total / len(rows)
+
+    log_centroids = logits(1, 7).detach().log_softmax(1)
+    rows = logits(0)
+    check(cmi(rows, [log_centroids], LABELS, [T])[0], written, rows, log_centroids)
+
+
+def test_cmi_is_smallest_at_the_class_means():
+    """And there it is the mutual information of image and answer given the class: H(mean) − mean of H."""
+    rows = logits(0).detach()
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    P = (rows / 4).softmax(1)
+    means = torch.stack((P[:3].mean(0), P[3:].mean(0)))
+    entropy = lambda p: -(p * p.log()).sum(-1)  # noqa: E731
+    expected = (3 * entropy(means[0]) + 2 * entropy(means[1]) - entropy(P).sum()) / 5
+    found = cmi(rows, [means.log()], labels, [4.0])[0] / 16
+    assert found.item() == pytest.approx(expected.item())
+    for seed in range(5):
+        other = (means.log() + 0.1 * logits(seed, 2)).log_softmax(1)
+        assert cmi(rows, [other], labels, [4.0])[0] / 16 > found
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_centroids_are_moving_averages_over_the_images_of_a_class(momentum):
+    own, temperatures = Centroids([1.0, 4.0], 7, momentum).double(), [1.0, 4.0]
+    sums = {T: [[0.0] * 7 for _ in range(7)] for T in temperatures}
+    counts = [0.0] * 7
+    batches = [(logits(seed).detach(), LABELS if seed != 1 else torch.tensor([2, 0, 0, 3, 2])) for seed in range(3)]
+    for rows, labels in batches:
+        own.update(rows, labels)
+        counts = [momentum * n + (1 - momentum) * labels.tolist().count(c) for c, n in enumerate(counts)]
+        for T, c, k in itertools.product(temperatures, range(7), range(7)):
+            batch = sum(softmax(z, T)[k] for z, y in zip(rows.tolist(), labels.tolist(), strict=True) if y == c)
+            sums[T][c][k] = momentum * sums[T][c][k] + (1 - momentum) * batch
+    for T, Q in zip(temperatures, own.log().exp().tolist(), strict=True):
+        for c in range(7):
+            expected = [value / counts[c] for value in sums[T][c]] if counts[c] else [1 / 7] * 7
+            assert Q[c] == pytest.approx(expected)
+
+
+def test_a_batch_without_a_class_leaves_its_centroid():
+    own = Centroids([4.0], 7, 0.5)
+    own.update(logits(0).detach().float(), LABELS)
+    before = own.log()
+    for _ in range(50):
+        own.update(logits(1).detach().float(), torch.full((5,), 6))
+    torch.testing.assert_close(own.log()[:, [0, 1, 3]], before[:, [0, 1, 3]])
+    assert not torch.allclose(own.log()[:, 6], before[:, 6])
+
+
+def test_cmim_temperatures(trained):
+    frozen = trained / "baseline/teacher/best_model.tar"
+    for keys, expected in (({}, [1, 20**0.25, 20**0.5, 20**0.75, 20]), ({"temperatures": 1}, [1])):
+        assert build("cmim", keys, frozen)[0].temperatures == pytest.approx(expected)
+
+
+def test_cmim_gathers_the_answers_of_a_class(trained):
+    frozen, found = trained / "baseline/teacher/best_model.tar", []
+    for weight in (0.0, 1.0):
+        learner, loader, optimizer = build("cmim", {"weight": weight, "learning_rate": 0.01}, frozen)
+        for epoch in range(20):
+            loader.set_epoch(epoch)
+            terms = engine.train_epoch(learner, learner.losses, loader, optimizer, "").values()
+        assert terms["loss"] == pytest.approx(terms["ce"] + weight * terms["cmi"])
+        found.append(learner.evaluate(loader)["cmi"])
+    assert found[1] < found[0] / 2
 
 
 # Reverse sigmoid
@@ -166,6 +245,10 @@ def test_every_attack_meets_every_rule(attack, name, trained):
 
 
 BAD = [
+    ("cmim", "weight", -1, '"weight": must be at least 0, not -1'),
+    ("cmim", "temperatures", 0, '"temperatures": must be at least 1, not 0'),
+    ("cmim", "hottest", 0.5, '"hottest": must be at least 1, not 0.5'),
+    ("cmim", "centroid_momentum", 1, '"centroid_momentum": must be at least 0 and below 1, not 1'),
     ("reverse_sigmoid", "beta", 0, '"beta": must be at most 1 and above 0, not 0'),
     ("reverse_sigmoid", "beta", 1.5, '"beta": must be at most 1 and above 0, not 1.5'),
     ("reverse_sigmoid", "sharpness", 0, '"sharpness": must be at most 1 and above 0, not 0'),
@@ -176,6 +259,7 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "key", "value", "message"), BAD, ids=[f"{case[0]} {case[1]}" for case in BAD])
 def test_bad_values(name, key, value, message, trained):
+    frozen = trained / "baseline/teacher/best_model.tar"
     with pytest.raises(UserError) as error:
-        rule(name, RULES[name] | {key: value}, trained / "baseline/teacher/best_model.tar")
+        build(name, {key: value}, frozen) if name in NAMES else rule(name, RULES[name] | {key: value}, frozen)
     assert message in str(error.value) and len(str(error.value).splitlines()) == 1
