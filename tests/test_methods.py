@@ -25,6 +25,14 @@ GENERATOR = {"iterations_per_epoch": 3, "noise_size": 8, "generator_channels": 4
 SMALL = {
     "dafl": GENERATOR,
     "dfad": GENERATOR | {"student_steps": 2},
+    "fast_datafree": {
+        "rounds_per_epoch": 2,
+        "student_steps": 2,
+        "warm_up_rounds": 2,
+        "generator_steps": 2,
+        "noise_size": 8,
+        "generator_channels": 4,
+    },
     "deepinversion": {"image_batches": 3, "new_batches": 3, "inversion_steps": 2},
 }
 

@@ -9,7 +9,7 @@ y     the label                                  w    the epochs are counted fro
 
 In plain distillation β_n is 1 − P_y of the teacher, so what a confident teacher says of the other classes weighs
 little. With `standardise` both sets of logits are standardised first (logit_std.py); the cross-entropy is not.
-Ours: an image for which every logit beside the label's is withheld has no β_n term.
+Ours: classes whose logits the teacher withholds are left out of n_t and of n_s.
 """
 
 from dataclasses import dataclass
@@ -34,9 +34,8 @@ def dkd_loss(logits, teacher_logits, labels, T, beta_target, beta_others, standa
         logits, teacher_logits = standardise(logits), standardise(teacher_logits)
     others, b_s = split(logits, labels, T)
     teacher_others, b_t = split(teacher_logits, labels, T)
-    released = (teacher_others > WITHHELD).any(1, keepdim=True)
     target = T**2 * kl(b_t, b_s)
-    others = T**2 * kl(torch.where(released, teacher_others, others.detach()), others, T)
+    others = T**2 * kl(teacher_others, others.masked_fill(teacher_others <= WITHHELD, WITHHELD), T)
     return beta_target * target + beta_others * others, target, others, ce
 
 
