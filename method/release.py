@@ -25,6 +25,9 @@ class Release:
     def __init__(self, teacher, params):
         self.teacher, self.params = teacher, params
 
+    def prepare(self, zoo):
+        """Load what the rule needs besides, such as another network; called once, before the first query."""
+
     def query(self, images):
         return images
 

@@ -89,7 +89,7 @@ def batches_for(learner):
 @every_case
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_losses_stay_on_the_gpu(name, keys, bf16, fake):
-    checked = params.check(raw_params(name, "unread") | keys, Path("params.json"))
+    checked = params.check(raw_params(name, keys, "unread"), Path("params.json"))
     learner = method.find(name)(checked, FakeZoo(data.DATASETS["digits"], CUDA, bf16))
     learner.trained.train()
     for batch in batches_for(learner):

@@ -13,13 +13,16 @@ from conftest import TINY
 
 import method
 from method.datafree import Generating
+from method.release import Release
 from model.zoo import Zoo
 from utils import checkpoint, data, engine, experiment, params
 
 NAMES = [name for members in method.names().values() for name in members]
 DIGITS = data.DATASETS["digits"]
+# Of sdb's rule the key is a file of its own: test_defences.py
+RULES = [name for name in method.files()["defend"] if method.member("defend", name, Release) and name != "sdb"]
 # Values for keys without a default. A new method needs a line here only where a guess by name or type will not do.
-EXAMPLES = {"temperature": 4, "weight": 0.1, "alpha": 0.9}
+EXAMPLES = {"temperature": 4, "weight": 0.1, "alpha": 0.9, "rho": 0.5}
 # Other values than the default where that is too long or too large for a test.
 GENERATOR = {"iterations_per_epoch": 3, "noise_size": 8, "generator_channels": 4}
 SMALL = {
@@ -49,7 +52,7 @@ def example(field, frozen):
 
 
 def cases():
-    """{id: (method, keys)}: every method, again with each other choice of a key, and attacks that meet `stingy`.
+    """{id: (method, keys)}: every method, again with each other choice of a key, attacks that meet `stingy`, all rules.
 
     A key that is true or false has two choices.
     """
@@ -62,7 +65,9 @@ def cases():
                 shown = field.name if field.type is bool else choice
                 found[f"{name} {shown}"] = name, {field.name: choice}
         if name in method.names()["attack"]:
-            found[f"{name} stingy"] = name, {"release": "stingy", "rho": 0.5}
+            found[f"{name} stingy"] = name, {"release": "stingy"}
+    for rule in RULES:
+        found[f"kd {rule}"] = "kd", {"release": rule}
     return dict(sorted(found.items()))
 
 
@@ -95,15 +100,17 @@ class Witness(Zoo):
         return self.made[-1]
 
 
-def raw_params(name, frozen):
-    """What a params.json of the method `name` may say; frozen: the checkpoint of another network."""
-    needed = [f for f in dataclasses.fields(method.find(name).Params) if f.default is dataclasses.MISSING]
-    return TINY | {"method": name} | SMALL.get(name, {}) | {field.name: example(field, frozen) for field in needed}
+def raw_params(name, keys, frozen):
+    """What a params.json of the method `name` may say, `keys` in it; frozen: the checkpoint of another network."""
+    parts = [method.find(name).Params, *([method.find_release(keys["release"]).Params] if "release" in keys else [])]
+    needed = [f for part in parts for f in dataclasses.fields(part) if f.default is dataclasses.MISSING]
+    examples = {field.name: example(field, frozen) for field in needed}
+    return TINY | {"method": name} | SMALL.get(name, {}) | examples | keys
 
 
 def build(name, keys, frozen, bf16=False):
     """(the method, a loader, an optimizer)"""
-    checked = params.check(raw_params(name, frozen) | keys, Path("params.json"))
+    checked = params.check(raw_params(name, keys, frozen), Path("params.json"))
     engine.seed_everything(0, epoch=-1)
     learner = method.find(name)(checked, Witness(DIGITS, torch.device("cpu"), bf16))
     loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)
@@ -155,7 +162,7 @@ def test_frozen_networks_stay_as_they_are(name, keys, frozen):
         assert not any(part.training for part in network.modules())
         assert all(p.grad is None and not p.requires_grad for p in network.parameters())
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
-    sources = [key for key in ("adversarial_resume", "teacher_resume") if hasattr(learner.params, key)]
+    sources = [key for key in ("adversarial_resume", "teacher_resume", "proxy_resume") if hasattr(learner.params, key)]
     assert bool(sources) == (name not in ("scratch", "cmim"))  # which learn from no other network
     assert len(before) == len(sources) + (name == "sdb")  # which has f_R besides
 

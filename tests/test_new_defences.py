@@ -1,4 +1,4 @@
-"""cmim, reverse_sigmoid, modelguard: equations in float64, what they promise, and every attack against each rule."""
+"""cmim, reverse_sigmoid, modelguard, poe: equations in float64, what they promise, every attack against each rule."""
 
 import itertools
 import math
@@ -11,11 +11,12 @@ from test_methods import NAMES, build
 import method
 from method.defend.cmim import Centroids, cmi
 from method.defend.modelguard import MARGIN, OFFSET, modelguard
+from method.defend.poe import product
 from method.defend.reverse_sigmoid import reverse_sigmoid
 from utils import engine
 from utils.errors import UserError
 
-RULES = {"reverse_sigmoid": {}, "modelguard": {}}
+RULES = ["reverse_sigmoid", "modelguard", "poe"]
 
 
 def certain(scale=1.0, classes=5, rows=40):
@@ -206,6 +207,32 @@ def test_modelguard_without_a_budget_changes_nothing_and_breaks_ties():
     assert modelguard(tied, 0.5).argmax() == tied.sort(1).indices[0, -1]
 
 
+# Product of experts
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_product_of_experts(gamma):
+    own, proxy = logits(0).detach(), logits(1).detach()
+    for t, p, found in zip(own.tolist(), proxy.tolist(), product(own, proxy, gamma).tolist(), strict=True):
+        weights = [a ** (1 - gamma) * b**gamma for a, b in zip(softmax(t, 1), softmax(p, 1), strict=True)]
+        assert softmax(found, 1) == pytest.approx([w / sum(weights) for w in weights])
+
+
+def test_the_proxy_answers_beside_the_teacher(trained):
+    frozen, proxy = trained / "baseline/teacher/best_model.tar", trained / "kd_nasty/nasty/best_model.tar"
+    images, answers = torch.randn(4, 3, 32, 32), {}
+    for share in (0.0, 0.5, 1.0):
+        learner = build("kd", {"release": "poe", "proxy_resume": str(proxy), "proxy_share": share}, frozen)[0]
+        answers[share] = learner.teacher(images)
+        features, logits_again = learner.teacher(images, with_features=True)
+        assert torch.equal(logits_again, answers[share])
+        assert torch.equal(features, learner.teacher.teacher(images, with_features=True)[0])
+        assert len(learner.zoo.origins) == 2  # a run notices another proxy
+    torch.testing.assert_close(answers[0.5], (answers[0.0] + answers[1.0]) / 2)
+    torch.testing.assert_close(answers[0.0], learner.teacher.teacher(images))
+    assert not torch.allclose(answers[0.0], answers[1.0])
+
+
 # Every rule
 
 
@@ -213,9 +240,9 @@ def rule(name, keys, frozen):
     return build("kd", {"release": name} | keys, frozen)[0].teacher
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", ["reverse_sigmoid", "modelguard"])
 def test_answers_are_log_probabilities_that_keep_the_highest_class(name, trained):
-    teacher = rule(name, RULES[name], trained / "baseline/teacher/best_model.tar")
+    teacher = rule(name, {}, trained / "baseline/teacher/best_model.tar")
     for classes, scale in itertools.product((10, 100), (0.5, 3.0, 10.0)):
         beta = {"beta": 0.21 if classes == 10 else 0.02} if name == "reverse_sigmoid" else {}
         vars(teacher.params).update(beta)
@@ -229,7 +256,7 @@ def test_answers_are_log_probabilities_that_keep_the_highest_class(name, trained
 
 @pytest.mark.parametrize("name", RULES)
 def test_images_have_a_gradient_through_the_rule(name, trained):
-    teacher = rule(name, RULES[name], trained / "baseline/teacher/best_model.tar")
+    teacher = rule(name, {}, trained / "baseline/teacher/best_model.tar")
     images = torch.randn(4, 3, 32, 32, requires_grad=True)
     gradient = torch.autograd.grad(teacher(images)[:, 0].sum(), images)[0]
     assert gradient.isfinite().all() and gradient.abs().max() > 0
@@ -239,7 +266,7 @@ def test_images_have_a_gradient_through_the_rule(name, trained):
 @pytest.mark.parametrize("attack", [name for name in NAMES if name in method.names()["attack"]])
 def test_every_attack_meets_every_rule(attack, name, trained):
     frozen = trained / "baseline/teacher/best_model.tar"
-    learner, loader, optimizer = build(attack, {"release": name} | RULES[name], frozen)
+    learner, loader, optimizer = build(attack, {"release": name}, frozen)
     terms = engine.train_epoch(learner, learner.losses, loader, optimizer, "").values()
     assert all(abs(value) < 1e4 for value in terms.values())
 
@@ -252,6 +279,9 @@ BAD = [
     ("reverse_sigmoid", "beta", 0, '"beta": must be at most 1 and above 0, not 0'),
     ("reverse_sigmoid", "beta", 1.5, '"beta": must be at most 1 and above 0, not 1.5'),
     ("reverse_sigmoid", "sharpness", 0, '"sharpness": must be at most 1 and above 0, not 0'),
+    ("poe", "proxy_share", 1.5, '"proxy_share": must be at least 0 and at most 1, not 1.5'),
+    ("poe", "proxy_model", "nett", '"proxy_model": unknown network "nett"'),
+    ("poe", "proxy_resume", "no/best_model.tar", "no/best_model.tar: there is no such checkpoint"),
     ("modelguard", "epsilon", -0.1, '"epsilon": must be at least 0 and at most 2, not -0.1'),
     ("modelguard", "epsilon", 2.5, '"epsilon": must be at least 0 and at most 2, not 2.5'),
 ]
@@ -261,5 +291,5 @@ BAD = [
 def test_bad_values(name, key, value, message, trained):
     frozen = trained / "baseline/teacher/best_model.tar"
     with pytest.raises(UserError) as error:
-        build(name, {key: value}, frozen) if name in NAMES else rule(name, RULES[name] | {key: value}, frozen)
+        build(name, {key: value}, frozen) if name in NAMES else rule(name, {key: value}, frozen)
     assert message in str(error.value) and len(str(error.value).splitlines()) == 1

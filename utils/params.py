@@ -193,7 +193,7 @@ def inconsistent(values):
     if any(epoch < 0 for epoch in schedule) or any(a >= b for a, b in itertools.pairwise(schedule)):
         problems.append(f'"schedule": must be epochs in rising order, not {json.dumps(schedule)}')
     spec, params, networks = DATASETS[values["dataset"]], types.SimpleNamespace(**values), {}
-    for name in ("model_name", "teacher_model", "adversarial_model"):
+    for name in ("model_name", "teacher_model", "adversarial_model", "proxy_model"):
         if name in values:
             options = model_options(params) if name == "model_name" else {}
             try:
