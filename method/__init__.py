@@ -27,7 +27,7 @@ class Method:
 
         A static method `problems(params, networks)`, where there is one, lists what is wrong with them seen together:
         lines that name a key. networks: {"model_name": the network, without memory for its weights, and likewise
-        "teacher_model", "adversarial_model" and "proxy_model"}. Nothing has been read or trained by then.
+        each other key that ends in "_model"}. Nothing has been read or trained by then.
         """
 
     def __init__(self, params, zoo):

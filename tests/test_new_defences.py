@@ -1,4 +1,4 @@
-"""cmim, reverse_sigmoid, modelguard, poe: equations in float64, what they promise, every attack against each rule."""
+"""cmim and the rules: equations in float64, what they promise, and every attack against each rule."""
 
 import itertools
 import math
@@ -10,13 +10,14 @@ from test_methods import NAMES, build
 
 import method
 from method.defend.cmim import Centroids, cmi
+from method.defend.mad import EXTRA, mad
 from method.defend.modelguard import MARGIN, OFFSET, modelguard
 from method.defend.poe import product
 from method.defend.reverse_sigmoid import reverse_sigmoid
 from utils import engine
 from utils.errors import UserError
 
-RULES = ["reverse_sigmoid", "modelguard", "poe"]
+RULES = ["reverse_sigmoid", "modelguard", "poe", "mad"]
 
 
 def certain(scale=1.0, classes=5, rows=40):
@@ -233,6 +234,89 @@ def test_the_proxy_answers_beside_the_teacher(trained):
     assert not torch.allclose(answers[0.0], answers[1.0])
 
 
+# MAD
+
+
+def written_vertex(chosen, top, classes):
+    weights = [(k in chosen) / len(chosen) + EXTRA * (k == top) for k in range(classes)]
+    return torch.tensor(weights, dtype=torch.float64) / (1 + EXTRA)
+
+
+class Surrogate:
+    """A last layer and its input, whose gradients make up G."""
+
+    def __init__(self, classes, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.h = torch.rand(6, dtype=torch.float64, generator=generator)
+        self.W = torch.randn(classes, 6, dtype=torch.float64, generator=generator).requires_grad_()
+        self.q = (self.W @ self.h).softmax(0).detach()
+        losses = -(self.W @ self.h).log_softmax(0)
+        self.G = torch.stack([torch.autograd.grad(own, self.W, retain_graph=True)[0].flatten() for own in losses])
+
+    def deviation(self, v, p):
+        return float((v @ self.G / (v @ self.G).norm() - p @ self.G / (p @ self.G).norm()).square().sum())
+
+
+def mixed(p, vertex, epsilon):
+    return p + min(1.0, epsilon / float((p - vertex).abs().sum())) * (vertex - p)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 2.0])
+@pytest.mark.parametrize("classes", [3, 6, 10])
+def test_mad_of_few_classes_compares_all_sets(classes, epsilon):
+    for seed, p in enumerate(certain(2.0, classes, rows=5)):
+        own, top = Surrogate(classes, seed), int(p.argmax())
+        others = [k for k in range(classes) if k != top]
+        sets = [{top, *some} for size in range(classes) for some in itertools.combinations(others, size)]
+        found = [written_vertex(chosen, top, classes) for chosen in sets]
+        best = max(found, key=lambda v: own.deviation(v, p))
+        answer = mad(p[None], own.q[None], epsilon)[0]
+        torch.testing.assert_close(answer, mixed(p, best, epsilon), rtol=1e-9, atol=1e-9)
+
+
+def test_mad_of_two_classes():
+    """All directions are one line: several sets may be equally good, so that the deviation is compared."""
+    for seed, p in enumerate(certain(2.0, 2)):
+        own, top = Surrogate(2, seed), int(p.argmax())
+        found = [written_vertex(chosen, top, 2) for chosen in ({top}, {0, 1})]
+        vertex = mad(p[None], own.q[None], 2.0)[0]
+        assert own.deviation(vertex, p) == pytest.approx(max(own.deviation(v, p) for v in found), abs=1e-9)
+
+
+@pytest.mark.parametrize("classes", [11, 100, 600])
+def test_mad_of_many_classes_grows_a_set(classes):
+    for seed, p in enumerate(certain(2.0, classes, rows=2)):
+        own, top = Surrogate(classes, seed), int(p.argmax())
+        chosen = {top}
+        for _ in range(1024 // classes):
+            grown = [chosen | {k} for k in range(classes)]
+            best = max(grown, key=lambda some: own.deviation(written_vertex(some, top, classes), p))
+            chosen = max((chosen, best), key=lambda some: own.deviation(written_vertex(some, top, classes), p))
+        answer = mad(p[None], own.q[None], 1.0)[0]
+        expected = mixed(p, written_vertex(chosen, top, classes), 1.0)
+        torch.testing.assert_close(answer, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_mad_keeps_its_promises(classes):
+    p, q = certain(3.0, classes), certain(0.1, classes).flip(0)
+    for epsilon in (0.0, 0.3, 1.0, 2.0):
+        answer = mad(p, q, epsilon)
+        assert (answer.argmax(1) == p.argmax(1)).all() and answer.min() >= 0
+        assert (answer - p).abs().sum(1).max() <= epsilon + 1e-9
+        torch.testing.assert_close(answer.sum(1), torch.ones(len(p), dtype=torch.float64))
+
+
+def test_mads_surrogate_is_a_function_of_the_seed_and_leaves_random_numbers_alone(trained):
+    frozen, images, found = trained / "baseline/teacher/best_model.tar", torch.randn(4, 3, 32, 32), []
+    rule = {"release": "mad", "surrogate_model": "net"}
+    for keys in (rule, rule, rule | {"seed": 1}, {}):
+        learner = build("kd", keys, frozen)[0]
+        found.append((learner.teacher(images), next(learner.model.parameters())))
+    assert torch.equal(found[0][0], found[1][0]) and not torch.equal(found[0][0], found[2][0])
+    assert torch.equal(found[0][1], found[3][1])
+
+
 # Every rule
 
 
@@ -282,6 +366,8 @@ BAD = [
     ("poe", "proxy_share", 1.5, '"proxy_share": must be at least 0 and at most 1, not 1.5'),
     ("poe", "proxy_model", "nett", '"proxy_model": unknown network "nett"'),
     ("poe", "proxy_resume", "no/best_model.tar", "no/best_model.tar: there is no such checkpoint"),
+    ("mad", "surrogate_model", "nett", '"surrogate_model": unknown network "nett"'),
+    ("mad", "epsilon", 3, '"epsilon": must be at least 0 and at most 2, not 3'),
     ("modelguard", "epsilon", -0.1, '"epsilon": must be at least 0 and at most 2, not -0.1'),
     ("modelguard", "epsilon", 2.5, '"epsilon": must be at least 0 and at most 2, not 2.5'),
 ]

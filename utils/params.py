@@ -193,15 +193,14 @@ def inconsistent(values):
     if any(epoch < 0 for epoch in schedule) or any(a >= b for a, b in itertools.pairwise(schedule)):
         problems.append(f'"schedule": must be epochs in rising order, not {json.dumps(schedule)}')
     spec, params, networks = DATASETS[values["dataset"]], types.SimpleNamespace(**values), {}
-    for name in ("model_name", "teacher_model", "adversarial_model", "proxy_model"):
-        if name in values:
-            options = model_options(params) if name == "model_name" else {}
-            try:
-                network = build_without_weights(values[name], spec.num_classes, spec.image_size, **options)
-            except UserError as error:
-                problems.append(f'"{name}": {error}')
-            else:
-                networks[name] = network
+    for name in ("model_name", *(name for name in values if name.endswith("_model"))):
+        options = model_options(params) if name == "model_name" else {}
+        try:
+            network = build_without_weights(values[name], spec.num_classes, spec.image_size, **options)
+        except UserError as error:
+            problems.append(f'"{name}": {error}')
+        else:
+            networks[name] = network
     if not problems:
         for part in parts(values):
             problems += getattr(part, "problems", lambda *_: [])(params, networks)

@@ -21,9 +21,10 @@ import torch
 from torch.distributions import Gamma
 
 from method.attack.kd import KD, kd_loss
+from method.release import SMALLEST
 from utils.keys import key
 
-NEAR, SMALLEST = 0.01, 1e-12
+NEAR = 0.01
 
 
 def recover(q, table, answers):
