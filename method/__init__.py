@@ -26,7 +26,7 @@ class Method:
 
         A static method `problems(params, networks)`, if there is one, returns a list of lines, one for each problem
         between keys that are valid on their own. networks: {"model_name": the network, without memory for its weights,
-        and likewise "teacher_model" and "adversarial_model"}.
+        and likewise every other key that ends in "_model"}.
         """
 
     def __init__(self, params, zoo):

@@ -33,6 +33,7 @@ class Attack(Method):
         super().__init__(params, zoo)
         network = zoo.frozen(params.teacher_model, params.teacher_resume)
         self.teacher = method.find_release(params.release)(network, params)
+        self.teacher.prepare(zoo)
         if params.answers == "label":
             self.teacher = LabelOnly(self.teacher)
 

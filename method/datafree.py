@@ -18,6 +18,9 @@ from utils.keys import key
 from utils.paths import write_file
 from utils.schedule import get_lr
 
+# Keys that do not change which images an attack makes
+IRRELEVANT = {"num_epochs", "num_workers", "cuda", "cuda_graph", "grid_every", "stored_answers_gib", "test_at_end"}
+
 
 class Batches:
     """An iterable of known length."""

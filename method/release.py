@@ -7,10 +7,23 @@ class in method/defend/stingy.py. Rules are independent of attacks, so every att
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 # A logit that is not released. −∞ would give −∞ − (−∞) = NaN. The probability of this value is exactly 0 in float32 at
 # any temperature below 9e6, and 0 · log 0 = 0 in a divergence.
 WITHHELD = -1e9
+SMALLEST = 1e-12  # probability that a rule of `straight_through` answers instead of 0
+
+
+def straight_through(logits, perturb):
+    """log p' (N, C) of logits (N, C); perturb: a function from probabilities to p', double (N, C) both.
+
+    Its gradient is that of log σ(logits): an attacker who holds the teacher passes by a rule that has no useful one.
+    """
+    log_p = F.log_softmax(logits, 1)
+    with torch.no_grad():
+        answer = perturb(log_p.double().exp()).clamp_min(SMALLEST).log().to(log_p.dtype)
+    return log_p + (answer - log_p).detach()
 
 
 class Release:
@@ -28,6 +41,9 @@ class Release:
 
     def __init__(self, teacher, params):
         self.teacher, self.params = teacher, params
+
+    def prepare(self, zoo):
+        """Load what the rule needs besides, such as another network; called once, before the first query."""
 
     def query(self, images):
         return images

@@ -1,5 +1,6 @@
 """Possessive, key-based, stingy and mildly nasty teachers: equations in float64, files, and what is refused."""
 
+import dataclasses
 import math
 import shutil
 
@@ -13,7 +14,6 @@ from test_methods import SMALL
 import method
 import model
 from method import image_key
-from method.attack.kd import KD
 from method.defend.mildly_nasty import half_loss
 from method.defend.possessive import possessive_loss, rank_correlation, reverse, split
 from method.defend.sdb import sdb_loss
@@ -271,7 +271,8 @@ def test_a_student_with_the_key_asks_with_it(name, sdb, tmp_path):
 
 @pytest.mark.parametrize("name", method.names()["attack"])
 def test_every_attack_can_have_the_key(name, sdb, tmp_path):
-    of_kd = {} if issubclass(method.find(name), KD) else {"temperature": None, "alpha": None}
+    own = {field.name for field in dataclasses.fields(method.find(name).Params)}
+    of_kd = {key: None for key in ("temperature", "alpha") if key not in own}
     small = of_kd | SMALL.get(name, {}) | {"num_epochs": 1}
     folder = student(tmp_path / "x", sdb, method=name, **small, **keyed(sdb))
     done = script("train_kd.py", "--save_path", folder)

@@ -160,13 +160,12 @@ def inconsistent(values):
     if any(epoch < 0 for epoch in schedule) or any(a >= b for a, b in itertools.pairwise(schedule)):
         problems.append(f'"schedule": must be epochs in rising order, not {shorten(json.dumps(schedule))}')
     spec, params, networks = DATASETS[values["dataset"]], types.SimpleNamespace(**values), {}
-    for name in ("model_name", "teacher_model", "adversarial_model"):
-        if name in values:
-            options = model.options_in(params) if name == "model_name" else {}
-            try:
-                networks[name] = build_without_weights(values[name], spec.num_classes, spec.image_size, **options)
-            except UserError as error:
-                problems.append(f'"{name}": {error}')
+    for name in ("model_name", *(name for name in values if name.endswith("_model"))):
+        options = model.options_in(params) if name == "model_name" else {}
+        try:
+            networks[name] = build_without_weights(values[name], spec.num_classes, spec.image_size, **options)
+        except UserError as error:
+            problems.append(f'"{name}": {error}')
     if not problems:
         for part in own_params(values):
             problems += getattr(part, "problems", lambda *_: [])(params, networks)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from method.datafree import Batches, DataFree, pixels
+from method.datafree import IRRELEVANT, Batches, DataFree, pixels
 from method.inversion import batch_norms, invert, no_batch_norm
 from utils import checkpoint, data
 from utils.errors import UserError
@@ -105,5 +105,5 @@ class DeepInversion(DataFree):
         """What the images depend on: with a_c > 0 on the student's keys too."""
         keys, own = vars(self.params), {"seed", "batch_size", "precision", "dataset"}
         if self.params.a_c > 0:
-            own = keys.keys() - {"num_epochs", "num_workers", "cuda", "grid_every"}
+            own = keys.keys() - IRRELEVANT
         return {name: keys[name] for name in own} | self.settings() | self.zoo.origins

@@ -1,0 +1,63 @@
+"""Decoupled knowledge distillation (DKD): Zhao et al., CVPR 2022.
+
+    min_s  CE(σ(s(x)), y) + w T² [ β_t KL( b_t ‖ b_s ) + β_n KL( n_t ‖ n_s ) ],   w = min(epoch / `warm_up`, 1)
+
+s, t  student, trained, and teacher, frozen      β_t  `beta_target`, the paper's α
+b     (P_y, 1 − P_y) of σ_T                      β_n  `beta_others`, the paper's β: 2 to 8
+n     softmax over k ≠ y of z_k / T              T    temperature
+y     the label                                  w    the epochs are counted from 1
+
+In plain distillation β_n is 1 − P_y of the teacher, so what a confident teacher says of the other classes weighs
+little. With `standardise` both sets of logits are standardised first (logit_std.py); the cross-entropy is not.
+Ours: classes whose logits the teacher withholds are left out of n_t and of n_s.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from method.attack import Attack
+from method.attack.logit_std import standardise
+from method.defend.possessive import split
+from method.release import WITHHELD
+from utils.keys import key
+from utils.losses import cross_entropy, kl
+
+
+def dkd_loss(logits, teacher_logits, labels, T, beta_target, beta_others, standardised=False):
+    """(w = 1: distillation, T² KL of the target, T² KL of the others, cross-entropy), from logits (N, C), labels (N,).
+
+    distillation: the two divergences with their weights.
+    """
+    ce = cross_entropy(logits, labels)
+    if standardised:
+        logits, teacher_logits = standardise(logits), standardise(teacher_logits)
+    others, b_s = split(logits, labels, T)
+    teacher_others, b_t = split(teacher_logits, labels, T)
+    target = T**2 * kl(b_t, b_s)
+    others = T**2 * kl(teacher_others, others.masked_fill(teacher_others <= WITHHELD, WITHHELD), T)
+    return beta_target * target + beta_others * others, target, others, ce
+
+
+class DKD(Attack):
+    @dataclass
+    class Params(Attack.Params):
+        temperature: float = key("T of both divergences", above=0)
+        beta_target: float = key("β_t, weight of the target's divergence", default=1.0, low=0)
+        beta_others: float = key("β_n, weight of the other classes' divergence", default=8.0, low=0)
+        warm_up: int = key("epochs in which the divergences' weight rises to 1; 0: none", default=20, low=0)
+        standardise: bool = key("standardise the logits of both", default=False)
+
+    def __init__(self, params, zoo):
+        super().__init__(params, zoo)
+        self.weight = torch.ones((), device=zoo.device)  # changed in place, as a recorded step reads it there
+
+    def batches(self, loader):
+        self.weight.fill_(min((loader.epoch + 1) / max(self.params.warm_up, 1), 1.0))
+        return loader
+
+    def losses(self, images, labels):
+        p = self.params
+        settings = p.temperature, p.beta_target, p.beta_others, p.standardise
+        distillation, target, others, ce = dkd_loss(self.model(images), self.teacher(images), labels, *settings)
+        return {"loss": ce + self.weight * distillation, "target": target, "others": others, "ce": ce}

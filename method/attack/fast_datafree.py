@@ -1,0 +1,121 @@
+"""Fast data-free distillation, "Up to 100× Faster Data-Free Knowledge Distillation": Fang et al., AAAI 2022.
+
+min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images of all rounds so far, by the equation in method/meta_generator.py
+s      the student, trained                  t  the teacher, frozen        σ_T  softmax(·/T)
+
+A generator learns to be a start from which few steps make a batch of images. A round adds one batch; `student_steps`
+of the student follow. `warm_up_rounds` rounds without the student's term precede the first epoch. Each batch is kept in
+the run folder, images/N.tar. As in deepinversion.py images are made from the network itself, past any release rule, and
+the student learns from the rule's answers. OURS: the generator is that of DAFL, whose images are normalised by batch
+norm; images are not augmented while they are made; a batch's statistics are not mixed with those of earlier ones; the
+generator's first layer is never reset; the student's schedule is that of params.json.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from method.datafree import IRRELEVANT, Batches, DataFree, pixels
+from method.inversion import batch_norms, no_batch_norm
+from method.meta_generator import TERMS, meta_optimizer, synthesise
+from model.generator import Generator
+from utils import checkpoint, data
+from utils.errors import UserError
+from utils.keys import key
+from utils.losses import kl
+
+
+class FastDataFree(DataFree):
+    @dataclass
+    class Params(DataFree.Params):
+        temperature: float = key("T of the distillation", default=20.0, above=0)
+        rounds_per_epoch: int = key("batches of images made in an epoch", default=1, low=1)
+        student_steps: int = key("of the student after each round", default=400, low=1)
+        warm_up_rounds: int = key("before the first epoch, without the student", default=20, low=0)
+        generator_steps: int = key("k, of generator and noise in a round", default=5, low=1)
+        generator_learning_rate: float = key("of G' in a round; that of G is k times as high", default=0.003, above=0)
+        noise_learning_rate: float = key("of z in a round", default=0.01, above=0)
+        noise_size: int = key("length of z", default=256, low=1)
+        generator_channels: int = key("of its first convolution; the second has half", default=128, low=2)
+        a_bn: float = key("weight of the batch-norm statistics", default=10.0, low=0)
+        a_oh: float = key("weight of the one-hot term", default=0.5, low=0)
+        a_adv: float = key("weight of the student's disagreement", default=1.33, low=0)
+
+        @staticmethod
+        def problems(params, networks):
+            found = [] if batch_norms(networks["teacher_model"]) else [no_batch_norm(params.teacher_model)]
+            return DataFree.Params.problems(params, networks) + [f'"teacher_model": {why}' for why in found]
+
+    def __init__(self, params, zoo):
+        super().__init__(params, zoo)
+        p = params
+        self.generator = zoo.place(Generator(zoo.spec.image_size, p.noise_size, p.generator_channels))
+        self.optimizer = meta_optimizer(self.generator, p.generator_learning_rate, p.generator_steps)
+        self.pool = []  # images, half (N, H, W, 3) from 0 to 255 but not clipped
+
+    def extra(self):
+        return {"generator": self.generator, "generator_optimizer": self.optimizer}
+
+    def losses(self, images, labels, values=()):
+        """values: those of TERMS for the last round, logged beside the loss. labels: not used."""
+        T = self.params.temperature
+        divergence = kl(self.teacher(images), self.model(images), T)
+        return {"loss": T**2 * divergence} | dict(zip(TERMS, values, strict=False))
+
+    def batches(self, loader):
+        return Batches(self.epoch(loader.epoch), self.params.rounds_per_epoch * self.params.student_steps)
+
+    def epoch(self, epoch):
+        p = self.params
+        done = p.warm_up_rounds + epoch * p.rounds_per_epoch if epoch else 0
+        self.pool += [self.read(number) for number in range(len(self.pool), done)]
+        for _ in range(0 if epoch else p.warm_up_rounds):
+            self.round(0.0)
+        for number in range(epoch * p.rounds_per_epoch, (epoch + 1) * p.rounds_per_epoch):
+            values = self.round(p.a_adv)
+            for images, labels in itertools.islice(self.passes(number), p.student_steps):
+                yield images, labels, values
+        self.save_grid(epoch, self.pool[-1].permute(0, 3, 1, 2) / 255)
+
+    def passes(self, number):
+        """Batches of all images so far, for ever: pass after pass, for the round of this number."""
+        images, spec = torch.cat(self.pool), self.zoo.spec
+        split = data.Split(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
+        kinds = spec.augmentation if self.params.augmentation else ()
+        loader = data.Loader(split, spec, self.params.batch_size, kinds, shuffle=True, seed=self.params.seed)
+        for index in itertools.count(number * self.params.student_steps):
+            loader.set_epoch(index)
+            yield from loader
+
+    def round(self, a_adv):
+        """Add a batch to the images; the values of TERMS for it, (4,)."""
+        p, device = self.params, self.zoo.device
+        z = torch.randn(p.batch_size, p.noise_size, device=device)
+        labels = torch.randint(self.zoo.spec.num_classes, (p.batch_size,), device=device)
+        rates = {"learning_rate": p.generator_learning_rate, "noise_learning_rate": p.noise_learning_rate}
+        weights = {"a_bn": p.a_bn, "a_oh": p.a_oh, "a_adv": a_adv}
+        networks = self.generator, self.optimizer, self.teacher.teacher, self.model.eval()
+        images, values = synthesise(*networks, z, labels, steps=p.generator_steps, **rates, **weights)
+        self.model.train()
+        images = (255 * pixels(images, self.zoo.spec)).permute(0, 2, 3, 1).half().contiguous()
+        if self.folder:
+            content = {"images": images.cpu(), "made_from": self.made_from()}
+            checkpoint.save(self.image_file(f"{len(self.pool):04}.tar"), content)
+        self.pool.append(images)
+        return values
+
+    def read(self, number):
+        """Batch `number` of an interrupted run."""
+        name, advice = f"{number:04}.tar", "move *.tar away to train anew"
+        try:
+            batch = checkpoint.load(self.image_file(name))
+        except UserError as error:
+            raise UserError(f"{error}; {advice}") from None
+        if batch.get("made_from") != self.made_from():
+            raise UserError(f"images/{name}: of a run with other parameters; {advice}")
+        return batch["images"].to(self.zoo.device)
+
+    def made_from(self):
+        """What the images depend on."""
+        return {name: value for name, value in vars(self.params).items() if name not in IRRELEVANT} | self.zoo.origins

@@ -1,0 +1,33 @@
+"""Label-only extraction: a student of the teacher's top-1 classes, the thief of Papernot et al., 2017 and of the
+Top-1 attack in ModelGuard, Tang et al., USENIX Security 2024.
+
+    c(x) = argmax_k t(x)_k
+    min_s  CE( σ(s(x)), (1 − ε) onehot(c(x)) + ε/C )
+
+s  the student, trained        ε  `label_smoothing`
+t  the teacher, frozen         C  number of classes
+
+The true labels are not used. A defence that keeps the highest class cannot change this student.
+"""
+
+from dataclasses import dataclass
+
+from method.attack import Attack
+from utils.keys import key
+from utils.losses import cross_entropy
+
+
+def hard_label_loss(logits, teacher_logits, epsilon):
+    """(loss, the teacher's top classes (N,)), from two sets of logits (N, C)."""
+    answers = teacher_logits.argmax(1)
+    return cross_entropy(logits, answers, epsilon), answers
+
+
+class HardLabel(Attack):
+    @dataclass
+    class Params(Attack.Params):
+        label_smoothing: float = key("ε, share of the label spread over all classes", default=0.0, low=0, below=1)
+
+    def losses(self, images, labels):
+        loss, answers = hard_label_loss(self.model(images), self.teacher(images), self.params.label_smoothing)
+        return {"loss": loss, "acc_answers": 100 * (answers == labels).float().mean()}

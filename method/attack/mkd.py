@@ -1,0 +1,93 @@
+"""MKD, Markov knowledge distillation: Yang and Ye, ECCV 2024. No code of its authors is released.
+
+    p_T = softmax( t(x) / T )                                            the power transform
+    M_c = softmax over each row of ( a_c I + U_c V_cᵀ ),  U_c, V_c: C×n  one Markov matrix per class c
+    p̃   = p_T M_y                                                        the answer, mapped by the label's matrix
+    min_s      α T² KL( sg[p̃] ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y)
+    min_{a,U,V}  α T² KL( p̃ ‖ sg[σ_T(s(x))] )                            in the same iteration
+
+s  the student, trained        T  temperature, of both        n   `rank`
+t  the teacher, frozen         α  share of the teacher        C   number of classes
+y  the label                   σ_T  softmax(·/T)              sg  stops the gradient
+
+The matrices have an Adam of their own. `diagonal` chooses their start: null is that of the code in the CMIM
+repository of the same group, a_c = 1 with uniform U and V, nearly uniform matrices. A number β is
+a_c = log(β (C − 1) / (1 − β)) with V = 0: each class keeps the share β of its mass. OURS: the constant learning rate
+of the matrices, and the rows where that code normalises the columns, which do not give a Markov kernel.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from method.attack.kd import KD
+from utils import distributed
+from utils.keys import key
+from utils.losses import cross_entropy, kl
+
+FLOOR = math.log(1e-6)  # of log p_T in the logged divergence, which is infinite for answers that withhold logits
+
+
+def markov(teacher_logits, a, U, V, T):
+    """(log p̃, log p_T), both (N, C), of logits (N, C); a (N,), U and V (N, C, n) are those of each image's label."""
+    log_p = (teacher_logits / T).log_softmax(1)
+    logits = U @ V.mT + torch.diag_embed(a[:, None].expand_as(log_p))
+    return (log_p[:, :, None] + logits.log_softmax(2)).logsumexp(1), log_p
+
+
+def mkd_loss(logits, log_target, labels, T, alpha):
+    """(the student's loss, the matrices' loss, T² KL, cross-entropy), scalars. log_target: log p̃ (N, C)."""
+    distillation, ce = T**2 * kl(log_target.detach(), logits / T), cross_entropy(logits, labels)
+    matrices = alpha * T**2 * kl(log_target, logits.detach() / T)
+    return alpha * distillation + (1 - alpha) * ce, matrices, distillation, ce
+
+
+class Matrices(nn.Module):
+    """a (C,), U and V (C, C, n)."""
+
+    def __init__(self, classes, rank, diagonal=None):
+        super().__init__()
+        a, limit = 1.0, math.sqrt(3 / rank)  # Kaiming's limit for a tensor C×2×n
+        self.U, self.V = (nn.Parameter(torch.empty(classes, classes, rank).uniform_(-limit, limit)) for _ in "UV")
+        if diagonal is not None:
+            a = math.log(diagonal * (classes - 1) / (1 - diagonal))
+            nn.init.zeros_(self.V)
+        self.a = nn.Parameter(torch.full((classes,), a))
+
+
+class MKD(KD):
+    @dataclass
+    class Params(KD.Params):
+        rank: int = key("n, of U Vᵀ: 3 on CIFAR, 5 on Tiny-ImageNet", default=3, low=1)
+        matrix_learning_rate: float = key("of the matrices' Adam; not scheduled", default=0.001, low=0)
+        diagonal: float | None = key(
+            "β, of the matrices at the start; null: as released", default=None, above=0, below=1
+        )
+
+    def __init__(self, params, zoo):
+        super().__init__(params, zoo)
+        self.matrices = Matrices(zoo.spec.num_classes, params.rank, params.diagonal).to(zoo.device)
+        self.optimizer = torch.optim.Adam(self.matrices.parameters(), params.matrix_learning_rate, fused=True)
+
+    def extra(self):
+        return {"matrices": self.matrices, "matrices_optimizer": self.optimizer}
+
+    def losses(self, images, labels):
+        T, alpha, m = self.params.temperature, self.params.alpha, self.matrices
+        logits, teacher_logits = self.model(images), self.teacher(images)
+        log_target, log_p = markov(teacher_logits, m.a[labels], m.U[labels], m.V[labels], T)
+        loss, matrices, distillation, ce = mkd_loss(logits, log_target, labels, T, alpha)
+        self.step_matrices(matrices)
+        target = log_target.detach().exp()
+        change = (target * (log_target.detach() - log_p.clamp_min(FLOOR))).sum(1).mean()
+        on_label = target.gather(1, labels[:, None]).mean()
+        return {"loss": loss, "distillation": distillation, "ce": ce, "change": change, "on_label": on_label}
+
+    def step_matrices(self, loss):
+        """One step of the matrices' Adam, on the mean over processes."""
+        weights = list(self.matrices.parameters())
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.grad = distributed.sum_over_processes(gradient) / distributed.WORLD_SIZE
+        self.optimizer.step()

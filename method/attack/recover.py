@@ -1,0 +1,65 @@
+"""Recovery of perturbed answers, "partial Bayes": Tang et al. (ModelGuard), USENIX Security 2024.
+
+    p_i ~ Dirichlet( c C · q̂ ),   p'_i = D(p_i),   i = 1 … `samples`              a table for each answer q
+    r(q) = mean of the p_i with argmax p'_i = argmax q and ‖p'_i − q‖₁ ≤ max( 0.01, nearest distance )
+    min_s  α T² KL( r(q)^(1/T) ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y),   q = σ(t'(x))
+
+s   the student, trained                D  the release rule, whose kind and parameters the thief knows
+t'  the teacher, as the rule answers    q̂  the `prior`: q, or the student's own σ(s(x)); both can be known
+T   temperature                         C  number of classes
+α   share of the teacher                c  `concentration`
+
+r(q)^(1/T) is normalised. The rule's own code, `Release.answer`, plays D, so any rule that is a function of the logits
+can be undone. The release draws one table around the *unperturbed* answers, which no thief has. OURS: the two priors, a
+small table for each image, drawn anew in each step, and q itself as one of its rows, so that r(q) is q where the rule
+does nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.distributions import Gamma
+
+from method.attack.kd import KD, kd_loss
+from method.release import SMALLEST
+from utils.keys import key
+
+NEAR = 0.01
+
+
+def recover(q, table, answers):
+    """r(q), probabilities (N, C), of answers q (N, C), the tables and what the rule makes of them, (N, samples, C).
+
+    Where no row of the table has the highest class of q, that class is no condition.
+    """
+    same = answers.argmax(2) == q.argmax(1, keepdim=True)
+    same = same | ~same.any(1, keepdim=True)
+    distances = (answers - q[:, None]).abs().sum(2).masked_fill(~same, torch.inf)
+    weights = (distances <= distances.amin(1, keepdim=True).clamp_min(NEAR)).to(q.dtype)
+    return (weights[:, None] @ table)[:, 0] / weights.sum(1, keepdim=True)
+
+
+class Recover(KD):
+    @dataclass
+    class Params(KD.Params):
+        samples: int = key("drawn for the table of an answer", default=256, low=1)
+        concentration: float = key("c, of the prior", default=8.0, above=0)
+        prior: str = key("what the tables are drawn around", default="answers", choices=("answers", "student"))
+
+    def losses(self, images, labels):
+        T, alpha, logits = self.params.temperature, self.params.alpha, self.model(images)
+        with torch.no_grad():
+            q = self.teacher(images).softmax(1)
+            table = self.table(q, q if self.params.prior == "answers" else logits.softmax(1))
+            answers = self.teacher.answer(table.flatten(0, 1).log()).softmax(1).view_as(table)
+            recovered = recover(q, table, answers)
+        loss, distillation, ce = kd_loss(logits, recovered.clamp_min(SMALLEST).log(), labels, T, alpha)
+        moved = (recovered - q).abs().sum(1).mean()
+        return {"loss": loss, "distillation": distillation, "ce": ce, "moved": moved}
+
+    def table(self, q, prior):
+        """(N, 1 + samples, C): q, and what is drawn around the `prior`, both (N, C)."""
+        counts = (self.params.concentration * q.shape[1] * prior).clamp_min(1e-3)
+        drawn = Gamma(counts, torch.ones_like(counts), validate_args=False).sample((self.params.samples,))
+        drawn = drawn / drawn.sum(2, keepdim=True)  # Dirichlet
+        return torch.cat((q[None], drawn)).movedim(0, 1).clamp_min(SMALLEST)

@@ -1,0 +1,91 @@
+"""CMIM, a teacher of minimised conditional mutual information: Ye, Hamidi and Yang, 2025 (arXiv 2507.00012).
+
+    P_x^T = σ_T(f(x)),   Q_y^T = mean of P_x^T over the images of class y
+    CMI_T = mean over x of KL( P_x^T ‖ Q_y^T )                                        = I(X; Ŷ | Y) at T
+    min_f  CE(σ(f(x)), y) + λ mean over T of T² CMI_T
+
+f    the network trained        σ_T  softmax(·/T)        λ  `weight`
+y    the label of x             T    temperatures, `temperatures` of them, evenly spaced in log T from 1 to `hottest`
+
+All images of a class get one answer, at any temperature, so that the answers say no more than the label. Published are
+these definitions and that the temperature range takes part. OURS: the set of temperatures, T² as the weight of each
+(that of a distillation term), λ, and how Q is estimated: an exponential moving average over batches, weighted by the
+images of each class and held constant in the gradient.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from method import Method
+from utils import distributed
+from utils.keys import key
+from utils.losses import cross_entropy, kl
+from utils.metrics import evaluate
+
+
+def cmi(logits, log_centroids, labels, temperatures):
+    """[T² CMI_T for each of `temperatures`], scalars; log_centroids: log Q, (temperatures, C, C)."""
+    pairs = zip(temperatures, log_centroids, strict=True)
+    return [T**2 * kl(logits / T, log_Q[labels]) for T, log_Q in pairs]
+
+
+class Centroids(nn.Module):
+    """Moving averages over batches: of the sum of P_x^T of each class, (temperatures, C, C), and of its images, (C,).
+
+    Q is their quotient; a batch without images of a class leaves its Q as it is.
+    """
+
+    def __init__(self, temperatures, classes, momentum):
+        super().__init__()
+        self.temperatures, self.momentum = temperatures, momentum
+        self.register_buffer("sums", torch.zeros(len(temperatures), classes, classes))
+        self.register_buffer("counts", torch.zeros(classes))
+
+    @torch.no_grad()
+    def update(self, logits, labels):
+        members = torch.zeros_like(logits).scatter(1, labels[:, None], 1.0).T
+        sums = torch.stack([members @ (logits / T).softmax(1) for T in self.temperatures])
+        for average, batch in ((self.sums, sums), (self.counts, members.sum(1))):
+            average.lerp_(distributed.sum_over_processes(batch), 1 - self.momentum)
+
+    def log(self):
+        """log Q, finite everywhere; uniform for a class that has had no image."""
+        tiny = torch.finfo(self.sums.dtype).tiny
+        return (self.sums / self.counts.clamp_min(tiny)[:, None]).clamp_min(tiny).log().log_softmax(2)
+
+
+class CMIM(Method):
+    @dataclass
+    class Params:
+        weight: float = key("λ of the conditional mutual information", default=0.1, low=0)
+        temperatures: int = key("how many there are", default=5, low=1)
+        hottest: float = key("the highest temperature; the lowest is 1", default=20.0, low=1)
+        centroid_momentum: float = key("share of the past in the moving averages", default=0.95, low=0, below=1)
+
+    def __init__(self, params, zoo):
+        super().__init__(params, zoo)
+        count = params.temperatures
+        self.temperatures = [params.hottest ** (k / max(count - 1, 1)) for k in range(count)]
+        centroids = Centroids(self.temperatures, zoo.spec.num_classes, params.centroid_momentum)
+        self.centroids = centroids.to(zoo.device)
+
+    def losses(self, images, labels):
+        logits = self.model(images)
+        self.centroids.update(logits, labels)
+        ce, terms = cross_entropy(logits, labels), cmi(logits, self.centroids.log(), labels, self.temperatures)
+        information = sum(terms) / len(terms)
+        return {"loss": ce + self.params.weight * information, "ce": ce, "cmi": information}
+
+    def evaluate(self, loader):
+        log_centroids = self.centroids.log()
+
+        def held_out(images, labels, logits):
+            terms = cmi(logits, log_centroids, labels, self.temperatures)
+            return {"cmi": sum(terms) / len(terms)}
+
+        return evaluate(self.model, loader, held_out)
+
+    def extra(self):
+        return {"centroids": self.centroids}

@@ -1,0 +1,80 @@
+"""Maximising angular deviation (MAD): Orekondy, Schiele and Fritz, "Prediction Poisoning", ICLR 2020. A way to answer,
+which needs no training.
+
+    p* = argmax_v ‖ u(v) − u(p) ‖²,   u(p) = Gᵀp / ‖Gᵀp‖,   row k of G = ∇ NLL_k(x) of a surrogate network's last layer
+    p' = (1 − a) p + a p*,   a = min( 1, ε / ‖p − p*‖₁ ),   p = σ(t(x))
+
+t  the teacher    v  the vertices: uniform over a set of classes with the highest of p, which has 1e-5 more
+ε  `epsilon`      x  the image; with h its features and q = σ(r(x)) its class probabilities in the surrogate r:
+
+Row k of G is (q − e_k) ⊗ h, so Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. The surrogate has
+random weights, a function of the seed. All 2^{C−1} sets are compared for C ≤ 10; for more a set grows by the class that
+helps most, in at most 1024 comparisons, as released. OURS: probabilities of 0 and the gradient, as in modelguard.py.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from method.image_key import seed_for
+from method.release import Release, straight_through
+from utils.keys import key
+
+EXTRA, ALL_SETS, COMPARISONS = 1e-5, 10, 1024
+
+
+def vertices(sets):
+    """Of sets of classes (…, C) of 0 and 1, whose first class is the highest of p, the probabilities."""
+    uniform = sets / sets.sum(-1, keepdim=True)
+    uniform = torch.cat((uniform[..., :1] + EXTRA, uniform[..., 1:]), -1)
+    return uniform / uniform.sum(-1, keepdim=True)
+
+
+def deviation(v, p, q):
+    """‖ u(v) − u(p) ‖² for v (N, M, C), p and q (N, C): (N, M)."""
+    u, v = (F.normalize(q[:, None] - own, dim=2) for own in (p[:, None], v))
+    return (v - u).square().sum(2)
+
+
+def best_sets(p, q):
+    """The sets (N, C) whose vertices deviate most; the first class of p and q (N, C) is the highest of p."""
+    classes = p.shape[1]
+    if classes <= ALL_SETS:
+        numbers, places = (torch.arange(count, device=p.device) for count in (2 ** (classes - 1), classes - 1))
+        sets = F.pad((numbers[:, None] >> places & 1).to(p.dtype), (1, 0), value=1.0)
+        return sets[deviation(vertices(sets)[None], p, q).argmax(1)]
+    sets = F.pad(torch.zeros_like(p[:, 1:]), (1, 0), value=1.0)
+    one_more = torch.eye(classes, dtype=p.dtype, device=p.device)
+    for _ in range(max(COMPARISONS // classes, 1)):
+        grown = torch.maximum(sets[:, None], one_more)  # with the first class, the set as it is
+        best = deviation(vertices(grown), p, q).argmax(1)
+        sets = torch.maximum(sets, one_more[best])
+    return sets
+
+
+def mad(p, q, epsilon):
+    """p' (N, C) of the teacher's and the surrogate's probabilities (N, C)."""
+    values, places = p.sort(1, descending=True)
+    best = torch.zeros_like(p).scatter(1, places, vertices(best_sets(values, q.gather(1, places))))
+    distance = (best - p).abs().sum(1, keepdim=True)
+    return p + (epsilon / distance.clamp_min(1e-12)).clamp_max(1) * (best - p)
+
+
+class MAD(Release):
+    @dataclass
+    class Params:
+        surrogate_model: str = key("architecture of the surrogate, which has random weights")
+        epsilon: float = key("ε, L1 distance of an answer from the probabilities, at most", default=1.0, low=0, high=2)
+
+    def prepare(self, zoo):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_for(self.params.seed, "surrogate"))
+            self.surrogate = zoo.freeze(zoo.fresh(self.params.surrogate_model))
+
+    def __call__(self, images, with_features=False):
+        features, logits = self.teacher(images, with_features=True)
+        with torch.no_grad():
+            q = self.surrogate(images).double().softmax(1)
+        logits = straight_through(logits, lambda p: mad(p, q, self.params.epsilon))
+        return (features, logits) if with_features else logits

@@ -1,0 +1,71 @@
+"""ModelGuard-W: Tang et al., "ModelGuard: Information-Theoretic Defense Against Model Extraction Attacks", USENIX
+Security 2024. A way to answer, which needs no training.
+
+    min_{p'} Σ_k log(p_k + 1e-6) p'_k   s.t.  p' on the simplex,  ‖p' − p‖₁ ≤ ε,  p'_top − p'_k ≥ 1e-4 for k ≠ top
+
+p  = σ(t(x)), of the teacher        top  the highest class of p        ε  `epsilon`, at most 2
+
+The release solves this linear programme query by query. Here it is solved for a batch: with p'_top fixed, moving
+probability from the likeliest to the least likely of the other classes is optimal (`fill`), and the optimum is convex
+in p'_top, which is found by golden-section search. OURS: an answer of probability 0 is 1e-12; the gradient of an
+attacker who holds the teacher passes through the rule unchanged, as a linear programme has none worth having.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from method.release import Release, straight_through
+from utils.keys import key
+
+MARGIN, OFFSET = 1e-4, 1e-6
+GOLDEN, STEPS, PENALTY = (5**0.5 - 1) / 2, 48, 1e4  # 0.618⁴⁸ = 1e-10
+
+
+def fill(top, others, h, epsilon):
+    """(the optimum's other classes (N, C − 1), by how much it exceeds ε (N, 1)) where p'_top is h (N, 1).
+
+    top: p_top (N, 1). others: the other classes of p, rising (N, C − 1). First comes what h alone makes necessary;
+    what is left of ε moves from the end of the row to its beginning.
+    """
+    cap, classes = h - MARGIN, torch.arange(others.shape[1], device=others.device)
+    x = others.minimum(cap)
+    excess = x.sum(1, keepdim=True) + h - 1
+    best = torch.minimum((1 - h - cap * classes).clamp_min(0), cap)  # for a boundless ε
+    donors, receivers = (x - best).clamp_min(0), (best - x).clamp_min(0)
+    spent = (h - top).abs() + (others - x).sum(1, keepdim=True) + excess.abs()
+    removed = excess.clamp_min(0) + (epsilon - spent).clamp_min(0) / 2
+    removed = removed.minimum(donors.sum(1, keepdim=True))
+    x = x + (removed - excess - receivers.cumsum(1) + receivers).clamp_min(0).minimum(receivers)
+    after = donors.sum(1, keepdim=True) - donors.cumsum(1)
+    return x - (removed - after).clamp_min(0).minimum(donors), (spent - epsilon).clamp_min(0)
+
+
+def modelguard(p, epsilon):
+    """p' (N, C) of probabilities p (N, C), in their precision; float64 is advisable."""
+    values, places = p.sort(1)
+    others, top = values[:, :-1], values[:, -1:]
+    costs = (values + OFFSET).log()
+
+    def cost(h):
+        rest, beyond = fill(top, others, h, epsilon)
+        return (rest * costs[:, :-1]).sum(1, keepdim=True) + h * costs[:, -1:] + PENALTY * beyond
+
+    count = p.shape[1]
+    low, high = torch.full_like(top, (1 + (count - 1) * MARGIN) / count), torch.ones_like(top)
+    for _ in range(STEPS):
+        step = GOLDEN * (high - low)
+        left, right = high - step, low + step
+        falls = cost(left) > cost(right)
+        low, high = torch.where(falls, left, low), torch.where(falls, high, right)
+    h = (low + high) / 2
+    return torch.zeros_like(p).scatter(1, places, torch.cat((fill(top, others, h, epsilon)[0], h), 1))
+
+
+class ModelGuard(Release):
+    @dataclass
+    class Params:
+        epsilon: float = key("ε, L1 distance of an answer from the probabilities, at most", default=1.0, low=0, high=2)
+
+    def answer(self, logits):
+        return straight_through(logits, lambda p: modelguard(p, self.params.epsilon))

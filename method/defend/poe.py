@@ -1,0 +1,36 @@
+"""Product of experts (PoE), from "The Distillation Game": Allouah, Haghifam, Koyejo and Shokri, 2026 (arXiv
+2605.22737). A way to answer, which needs no training of the teacher.
+
+    z'(x) = (1 − γ) t(x) + γ p(x),   so that σ(z')_k ∝ σ(t)_k^{1−γ} σ(p)_k^γ
+
+t  the teacher    p  the proxy: a smaller network of the student's kind, trained normally    γ  `proxy_share`
+
+The answer says more of what a student would know anyway. The published rule is for the next word of a language model;
+OURS is its use on the logits of a classifier. The highest class may change: the price in accuracy is that of z'.
+"""
+
+from dataclasses import dataclass
+
+from method.release import Release
+from utils.keys import key
+
+
+def product(logits, proxy_logits, gamma):
+    """z' (N, C) of two sets of logits (N, C)."""
+    return (1 - gamma) * logits + gamma * proxy_logits
+
+
+class PoE(Release):
+    @dataclass
+    class Params:
+        proxy_model: str = key("architecture of the proxy")
+        proxy_resume: str = key("its checkpoint: another experiment's best_model.tar")
+        proxy_share: float = key("γ, share of the proxy in the answer", default=0.6, low=0, high=1)
+
+    def prepare(self, zoo):
+        self.proxy = zoo.frozen(self.params.proxy_model, self.params.proxy_resume)
+
+    def __call__(self, images, with_features=False):
+        features, logits = self.teacher(images, with_features=True)
+        logits = product(logits, self.proxy(images), self.params.proxy_share)
+        return (features, logits) if with_features else logits

@@ -1,0 +1,66 @@
+"""A batch of images from a generator in few steps: the synthesis of Fast-DFKD, Fang et al., AAAI 2022.
+
+    L(x, ŷ) = a_bn Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ ) + a_oh CE(t(x), ŷ) − a_adv A(x)
+    A(x)    = mean over x of KL( σ(t(x)) ‖ σ(s(x)) ) · 1[ argmax s(x) = argmax t(x) ]
+    G' ← G;  k times: (G', z) ← Adam on L(G'(z), ŷ);  G ← Adam on Σ_k ∇_{G'} L            (first-order MAML)
+
+G  the generator; z noise, ŷ classes      m_l, v_l   running mean and variance of batch norm l
+t  the network that is inverted           μ_l, σ²_l  mean and variance of what x brings there
+s  its student                            a_…        weights
+"""
+
+import copy
+
+import torch
+
+from method.inversion import batch_norm_distances
+from utils.losses import cross_entropy
+
+BETAS = 0.5, 0.999
+TERMS = "synthesis", "bn", "one_hot", "adversarial"
+
+
+def synthesis_loss(logits, student_logits, labels, bn, a_bn, a_oh, a_adv):
+    """(L, one-hot, A), scalars, from two sets of logits (N, C), labels (N,) and the sum over batch norms."""
+    one_hot = cross_entropy(logits, labels)
+    agree = logits.argmax(1) == student_logits.argmax(1)
+    log_p, log_q = logits.log_softmax(1), student_logits.log_softmax(1)
+    adversarial = ((log_p.exp() * (log_p - log_q)).sum(1) * agree).mean()
+    return a_bn * bn + a_oh * one_hot - a_adv * adversarial, one_hot, adversarial
+
+
+def meta_optimizer(generator, learning_rate, steps):
+    """G's own Adam, whose rate is that of G' times the gradients that are added up."""
+    return torch.optim.Adam(generator.parameters(), learning_rate * steps, BETAS, fused=True)
+
+
+def synthesise(
+    generator, optimizer, network, student, z, labels, *, steps, learning_rate, noise_learning_rate, a_bn, a_oh, a_adv
+):
+    """(normalised images (N, 3, H, W), the values of TERMS (4,)) of the step with the lowest L.
+
+    generator, optimizer: G and its `meta_optimizer`; both take one step. network, student: in eval mode. z: noise
+    (N, noise_size). labels: ŷ (N,).
+    """
+    fast, z = copy.deepcopy(generator), z.clone().requires_grad_()
+    weights, best, values = list(fast.parameters()), None, None
+    own = torch.optim.Adam([{"params": weights}, {"params": [z], "lr": noise_learning_rate}], learning_rate, BETAS)
+    totals = [torch.zeros_like(weight) for weight in weights]
+    with batch_norm_distances(network) as found:
+        for _ in range(steps):
+            found.clear()
+            images = fast(z)
+            logits, student_logits = network(images), student(images)
+            bn = sum(found)
+            loss, *terms = synthesis_loss(logits, student_logits, labels, bn, a_bn, a_oh, a_adv)
+            new = torch.stack((loss, bn, *terms)).detach()
+            if values is None or new[0] < values[0]:
+                best, values = images.detach(), new
+            own.zero_grad()
+            loss.backward(inputs=[*weights, z])
+            torch._foreach_add_(totals, [weight.grad for weight in weights])
+            own.step()
+    for weight, total in zip(generator.parameters(), totals, strict=True):
+        weight.grad = total
+    optimizer.step()
+    return best, values
