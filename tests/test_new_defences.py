@@ -14,7 +14,7 @@ from method.defend.mad import EXTRA, mad
 from method.defend.modelguard import MARGIN, OFFSET, modelguard
 from method.defend.poe import product
 from method.defend.reverse_sigmoid import reverse_sigmoid
-from utils import metrics
+from training import engine
 from utils.errors import UserError
 
 RULES = ["reverse_sigmoid", "modelguard", "poe", "mad"]

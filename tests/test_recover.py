@@ -6,7 +6,7 @@ from test_methods import build
 
 from method.attack.recover import recover
 from method.defend.reverse_sigmoid import reverse_sigmoid
-from utils import metrics
+from training import engine
 from utils.errors import UserError
 
 
