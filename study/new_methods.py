@@ -10,15 +10,21 @@ from utils.errors import UserError, suggest
 
 
 def check(flag, names, present, kind):
-    """Raises UserError unless there is a file method/`kind`/ for each of `names`, which a matrix does not have."""
+    """Raises UserError unless there is a method in method/`kind`/ for each of `names`, which a matrix does not have.
+
+    flag: "rows" or "columns". present: names of the rows or columns that the matrix has.
+    """
+    files = method.files()
     for name in names:
-        files = method.files()
         if name not in files[kind]:
             known = sorted({*present, *files[kind]})
             other = [flag for flag, there in (("rows", "defend"), ("columns", "attack")) if name in files[there]]
             hint = f"; use --{other[0]} {name}" if other else suggest(name, known)
             word = "defence" if kind == "defend" else "attack"
             raise UserError(f"--{flag} {name}: no such {word}; there are {', '.join(map(shlex.quote, known))}{hint}")
+        if name not in method.names()[kind] and not method.is_release(name):
+            base = "Method or Release" if kind == "defend" else "Attack"
+            raise UserError(f"--{flag} {name}: method/{kind}/{name}.py defines no subclass of {base}")
 
 
 def defence(name, template, keys):

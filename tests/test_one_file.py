@@ -213,6 +213,17 @@ def test_mistakes(project):
 SCRIPTS = ("reproduce.py", "results.py")
 
 
+def test_a_file_without_a_method(project):
+    for kind in "defend", "attack":
+        (project / f"method/{kind}/hollow.py").write_text("from method import Method\n")
+    row, column = commands(project, "results.py matrix --rows hollow", "results.py matrix --columns hollow")
+    for kind in "defend", "attack":
+        (project / f"method/{kind}/hollow.py").unlink()
+    assert (row.status, column.status) == (2, 2)
+    assert row.err == "--rows hollow: method/defend/hollow.py defines no subclass of Method or Release\n"
+    assert column.err == "--columns hollow: method/attack/hollow.py defines no subclass of Attack\n"
+
+
 @pytest.fixture(scope="module")
 def ran(project):
     """What `reproduce.py` prints for all new rows with all attacks, and then for the new column."""
