@@ -76,7 +76,10 @@ def train(folder, params, data_dir, gpu_id=None, download=False, command="", unt
         learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))
     run.check_origins(learner.zoo.origins)
     share = distributed.RANK, distributed.WORLD_SIZE
-    loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share, params.cuda_graph)
+    # A defence sees other batches than its adversarial network, whose initial weights it shares. Students see those of
+    # their baseline, so that both can be compared in pairs.
+    role = 1 if method.kind(params.method) == "defend" else 0
+    loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share, params.cuda_graph, role)
     with run.opened(environment.describe(device, params.precision)):
         run.log(f"Data: {dataset.summary}")
         if isinstance(learner, Attack) and distributed.WORLD_SIZE == 1:

@@ -61,8 +61,8 @@ class Dataset:
     test: Split
     summary: str  # one line for the log
 
-    def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1, prefetch=False):
-        """Shuffled batches. prefetch: on a GPU, assemble several batches at once.
+    def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1, prefetch=False, role=0):
+        """Shuffled batches. prefetch: on a GPU, assemble several batches at once. role: selects another order.
 
         Raises UserError if the last batch leaves a process fewer than two images, which batch norm needs.
         """
@@ -75,7 +75,7 @@ class Dataset:
             )
         names = self.spec.augmentation if augmentation else ()
         batches = max(1, PREFETCH_IMAGES // batch_size) if prefetch and self.train.images.is_cuda else 1
-        return Loader(self.train, self.spec, batch_size, names, True, seed, rank, world_size, batches)
+        return Loader(self.train, self.spec, batch_size, names, True, seed, rank, world_size, batches, role)
 
     def test_loader(self, batch_size=1000):
         return Loader(self.test, self.spec, batch_size)
@@ -87,17 +87,17 @@ class Dataset:
 class Loader:
     """Batches of a split: every image once per epoch. The last batch may be smaller.
 
-    Order and augmentation depend on (seed, epoch) only and are the same on every device. With several processes,
+    Order and augmentation depend on (seed, epoch, role) only and are the same on every device. With several processes,
     process `rank` receives every `world_size`-th image of each batch. `prefetch` batches are assembled at once, which
     does not change their pixels.
     """
 
     def __init__(
-        self, split, spec, batch_size, augmentation=(), shuffle=False, seed=0, rank=0, world_size=1, prefetch=1
+        self, split, spec, batch_size, augmentation=(), shuffle=False, seed=0, rank=0, world_size=1, prefetch=1, role=0
     ):
         self.split, self.batch_size = split, batch_size
         self.augmentation, self.shuffle = augmentation, shuffle
-        self.seed, self.epoch = seed, 0
+        self.seed, self.role, self.epoch = seed, role, 0
         self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
         self.mean = torch.tensor(spec.mean, device=split.images.device)
         self.std = torch.tensor(spec.std, device=split.images.device)
@@ -127,8 +127,9 @@ class Loader:
         They are sampled on the CPU, so that they do not depend on the device.
         """
         count, device = len(self.split), self.split.images.device
-        # SeedSequence mixes both numbers: epoch 1 of seed 0 must differ from epoch 0 of seed 1.
-        state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
+        # SeedSequence mixes the numbers: epoch 1 of seed 0 must differ from epoch 0 of seed 1.
+        numbers = (self.seed, self.epoch, self.role) if self.role else (self.seed, self.epoch)
+        state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         numbers = sample_augmentation(self.augmentation, count, generator)
