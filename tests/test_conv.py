@@ -72,10 +72,12 @@ def test_as_near_float64_as_the_library(shape, kernel_size):
             torch.testing.assert_close(found.double(), true, rtol=2**-8, atol=2**-8 * true.abs().mean().item())
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
-def test_the_same_bits_each_time(shape, kernel_size):
+def test_the_same_bits_each_time(shape, kernel_size, threads):
     """Twice in a row, and after another layer and another batch."""
+    torch.set_num_threads(threads)
     ours, _, x, grad = pair(shape, kernel_size)
     first = results(ours, x, grad)
     second = results(ours, x, grad)
