@@ -7,6 +7,7 @@ dropout. The linear layer requires 32x32 images.
 import torch.nn.functional as F
 from torch import nn
 
+from model.conv import Conv2d
 from model.network import Network
 from utils.errors import UserError
 
@@ -21,11 +22,11 @@ class Net(Network):
         if not 0 <= dropout_rate < 1:
             raise UserError(f"dropout_rate must be at least 0 and below 1, not {dropout_rate}")
         width = num_channels
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1)
+        self.conv1 = Conv2d(3, width, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.conv2 = Conv2d(width, 2 * width, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(2 * width)
-        self.conv3 = nn.Conv2d(2 * width, 4 * width, 3, padding=1)
+        self.conv3 = Conv2d(2 * width, 4 * width, 3, padding=1)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.fc1 = nn.Linear(4 * width * 4 * 4, 4 * width)
         self.fcbn1 = nn.BatchNorm1d(4 * width)

@@ -10,6 +10,7 @@ from math import sqrt
 import torch.nn.functional as F
 from torch import nn
 
+from model.conv import Conv2d
 from model.network import Network
 from model.resnet import stage
 from utils.errors import UserError
@@ -18,7 +19,7 @@ from utils.errors import UserError
 def shortcut(in_channels, out_channels, stride):
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+    return nn.Sequential(Conv2d(in_channels, out_channels, 1, stride, bias=False))
 
 
 class BasicBlock(nn.Module):
@@ -27,9 +28,9 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels, width, stride):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, padding=1, bias=False)
         self.downsample = shortcut(in_channels, width, stride)
 
     def forward(self, x):
@@ -44,11 +45,11 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels, width, stride):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.conv1 = Conv2d(in_channels, width, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.conv3 = Conv2d(width, 4 * width, 1, bias=False)
         self.downsample = shortcut(in_channels, 4 * width, stride)
 
     def forward(self, x):
@@ -64,7 +65,7 @@ class PreResNet(Network):
     def __init__(self, block, count, num_classes):
         super().__init__()
         expansion = block.expansion
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(3, 16, 3, padding=1, bias=False)
         self.layer1 = stage(block, 16, 16, count, 1)
         self.layer2 = stage(block, 16 * expansion, 32, count, 2)
         self.layer3 = stage(block, 32 * expansion, 64, count, 2)

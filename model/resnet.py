@@ -8,13 +8,14 @@ changes, the shortcut is a convolution (the paper's option B).
 import torch.nn.functional as F
 from torch import nn
 
+from model.conv import Conv2d
 from model.network import Network
 
 
 def shortcut(in_channels, out_channels, stride):
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
 class BasicBlock(nn.Module):
@@ -22,9 +23,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels, width, stride):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut = shortcut(in_channels, width, stride)
 
@@ -39,11 +40,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels, width, stride):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.conv1 = Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.conv3 = Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.shortcut = shortcut(in_channels, 4 * width, stride)
 
@@ -79,7 +80,7 @@ class ResNet(Network):
         super().__init__()
         block, width, counts = DEPTHS[depth]
         channels = block.expansion * width  # after the first stage
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = stage(block, width, width, counts[0], 1)
         self.layer2 = stage(block, channels, 2 * width, counts[1], 2)
