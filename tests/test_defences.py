@@ -104,13 +104,15 @@ def test_rank_correlation_is_spearmans():
     assert rank_correlation(torch.zeros(2, 5), torch.rand(2, 5)).item() == 0  # no order, and no NaN
 
 
+@pytest.mark.parametrize("mse", ["sum", "mean"])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(("T", "weight"), [(4.0, 1.0), (20.0, 0.3)])
-def test_sdb_loss(T, weight, sign):
+def test_sdb_loss(T, weight, sign, mse):
     constant = logits(2).tolist()  # sg[f(x_k)]
 
     def mean_square(one, other):
-        return sum((a - b) ** 2 for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)) / 35
+        total = sum((a - b) ** 2 for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+        return total / {"sum": 5, "mean": 5 * 7}[mse]
 
     def written_terms(own, keyed, original, random):
         labels = LABELS.tolist()
@@ -127,7 +129,7 @@ def test_sdb_loss(T, weight, sign):
         return embedding - weight * disturbance + preservation + sign * 0.05 * augmentation
 
     arguments = logits(0), logits(2), logits(1).detach(), logits(3).detach()
-    loss, *terms = sdb_loss(*arguments, LABELS, T, weight, 0.05, sign)
+    loss, *terms = sdb_loss(*arguments, LABELS, T, weight, 0.05, sign, mse)
     check(loss, written, *arguments)
     expected = written_terms(*(a.tolist() for a in arguments))
     assert [term.item() for term in terms] == pytest.approx(expected, rel=1e-9)
@@ -248,6 +250,22 @@ def test_sdb_keeps_its_key_and_scores_with_and_without(sdb):
         assert terms["loss"] == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.parametrize("keys", [{}, {"joint": False}])
+def test_sdb_batch_norm_trains_with_the_statistics_that_it_keeps(keys, trained):
+    """A joint pass updates the running averages once, by the statistics of images with and without the key together."""
+    checked = params.check(experiment_keys(trained, method="sdb", **keys), "params.json")
+    learner = method.find("sdb")(checked, Zoo(DIGITS, torch.device("cpu")))
+    images, labels = next(iter(data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)))
+    with torch.no_grad():
+        seen = learner.model.conv1(torch.cat((images, learner.key(images)))).transpose(0, 1).flatten(1)
+    before = learner.model.bn1.running_mean.clone()
+    learner.model.train()
+    learner.losses(images, labels)
+    updates = learner.model.bn1.num_batches_tracked.item()
+    once = torch.allclose(learner.model.bn1.running_mean, 0.9 * before + 0.1 * seen.mean(1), atol=1e-6)
+    assert (updates, once) == ((2, False) if keys else (1, True))
+
+
 def student(folder, teacher, **changes):
     return experiment(folder, **with_teacher(teacher, **changes))
 
@@ -269,11 +287,11 @@ def test_a_student_with_the_key_asks_with_it(name, sdb, tmp_path):
 @pytest.mark.parametrize("name", method.names()["attack"])
 def test_every_attack_can_have_the_key(name, sdb, tmp_path):
     of_kd = {} if issubclass(method.find(name), KD) else {"temperature": None, "alpha": None}
-    small = of_kd | SMALL.get(name, {}) | {"num_epochs": 1}
+    small = of_kd | SMALL.get(name, {})
     folder = student(tmp_path / "x", sdb, method=name, **small, **keyed(sdb))
     done = script("train_kd.py", "--save_path", folder)
     assert done.status == 0, done.err
-    assert len(metrics(folder)) == 1
+    assert len(metrics(folder)) == 2
 
 
 def test_the_key_is_an_edge_of_the_plan(sdb, tmp_path):
