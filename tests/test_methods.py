@@ -26,6 +26,7 @@ SMALL = {
     "dafl": GENERATOR,
     "dfad": GENERATOR | {"student_steps": 2},
     "deepinversion": {"image_batches": 3, "new_batches": 3, "inversion_steps": 2},
+    "skeptical": {"kd_delay": 1},
 }
 
 
