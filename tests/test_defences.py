@@ -399,24 +399,32 @@ def test_half_spoils_the_last_layer_only(trained):
     assert differ == {"fc2.weight", "fc2.bias"}
 
 
+@pytest.mark.parametrize("keys", [{}, {"body": "eval"}], ids=["train", "eval"])
 @pytest.mark.parametrize("variant", ["light", "light_deep"])
-def test_light_trains_the_last_layer_only(variant, trained):
-    learner, loader, optimizer = build(trained, variant=variant, width=5)
+def test_light_trains_the_last_layer_only(variant, keys, trained):
+    """As released, the frozen body's running averages are updated too; with "eval" it stays as it is."""
+    learner, loader, optimizer = build(trained, variant=variant, width=5, **keys)
     origin = {name: value.clone() for name, value in learner.adversary.state_dict().items()}
     assert all(torch.equal(value, origin[name]) for name, value in learner.model.state_dict().items())
     first = engine.train_epoch(learner, learner.losses, loader, optimizer, "").values()
-    assert not any(part.training for name, part in learner.model.named_modules() if name != "fc2")
+    assert all(part.training != bool(keys) for name, part in learner.model.named_modules() if name != "fc2")
     for _ in range(5):
         last = engine.train_epoch(learner, learner.losses, loader, optimizer, "").values()
     learner.evaluate(loader)
     assert last["loss"] < first["loss"]
     changed = {name for name, value in learner.model.state_dict().items() if not torch.equal(value, origin[name])}
-    assert changed == {"fc2.weight", "fc2.bias"}
+    averages = {name for name, _ in learner.model.named_buffers()}
+    assert changed == {"fc2.weight", "fc2.bias"} | (set() if keys else averages)
     if variant == "light_deep":
         images = next(iter(loader))[0]
         features = learner.model.features(images)
         torch.testing.assert_close(learner.model(images), learner.layers(features))
         assert torch.linalg.matrix_rank(learner.model.fc2.weight) == 5
+
+
+def test_light_deep_is_as_wide_as_there_are_classes(trained):
+    learner = build(trained, variant="light_deep")[0]
+    assert [layer.out_features for layer in learner.layers] == [10, 10]
 
 
 @pytest.mark.parametrize("name", model.names())

@@ -57,6 +57,8 @@ STUDENTS = {"CIFAR10": "cnn preresnet20 preresnet32 resnet18", "CIFAR100": "shuf
 for dataset, students in STUDENTS.items():
     OTHERS[f"{dataset}/kd_stingy_resnet18"] = students
     OTHERS |= {f"{dataset}/kd_{kind}_resnet18": f"{kind}_resnet18 {students}" for kind in MILDLY_NASTY}
+for width in (50, 100):  # 10 is the default on CIFAR-10
+    OTHERS[f"CIFAR10/kd_light-deep_resnet18_width_{width}"] = f"light-deep_resnet18 {STUDENTS['CIFAR10']}"
 OTHERS = {f"{folder}/{name}" for folder, names in OTHERS.items() for name in names.split()}
 OMEGA_CHAIN = "CIFAR10/kd_nasty_resnet18_omega_0.004"  # the weight the paper prints; in no table
 # The data-free attacks as published, PAPERS.md section 4; a_oh, a_ie, a_act of DAFL.
@@ -88,8 +90,7 @@ def expected(experiment):
     kind, teacher = folder.split("_")[1:3]
     own = f"{dataset}/baseline/{teacher}" if kind in ("normal", "stingy") else f"{dataset}/{folder}/{kind}_{teacher}"
     if not name.startswith(DEFENDED):
-        saved = "last" if kind.startswith("light") else "best"  # their best epoch may be one before they are nasty
-        resume = {"teacher_model": teacher, "teacher_resume": f"experiments/{own}/{saved}_model.tar"}
+        resume = {"teacher_model": teacher, "teacher_resume": f"experiments/{own}/best_model.tar"}
         release = {"release": "sdb", "key_resume": f"experiments/{own}/key.tar"} if name.endswith("_key") else {}
         if kind == "stingy":
             temperature, release = 20, {"release": "stingy", "rho": 0.2 if dataset == "CIFAR10" else 0.1}
@@ -104,6 +105,8 @@ def expected(experiment):
         weights = {"mix": 0.5 if folder.endswith("_lambda_0.5") else 0.9, "weight": 1, "eta": 0.001}
         return params | {"num_epochs": 200} | resume | {"method": "sdb", "temperature": temperature} | weights
     mildly = {"method": "mildly_nasty", "variant": kind.replace("-", "_")} if kind in MILDLY_NASTY else {}
+    if "_width_" in folder:
+        mildly["width"] = int(folder.rpartition("_")[2])
     return params | resume | {"temperature": temperature, "weight": 0.004 if OMEGA_CHAIN in own else weight} | mildly
 
 
@@ -149,7 +152,7 @@ def test_resume_is_an_experiment_with_that_model(experiment):
     for role in ("adversarial", "teacher"):
         if f"{role}_resume" in params:
             network = source(params, role)
-            assert Path(params[f"{role}_resume"]).name in ("best_model.tar", "last_model.tar")
+            assert Path(params[f"{role}_resume"]).name == "best_model.tar"
             assert TREE[network]["dataset"] == params["dataset"]
             assert TREE[network]["model_name"] == params[f"{role}_model"]
     if "key_resume" in params:
