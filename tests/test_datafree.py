@@ -172,6 +172,13 @@ def test_generator_is_the_published_one():
     assert sum(p.numel() for p in Generator(32, 1000).parameters()) == linear + first + convolutions
 
 
+@pytest.mark.parametrize(("run", "eps"), [("dafl", 0.8), ("dfad", 1e-5)])
+def test_generator_has_the_released_eps(run, eps, trained):
+    """Behind the two convolutions; the first batch norm, and the last, which normalises the image, have the default."""
+    norms = [part.eps for part in build(trained, run).generator.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert norms == [1e-5, eps, eps, 1e-5]
+
+
 def test_generator_that_does_not_fit_the_image_size():
     with pytest.raises(UserError, match="30 pixels a side are not divisible by 4"):
         Generator(30, 100)
