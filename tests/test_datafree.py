@@ -154,6 +154,16 @@ def test_inversion_lowers_its_loss_and_removes_its_hooks():
     assert not any(layer._forward_pre_hooks for layer in network.modules())
 
 
+@pytest.mark.parametrize(("keys", "flip"), [({}, False), ({"flip": 1}, True)], ids=["default", "flip"])
+def test_images_are_flipped_only_where_the_key_says_so(keys, flip, trained):
+    """The released script for CIFAR shifts images, and does not flip them."""
+    learner = build(trained, "deepinversion", **keys)
+    learner.zoo.spec = data.DATASETS["cifar10"]
+    assert learner.settings()["flip"] is flip
+    never = inversion.shift_and_flip(32, torch.zeros(9, 2, dtype=torch.int64), torch.zeros(9, dtype=torch.bool))[1]
+    assert torch.equal(never, torch.arange(32).expand(9, 32))
+
+
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_generator_emits_normalised_images(size, bf16):
