@@ -15,6 +15,7 @@ from method.attack.skeptical import skeptical_loss
 from model.auxiliary import stages
 from model.zoo import Zoo
 from utils import data, engine, params
+from utils.losses import cross_entropy
 
 SETTINGS = [(1.0, 0.3), (4.0, 0.9), (20.0, 0.9)]
 DIGITS = data.DATASETS["digits"]
@@ -35,6 +36,15 @@ def test_htc_loss_has_two_temperatures(T, alpha):
     student, teacher = logits(0), logits(1).detach()
     check(htc_loss(student, teacher, LABELS, T, alpha)[0], written, student, teacher)
     assert softmax([1.0, 2.0], 1e9) == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.9])
+def test_htc_is_label_smoothing_where_the_temperature_melts_the_teacher(alpha):
+    """The gradient of the limit is that of label smoothing with ε = α: hence the control beside it."""
+    student, teacher = logits(0), logits(1).detach()
+    (own,) = torch.autograd.grad(htc_loss(student, teacher, LABELS, 1e9, alpha)[0], student)
+    (smooth,) = torch.autograd.grad(cross_entropy(student, LABELS, alpha), student)
+    torch.testing.assert_close(own, smooth)
 
 
 def test_class_means():
@@ -187,7 +197,8 @@ def test_a_network_without_stages(trained, tmp_path):
     assert done.status == 2 and '"loc": mlp has 0 stages' in done.err
 
 
-def test_scm_trains_every_student_and_scores_their_ensemble(trained):
+def test_scm_trains_every_student_and_scores_the_last_one_and_their_ensemble(trained):
+    """`acc` is that of a single student, as in every other attack."""
     learner, loader, optimizer = build(trained, "scm")
     before = [[p.clone() for p in student.parameters()] for student in learner.students]
     assert len(before) == 3 and not torch.equal(before[0][0], before[1][0])
@@ -199,7 +210,7 @@ def test_scm_trains_every_student_and_scores_their_ensemble(trained):
     with torch.no_grad():
         votes = [(y, sum(student(x).softmax(1) for student in learner.students), learner.model(x)) for x, y in loader]
     labels, together, last = (torch.cat(parts) for parts in zip(*votes, strict=True))
-    for name, outputs in (("acc", together), ("acc_last", last)):
+    for name, outputs in (("acc", last), ("acc_ensemble", together)):
         assert scores[name] == pytest.approx(100 * (outputs.argmax(1) == labels).double().mean().item())
 
 
@@ -222,4 +233,4 @@ def test_every_attack_is_trained_and_evaluated_by_the_script(name, rule, trained
     assert len(metrics(folder)) == 2
     best = max(metrics(folder), key=lambda line: (line["test"]["acc"], line["epoch"]))["test"]
     scored = script("train_kd.py", "--save_path", folder, "--evaluate")
-    assert scored.status == 0 and f"acc: {best.get('acc_last', best['acc']):.2f} ;" in scored.out
+    assert scored.status == 0 and f"acc: {best['acc']:.2f} ;" in scored.out

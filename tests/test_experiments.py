@@ -40,13 +40,15 @@ SETTINGS = {
 MILDLY_NASTY = ("half", "light", "light-deep")
 DEFENDED = (
     "nasty_",
+    "nastier_",
     "possessive_",
     "sdb_",
     *(f"{variant}_" for variant in MILDLY_NASTY),
 )  # what a defended teacher's name begins with
 # Other papers' teachers, in none of Nasty Teacher's tables; resnet8 is a student of the possessive one.
 OTHERS = {
-    "CIFAR10/baseline": "resnet8",
+    "CIFAR10/baseline": "resnet8 cnn_label_smoothing_0.89",
+    "CIFAR10/kd_nastier_resnet18": "nastier_resnet18 cnn",
     "CIFAR10/kd_possessive_resnet18": "possessive_resnet18 cnn preresnet20 preresnet32 resnet8",
     "CIFAR10/kd_sdb_resnet18": "sdb_resnet18 cnn cnn_key preresnet20 preresnet20_key",
     "CIFAR10/kd_sdb_resnet18_lambda_0.5": "sdb_resnet18",
@@ -76,6 +78,7 @@ COMMON = {"batch_size": 128, "num_epochs": 160, "num_workers": 4, "augmentation"
 def expected(experiment):
     """What the rules say `experiment` holds, keys in the released order."""
     dataset, folder, name = experiment.split("/")
+    name, _, smoothing = name.partition("_label_smoothing_")
     schedule, gamma, epochs, temperature, weight = SETTINGS[dataset]
     model = name.split("_")[1] if name.startswith(DEFENDED) else name.removesuffix("_key").replace("cnn", "net")
     if folder.startswith("datafree_"):
@@ -86,7 +89,7 @@ def expected(experiment):
         first, epochs = {"model_name": model, **cnn, "schedule": [999], "gamma": 0.1}, 100
     params = {**first, **COMMON, "num_epochs": epochs, "dataset": DATASETS[dataset]}
     if folder == "baseline":
-        return params
+        return params | ({"label_smoothing": float(smoothing)} if smoothing else {})
     kind, teacher = folder.split("_")[1:3]
     own = f"{dataset}/baseline/{teacher}" if kind in ("normal", "stingy") else f"{dataset}/{folder}/{kind}_{teacher}"
     if not name.startswith(DEFENDED):
@@ -94,10 +97,12 @@ def expected(experiment):
         release = {"release": "sdb", "key_resume": f"experiments/{own}/key.tar"} if name.endswith("_key") else {}
         if kind == "stingy":
             temperature, release = 20, {"release": "stingy", "rho": 0.2 if dataset == "CIFAR10" else 0.1}
-        return params | resume | {"temperature": temperature, "alpha": 0.9} | release
+        attack = {"method": "scm"} if kind == "nastier" else {}
+        return params | resume | {"temperature": temperature, "alpha": 0.9} | release | attack
     adversary = folder.split("_adv_")[1] if "_adv_" in folder else teacher
     resume = {"adversarial_model": adversary.replace("cnn", "net")}
-    resume["adversarial_resume"] = f"experiments/{dataset}/baseline/{adversary}/best_model.tar"
+    original = f"kd_nasty_{adversary}/nasty_{adversary}" if kind == "nastier" else f"baseline/{adversary}"
+    resume["adversarial_resume"] = f"experiments/{dataset}/{original}/best_model.tar"
     if kind == "possessive":
         weights = {"beta_target": 1, "beta_others": 1, "order": "reversed"}
         return params | resume | {"method": "possessive", "temperature": temperature} | weights
@@ -158,6 +163,24 @@ def test_resume_is_an_experiment_with_that_model(experiment):
     if "key_resume" in params:
         assert params["key_resume"] == params["teacher_resume"].replace("best_model", "key")
         assert TREE[network]["method"] == "sdb"
+
+
+def test_the_public_chain_starts_from_a_network_trained_against_the_nasty_teacher():
+    """nasty teacher -> "nastier" network, by the nasty loss -> a sequence of students."""
+    nasty = "CIFAR10/kd_nasty_resnet18/nasty_resnet18"
+    nastier = "CIFAR10/kd_nastier_resnet18/nastier_resnet18"
+    assert source(TREE[nastier], "adversarial") == nasty
+    assert TREE[nastier] | {"adversarial_resume": TREE[nasty]["adversarial_resume"]} == TREE[nasty]
+    student = TREE["CIFAR10/kd_nastier_resnet18/cnn"]
+    assert source(student, "teacher") == nastier and student["method"] == "scm"
+
+
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+def test_htc_has_its_control(matrix):
+    """Label smoothing of the strength that htc amounts to at T = 50 and α = 0.9."""
+    alone, attack = read(matrix["alone"]), matrix["attacks"]["htc"]
+    assert attack["temperature"] == 50 and {read(path)["alpha"] for path in matrix["defences"].values()} == {0.9}
+    assert read(f"{matrix['alone']}_label_smoothing_0.89") == alone | {"label_smoothing": 0.89}
 
 
 def test_tables_and_tree_name_the_same_experiments():
