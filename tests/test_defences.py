@@ -15,6 +15,7 @@ import model
 from method import image_key
 from method.attack.kd import KD
 from method.defend.mildly_nasty import half_loss
+from method.defend.perturb import noise
 from method.defend.possessive import possessive_loss, rank_correlation, reverse, split
 from method.defend.sdb import sdb_loss
 from method.defend.stingy import sparse
@@ -175,6 +176,52 @@ class Teacher(torch.nn.Module):
 def test_stingy_release(rho, classes, kept):
     rule = method.find_release("stingy")(Teacher(classes), params_of(rho=rho))
     assert ((rule(torch.rand(4, 3, 9, 9)) > WITHHELD).sum(1) == kept).all()
+
+
+def perturbed(images, teacher=None, **keys):
+    keys = {"strength": 4.0, "noise_seed": 0} | keys
+    return method.find_release("perturb")(teacher or Teacher(10), params_of(**keys))(images)
+
+
+def test_the_same_query_gets_the_same_perturbed_answer():
+    """Whatever it is asked together with; another image, by a bit, and another seed give another."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 9, 9)
+    answers = perturbed(images)
+    assert torch.equal(perturbed(images.contiguous(memory_format=torch.channels_last).flip(0)).flip(0), answers)
+    changed = images.clone()
+    changed.view(-1)[-1:].view(torch.int32).bitwise_xor_(1)
+    assert torch.equal(perturbed(changed)[:3], answers[:3]) and not torch.equal(perturbed(changed)[3], answers[3])
+    assert not torch.equal(perturbed(images, noise_seed=1), answers)
+
+
+def test_a_perturbed_answer_keeps_the_top_class():
+    torch.manual_seed(0)
+    images = torch.randn(500, 3, 9, 9)
+    plain, answers = images.flatten(1)[:, :10], perturbed(images)
+    assert torch.equal(answers.argmax(1), plain.argmax(1))
+    assert (answers.topk(2).indices != plain.topk(2).indices)[:, 1].double().mean() > 0.5
+    assert torch.equal(perturbed(images, strength=0.0), plain)
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 1])
+def test_the_perturbation_is_standard_normal(seed):
+    """Moments of 2,000 images' noise, within five standard errors; classes and images are uncorrelated."""
+    torch.manual_seed(0)
+    n = noise(torch.randint(0, 256, (2000, 3, 8, 8)) / 255, 10, seed).double()
+    assert n.shape == (2000, 10) and n.isfinite().all()
+    error = 5 / n.numel() ** 0.5
+    assert abs(n.mean()) < error and abs(n.var() - 1) < 2**0.5 * error and abs((n**4).mean() - 3) < 96**0.5 * error
+    assert (n.T.corrcoef() - torch.eye(10)).abs().max() < 5 / 2000**0.5
+    assert abs((n[1:] * n[:-1]).mean()) < error
+
+
+def test_a_student_of_perturbed_answers(trained, tmp_path):
+    keys = with_teacher(trained / "baseline/teacher", release="perturb", strength=4)
+    assert script("train_kd.py", "--save_path", experiment(tmp_path / "x", **keys)).status == 0
+    assert script("train_kd.py", "--save_path", experiment(tmp_path / "y", **keys, augmentation=0)).status == 0
+    lines = [metrics(tmp_path / name)[-1]["train"]["distillation"] for name in "xy"]
+    assert all(math.isfinite(value) for value in lines) and lines[0] != lines[1]
 
 
 def params_of(**values):
