@@ -94,12 +94,14 @@ class Generating(DataFree):
         iterations_per_epoch: int = key("there is no training set to pass over", low=1)
         noise_size: int = key("length of z", low=1)
         generator_channels: int = key("of its first convolution; the second has half", default=128, low=2)
+        generator_eps: float = key("of the batch norms behind its convolutions", default=1e-5, above=0)
         generator_learning_rate: float = key("of its Adam, at the first epoch", above=0)
         generator_gamma: float = key("factor of its learning rate at the epochs of schedule", above=0)
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        generator = Generator(zoo.spec.image_size, params.noise_size, params.generator_channels)
+        options = params.noise_size, params.generator_channels, params.generator_eps
+        generator = Generator(zoo.spec.image_size, *options)
         self.generator = zoo.place(generator)
         self.weights = list(self.generator.parameters())
         self.optimizer = torch.optim.Adam(self.weights, params.generator_learning_rate, fused=True)

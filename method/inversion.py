@@ -2,11 +2,14 @@
 
 min_x  CE(t(x), y) + a_tv TV(x) + a_l2 ‖x‖₂ + a_f Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ ) + a_c (1 − JS(s(x), t(x)))
 
-x     a batch of normalised images, shifted and flipped by chance in each step
+x     a batch of normalised images, shifted by chance in each step, and flipped where `flip` says so
 y     their classes                    m_l, v_l   running mean and variance of batch norm l
 t     the network that is inverted     μ_l, σ²_l  mean and variance of what x brings there
 s     a student of it, or none         TV         ‖·‖₂ of the differences of neighbours in four directions, added up
 a_…   weights                          JS         Jensen-Shannon divergence of the softmax at temperature T
+
+As released for CIFAR, images are shifted and not flipped. JS is that of the equation; the release's differs, see
+docs/deviations.md.
 """
 
 import math
@@ -28,7 +31,7 @@ from utils.losses import cross_entropy, kl
 
 def invert(
     network, labels, image_size, *, steps=2000, learning_rate=0.05, a_tv=2.5e-5, a_l2=0.0, a_f=10.0, a_c=0.0,
-    student=None, T=3.0, jitter=2, flip=True, seed=0, title=None, log=None,
+    student=None, T=3.0, jitter=2, flip=False, seed=0, title=None, log=None,
 ):  # fmt: skip
     """(normalised images, float32 (N, 3, H, W), of the classes `labels` (N,); {term: scalar} of the last step).
 

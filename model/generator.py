@@ -4,6 +4,9 @@ Linear to 2w×S/4×S/4, BN, up ×2, conv 2w, BN, leaky ReLU, up ×2, conv w, BN,
 The last batch norm has no weights, so each channel of a batch has mean 0 and variance 1, like normalised training
 images. The output is therefore a *normalised* image, which the teacher and the student take as it is. To view it,
 compute `x * std + mean`.
+
+eps is that of the batch norms after the convolutions: 0.8 in DAFL's release, PyTorch's default in DFAD's. The first and
+the last batch norm have the default.
 """
 
 import torch
@@ -13,11 +16,11 @@ from model.network import at_least_float32
 from utils.errors import UserError
 
 
-def block(in_channels, out_channels):
+def block(in_channels, out_channels, eps):
     return nn.Sequential(
         nn.Upsample(scale_factor=2),
         nn.Conv2d(in_channels, out_channels, 3, padding=1),
-        nn.BatchNorm2d(out_channels),
+        nn.BatchNorm2d(out_channels, eps),
         nn.LeakyReLU(0.2, inplace=True),
     )
 
@@ -30,7 +33,7 @@ class Generator(nn.Module):
 
     bf16 = False
 
-    def __init__(self, image_size, noise_size, channels=128):
+    def __init__(self, image_size, noise_size, channels=128, eps=1e-5):
         super().__init__()
         if image_size % 4:
             raise UserError(f"the generator needs an image size that is divisible by 4, not {image_size}")
@@ -38,8 +41,8 @@ class Generator(nn.Module):
         self.linear = nn.Linear(noise_size, channels * (image_size // 4) ** 2)
         self.layers = nn.Sequential(
             nn.BatchNorm2d(channels),
-            block(channels, channels),
-            block(channels, channels // 2),
+            block(channels, channels, eps),
+            block(channels, channels // 2, eps),
             nn.Conv2d(channels // 2, 3, 3, padding=1),
             nn.Tanh(),
         )

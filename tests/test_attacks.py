@@ -4,16 +4,19 @@ import pytest
 import torch
 from conftest import TINY, experiment, metrics, script, with_teacher
 from test_losses import LABELS, check, logits, softmax, written_ce, written_kl
+from test_methods import SMALL
 
 import method
 import model
 from method.attack.averager import class_means
 from method.attack.htc import htc_loss
 from method.attack.scm import scm_loss
-from method.attack.skeptical import skeptical_loss, stages
+from method.attack.skeptical import skeptical_loss
+from model.auxiliary import stages
 from training import engine, params
 from training.zoo import Zoo
 from utils import data
+from utils.losses import cross_entropy
 from utils.seeds import seed_everything
 
 SETTINGS = [(1.0, 0.3), (4.0, 0.9), (20.0, 0.9)]
@@ -35,6 +38,15 @@ def test_htc_loss_has_two_temperatures(T, alpha):
     student, teacher = logits(0), logits(1).detach()
     check(htc_loss(student, teacher, LABELS, T, alpha)[0], written, student, teacher)
     assert softmax([1.0, 2.0], 1e9) == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.9])
+def test_htc_is_label_smoothing_where_the_temperature_melts_the_teacher(alpha):
+    """The gradient of the limit is that of label smoothing with ε = α: hence the control beside it."""
+    student, teacher = logits(0), logits(1).detach()
+    (own,) = torch.autograd.grad(htc_loss(student, teacher, LABELS, 1e9, alpha)[0], student)
+    (smooth,) = torch.autograd.grad(cross_entropy(student, LABELS, alpha), student)
+    torch.testing.assert_close(own, smooth)
 
 
 def test_class_means():
@@ -73,21 +85,21 @@ def test_scm_loss(T, alpha):
     assert loss.item() == pytest.approx((alpha * distillation + (1 - alpha) * ce).item())
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize("heard", [0.0, 1.0])
 @pytest.mark.parametrize(("T", "alpha"), SETTINGS)
-def test_skeptical_loss(T, alpha, beta):
-    constant = logits(3).tolist()
+def test_skeptical_loss(T, alpha, heard):
+    """The final output learns from labels, the deepest head from the final output, the listener from the teacher."""
 
-    def written(shallow, listener, final, teacher):
-        own = written_kd(listener, teacher, T, alpha)
-        return own + sum(written_kd(output, constant, T, beta) for output in (shallow, final))
+    def written(final, deepest, listener, teacher):
+        inner = 0.3 * written_kl(final, deepest, T) + 0.7 * written_ce(deepest, LABELS.tolist())
+        return written_ce(final, LABELS.tolist()) + heard * (written_kd(listener, teacher, T, alpha) + inner)
 
-    heads, final, teacher = [logits(2), logits(3)], logits(0), logits(1).detach()
-    loss, distillation, ce_listener, ce = skeptical_loss(heads, final, teacher, LABELS, T, alpha, beta)
-    check(loss, written, *heads, final, teacher)
+    final, deepest, listener, teacher = logits(0), logits(2), logits(3), logits(1).detach()
+    loss, distillation, ce_listener, ce = skeptical_loss(final, deepest, listener, teacher, LABELS, T, alpha, heard)
+    check(loss, written, final, deepest, listener, teacher)
     assert ce.item() == pytest.approx(written_ce(final.tolist(), LABELS.tolist()))
-    assert ce_listener.item() == pytest.approx(written_ce(heads[1].tolist(), LABELS.tolist()))
-    assert distillation.item() == pytest.approx(T**2 * written_kl(teacher.tolist(), heads[1].tolist(), T))
+    assert ce_listener.item() == pytest.approx(written_ce(listener.tolist(), LABELS.tolist()))
+    assert distillation.item() == pytest.approx(T**2 * written_kl(teacher.tolist(), listener.tolist(), T))
 
 
 COUNTS = {"net": 3, "resnet8": 3, "resnet18": 4, "preresnet20": 3, "resnext29": 3, "mobilenetv2": 7}
@@ -116,22 +128,36 @@ def build(trained, name, **changes):
 
 
 def test_only_the_listeners_stages_hear_the_teacher(trained):
-    """The teacher's term has a gradient in the first two stages and the second head, and nowhere else."""
-    learner, loader, _ = build(trained, "skeptical")
+    """The teacher's term has a gradient up to the listener's stage and in its head, and nowhere else."""
+    learner, loader, _ = build(trained, "skeptical", kd_delay=0)
     terms = learner.losses(*next(iter(loader)))
     parts = dict(model=learner.model, heads=learner.heads)
     named = {f"{part}.{name}": p for part, owner in parts.items() for name, p in owner.named_parameters()}
     gradients = torch.autograd.grad(terms["distillation"], list(named.values()), allow_unused=True)
-    heard = {name.rpartition(".")[0] for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
-    assert {name for name in heard if "model" in name} == {"model.conv1", "model.bn1", "model.conv2"}
-    assert {name[:8] for name in heard if "heads" in name} == {"heads.1."}
-    own = [name for name in named if "heads.1." in name]
-    assert all(name.rpartition(".")[0] in heard for name in own)
+    heard = {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
+    own = {name for name in named if name.startswith("heads.1.")}
+    assert heard == {f"model.{name}" for name in ("conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias")} | own and own
+
+
+def test_the_teacher_is_heard_from_kd_delay_on(trained):
+    """Before it the loss is the cross-entropy of the student's own output."""
+    learner, loader, _ = build(trained, "skeptical", kd_delay=1)
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        terms = learner.losses(*next(iter(learner.batches(loader))))
+        assert torch.equal(terms["loss"], terms["ce"]) == (epoch == 0)
+
+
+def test_one_head_may_have_both_roles(trained):
+    learner, loader, optimizer = build(trained, "skeptical", loc=1, kd_delay=0)
+    assert len(learner.heads) == 1
+    first, *_, last = (engine.train_epoch(learner, learner.losses, loader, optimizer, "").values() for _ in range(6))
+    assert last["distillation"] < first["distillation"] and last["ce"] < first["ce"]
 
 
 def test_the_listener_learns(trained):
     """It is a network in its own right: from labels alone it gets far above chance, 10 %, in some passes."""
-    learner, _, optimizer = build(trained, "skeptical", alpha=0.0)
+    learner, _, optimizer = build(trained, "skeptical", alpha=0.0, kd_delay=0, num_channels=16)
     digits = data.load("digits", "", torch.device("cpu"))
     loader = digits.train_loader(32)
     for epoch in range(8):
@@ -141,7 +167,7 @@ def test_the_listener_learns(trained):
 
 
 def test_heads_are_trained_but_not_part_of_the_student(trained):
-    learner, loader, optimizer = build(trained, "skeptical", stages=[2, 3])
+    learner, loader, optimizer = build(trained, "skeptical", kd_delay=0)
     before = [p.clone() for p in learner.heads.parameters()]
     engine.train_epoch(learner, learner.losses, loader, optimizer, "")
     assert not any(torch.equal(a, b) for a, b in zip(before, learner.heads.parameters(), strict=True))
@@ -152,20 +178,29 @@ def test_heads_are_trained_but_not_part_of_the_student(trained):
     assert learner.model.state_dict().keys() == model.build("net", 10).state_dict().keys()
 
 
-@pytest.mark.parametrize("wanted", [[], [0], [4], [2, 1], [1, 1]])
-def test_stages_that_are_not_there(wanted, trained, tmp_path):
-    folder = experiment(tmp_path / "x", **with_teacher(trained / "kd_nasty/nasty", method="skeptical", stages=wanted))
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"loc": 0}, '"loc": must be at least 1'),
+        ({"loc": 3, "kd_delay": 0}, '"loc": net has 3 stages; must be below that, not 3'),
+        ({"kd_delay": 2}, '"kd_delay": 2 of 2 epochs: the teacher is never heard'),
+        ({}, '"kd_delay": 20 of 2 epochs'),
+    ],
+)
+def test_skeptical_students_are_refused(keys, words, trained, tmp_path):
+    folder = experiment(tmp_path / "x", **with_teacher(trained / "kd_nasty/nasty", method="skeptical", **keys))
     done = script("train_kd.py", "--save_path", folder)
-    assert done.status == 2 and '"stages": net has 3' in done.err and len(done.err.splitlines()) == 1
+    assert done.status == 2 and words in done.err and len(done.err.splitlines()) == 1
 
 
 def test_a_network_without_stages(trained, tmp_path):
-    keys = with_teacher(trained / "kd_nasty/nasty", method="skeptical", model_name="mlp", num_channels=None)
+    keys = with_teacher(trained / "kd_nasty/nasty", method="skeptical", model_name="mlp", num_channels=None, kd_delay=0)
     done = script("train_kd.py", "--save_path", experiment(tmp_path / "x", **keys))
-    assert done.status == 2 and '"stages": mlp has 0' in done.err
+    assert done.status == 2 and '"loc": mlp has 0 stages' in done.err
 
 
-def test_scm_trains_every_student_and_scores_their_ensemble(trained):
+def test_scm_trains_every_student_and_scores_the_last_one_and_their_ensemble(trained):
+    """`acc` is that of a single student, as in every other attack."""
     learner, loader, optimizer = build(trained, "scm")
     before = [[p.clone() for p in student.parameters()] for student in learner.students]
     assert len(before) == 3 and not torch.equal(before[0][0], before[1][0])
@@ -177,7 +212,7 @@ def test_scm_trains_every_student_and_scores_their_ensemble(trained):
     with torch.no_grad():
         votes = [(y, sum(student(x).softmax(1) for student in learner.students), learner.model(x)) for x, y in loader]
     labels, together, last = (torch.cat(parts) for parts in zip(*votes, strict=True))
-    for name, outputs in (("acc", together), ("acc_last", last)):
+    for name, outputs in (("acc", last), ("acc_ensemble", together)):
         assert scores[name] == pytest.approx(100 * (outputs.argmax(1) == labels).double().mean().item())
 
 
@@ -193,10 +228,11 @@ def test_scm_of_one_student_is_kd(trained):
 @pytest.mark.parametrize("name", ["skeptical", "htc", "scm", "averager"])
 @pytest.mark.parametrize("rule", [{}, {"release": "stingy", "rho": 0.2}], ids=["logits", "stingy"])
 def test_every_attack_is_trained_and_evaluated_by_the_script(name, rule, trained, tmp_path):
-    folder = experiment(tmp_path / "x", **with_teacher(trained / "kd_nasty/nasty", method=name, **rule))
+    keys = with_teacher(trained / "kd_nasty/nasty", method=name, **SMALL.get(name, {}), **rule)
+    folder = experiment(tmp_path / "x", **keys)
     done = script("train_kd.py", "--save_path", folder)
     assert done.status == 0, done.err
     assert len(metrics(folder)) == 2
     best = max(metrics(folder), key=lambda line: (line["test"]["acc"], line["epoch"]))["test"]
     scored = script("train_kd.py", "--save_path", folder, "--evaluate")
-    assert scored.status == 0 and f"acc: {best.get('acc_last', best['acc']):.2f} ;" in scored.out
+    assert scored.status == 0 and f"acc: {best['acc']:.2f} ;" in scored.out

@@ -157,6 +157,16 @@ def test_inversion_lowers_its_loss_and_removes_its_hooks():
     assert not any(layer._forward_pre_hooks for layer in network.modules())
 
 
+@pytest.mark.parametrize(("keys", "flip"), [({}, False), ({"flip": 1}, True)], ids=["default", "flip"])
+def test_images_are_flipped_only_where_the_key_says_so(keys, flip, trained):
+    """The released script for CIFAR shifts images, and does not flip them."""
+    learner = build(trained, "deepinversion", **keys)
+    learner.zoo.spec = data.DATASETS["cifar10"]
+    assert learner.settings()["flip"] is flip
+    never = inversion.shift_and_flip(32, torch.zeros(9, 2, dtype=torch.int64), torch.zeros(9, dtype=torch.bool))[1]
+    assert torch.equal(never, torch.arange(32).expand(9, 32))
+
+
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_generator_emits_normalised_images(size, bf16):
@@ -173,6 +183,13 @@ def test_generator_is_the_published_one():
     linear, first = 1000 * 128 * 64 + 128 * 64, 2 * 128
     convolutions = (128 * 128 * 9 + 128 + 2 * 128) + (128 * 64 * 9 + 64 + 2 * 64) + (64 * 3 * 9 + 3)
     assert sum(p.numel() for p in Generator(32, 1000).parameters()) == linear + first + convolutions
+
+
+@pytest.mark.parametrize(("run", "eps"), [("dafl", 0.8), ("dfad", 1e-5)])
+def test_generator_has_the_released_eps(run, eps, trained):
+    """Behind the two convolutions; the first batch norm, and the last, which normalises the image, have the default."""
+    norms = [part.eps for part in build(trained, run).generator.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert norms == [1e-5, eps, eps, 1e-5]
 
 
 def test_generator_that_does_not_fit_the_image_size():

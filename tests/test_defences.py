@@ -15,6 +15,7 @@ import method
 import model
 from method import image_key
 from method.defend.mildly_nasty import half_loss
+from method.defend.perturb import noise
 from method.defend.possessive import possessive_loss, rank_correlation, reverse, split
 from method.defend.sdb import sdb_loss
 from method.defend.stingy import sparse
@@ -106,13 +107,15 @@ def test_rank_correlation_is_spearmans():
     assert rank_correlation(torch.zeros(2, 5), torch.rand(2, 5)).item() == 0  # no order, and no NaN
 
 
+@pytest.mark.parametrize("mse", ["sum", "mean"])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(("T", "weight"), [(4.0, 1.0), (20.0, 0.3)])
-def test_sdb_loss(T, weight, sign):
+def test_sdb_loss(T, weight, sign, mse):
     constant = logits(2).tolist()  # sg[f(x_k)]
 
     def mean_square(one, other):
-        return sum((a - b) ** 2 for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)) / 35
+        total = sum((a - b) ** 2 for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+        return total / {"sum": 5, "mean": 5 * 7}[mse]
 
     def written_terms(own, keyed, original, random):
         labels = LABELS.tolist()
@@ -129,7 +132,7 @@ def test_sdb_loss(T, weight, sign):
         return embedding - weight * disturbance + preservation + sign * 0.05 * augmentation
 
     arguments = logits(0), logits(2), logits(1).detach(), logits(3).detach()
-    loss, *terms = sdb_loss(*arguments, LABELS, T, weight, 0.05, sign)
+    loss, *terms = sdb_loss(*arguments, LABELS, T, weight, 0.05, sign, mse)
     check(loss, written, *arguments)
     expected = written_terms(*(a.tolist() for a in arguments))
     assert [term.item() for term in terms] == pytest.approx(expected, rel=1e-9)
@@ -175,6 +178,52 @@ class Teacher(torch.nn.Module):
 def test_stingy_release(rho, classes, kept):
     rule = method.find_release("stingy")(Teacher(classes), params_of(rho=rho))
     assert ((rule(torch.rand(4, 3, 9, 9)) > WITHHELD).sum(1) == kept).all()
+
+
+def perturbed(images, teacher=None, **keys):
+    keys = {"strength": 4.0, "noise_seed": 0} | keys
+    return method.find_release("perturb")(teacher or Teacher(10), params_of(**keys))(images)
+
+
+def test_the_same_query_gets_the_same_perturbed_answer():
+    """Whatever it is asked together with; another image, by a bit, and another seed give another."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 9, 9)
+    answers = perturbed(images)
+    assert torch.equal(perturbed(images.contiguous(memory_format=torch.channels_last).flip(0)).flip(0), answers)
+    changed = images.clone()
+    changed.view(-1)[-1:].view(torch.int32).bitwise_xor_(1)
+    assert torch.equal(perturbed(changed)[:3], answers[:3]) and not torch.equal(perturbed(changed)[3], answers[3])
+    assert not torch.equal(perturbed(images, noise_seed=1), answers)
+
+
+def test_a_perturbed_answer_keeps_the_top_class():
+    torch.manual_seed(0)
+    images = torch.randn(500, 3, 9, 9)
+    plain, answers = images.flatten(1)[:, :10], perturbed(images)
+    assert torch.equal(answers.argmax(1), plain.argmax(1))
+    assert (answers.topk(2).indices != plain.topk(2).indices)[:, 1].double().mean() > 0.5
+    assert torch.equal(perturbed(images, strength=0.0), plain)
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 1])
+def test_the_perturbation_is_standard_normal(seed):
+    """Moments of 2,000 images' noise, within five standard errors; classes and images are uncorrelated."""
+    torch.manual_seed(0)
+    n = noise(torch.randint(0, 256, (2000, 3, 8, 8)) / 255, 10, seed).double()
+    assert n.shape == (2000, 10) and n.isfinite().all()
+    error = 5 / n.numel() ** 0.5
+    assert abs(n.mean()) < error and abs(n.var() - 1) < 2**0.5 * error and abs((n**4).mean() - 3) < 96**0.5 * error
+    assert (n.T.corrcoef() - torch.eye(10)).abs().max() < 5 / 2000**0.5
+    assert abs((n[1:] * n[:-1]).mean()) < error
+
+
+def test_a_student_of_perturbed_answers(trained, tmp_path):
+    keys = with_teacher(trained / "baseline/teacher", release="perturb", strength=4)
+    assert script("train_kd.py", "--save_path", experiment(tmp_path / "x", **keys)).status == 0
+    assert script("train_kd.py", "--save_path", experiment(tmp_path / "y", **keys, augmentation=0)).status == 0
+    lines = [metrics(tmp_path / name)[-1]["train"]["distillation"] for name in "xy"]
+    assert all(math.isfinite(value) for value in lines) and lines[0] != lines[1]
 
 
 def params_of(**values):
@@ -251,6 +300,22 @@ def test_sdb_keeps_its_key_and_scores_with_and_without(sdb):
         assert terms["loss"] == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.parametrize("keys", [{}, {"joint": False}])
+def test_sdb_batch_norm_trains_with_the_statistics_that_it_keeps(keys, trained):
+    """A joint pass updates the running averages once, by the statistics of images with and without the key together."""
+    checked = params.check(experiment_keys(trained, method="sdb", **keys), "params.json")
+    learner = method.find("sdb")(checked, Zoo(DIGITS, torch.device("cpu")))
+    images, labels = next(iter(data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)))
+    with torch.no_grad():
+        seen = learner.model.conv1(torch.cat((images, learner.key(images)))).transpose(0, 1).flatten(1)
+    before = learner.model.bn1.running_mean.clone()
+    learner.model.train()
+    learner.losses(images, labels)
+    updates = learner.model.bn1.num_batches_tracked.item()
+    once = torch.allclose(learner.model.bn1.running_mean, 0.9 * before + 0.1 * seen.mean(1), atol=1e-6)
+    assert (updates, once) == ((2, False) if keys else (1, True))
+
+
 def student(folder, teacher, **changes):
     return experiment(folder, **with_teacher(teacher, **changes))
 
@@ -273,11 +338,11 @@ def test_a_student_with_the_key_asks_with_it(name, sdb, tmp_path):
 def test_every_attack_can_have_the_key(name, sdb, tmp_path):
     own = {field.name for field in dataclasses.fields(method.find(name).Params)}
     of_kd = {key: None for key in ("temperature", "alpha") if key not in own}
-    small = of_kd | SMALL.get(name, {}) | {"num_epochs": 1}
+    small = of_kd | SMALL.get(name, {})
     folder = student(tmp_path / "x", sdb, method=name, **small, **keyed(sdb))
     done = script("train_kd.py", "--save_path", folder)
     assert done.status == 0, done.err
-    assert len(metrics(folder)) == 1
+    assert len(metrics(folder)) == 2
 
 
 def test_the_key_comes_from_the_run_of_its_teacher(sdb, tmp_path):
@@ -385,24 +450,32 @@ def test_half_spoils_the_last_layer_only(trained):
     assert differ == {"fc2.weight", "fc2.bias"}
 
 
+@pytest.mark.parametrize("keys", [{}, {"body": "eval"}], ids=["train", "eval"])
 @pytest.mark.parametrize("variant", ["light", "light_deep"])
-def test_light_trains_the_last_layer_only(variant, trained):
-    learner, loader, optimizer = build(trained, variant=variant, width=5)
+def test_light_trains_the_last_layer_only(variant, keys, trained):
+    """As released, the frozen body's running averages are updated too; with "eval" it stays as it is."""
+    learner, loader, optimizer = build(trained, variant=variant, width=5, **keys)
     origin = {name: value.clone() for name, value in learner.adversary.state_dict().items()}
     assert all(torch.equal(value, origin[name]) for name, value in learner.model.state_dict().items())
     first = engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].values()
-    assert not any(part.training for name, part in learner.model.named_modules() if name != "fc2")
+    assert all(part.training != bool(keys) for name, part in learner.model.named_modules() if name != "fc2")
     for _ in range(5):
         last = engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].values()
     learner.evaluate(loader)
     assert last["loss"] < first["loss"]
     changed = {name for name, value in learner.model.state_dict().items() if not torch.equal(value, origin[name])}
-    assert changed == {"fc2.weight", "fc2.bias"}
+    averages = {name for name, _ in learner.model.named_buffers()}
+    assert changed == {"fc2.weight", "fc2.bias"} | (set() if keys else averages)
     if variant == "light_deep":
         images = next(iter(loader))[0]
         features = learner.model.features(images)
         torch.testing.assert_close(learner.model(images), learner.layers(features))
         assert torch.linalg.matrix_rank(learner.model.fc2.weight) == 5
+
+
+def test_light_deep_is_as_wide_as_there_are_classes(trained):
+    learner = build(trained, variant="light_deep")[0]
+    assert [layer.out_features for layer in learner.layers] == [10, 10]
 
 
 @pytest.mark.parametrize("name", model.names())

@@ -40,23 +40,32 @@ SETTINGS = {
 MILDLY_NASTY = ("half", "light", "light-deep")
 DEFENDED = (
     "nasty_",
+    "nastier_",
     "possessive_",
     "sdb_",
     *(f"{variant}_" for variant in MILDLY_NASTY),
 )  # what a defended teacher's name begins with
 # Other papers' teachers, in none of Nasty Teacher's tables; resnet8 is a student of the possessive one.
 OTHERS = {
-    "CIFAR10/baseline": "resnet8",
+    "CIFAR10/baseline": "resnet8 cnn_label_smoothing_0.89",
+    "CIFAR10/kd_nastier_resnet18": "nastier_resnet18 cnn",
     "CIFAR10/kd_possessive_resnet18": "possessive_resnet18 cnn preresnet20 preresnet32 resnet8",
     "CIFAR10/kd_sdb_resnet18": "sdb_resnet18 cnn cnn_key preresnet20 preresnet20_key",
-    "CIFAR10/kd_sdb_resnet18_lambda_0.5": "sdb_resnet18",
+    "CIFAR10/kd_sdb_resnet18_lambda_0.5": "sdb_resnet18 cnn cnn_key preresnet20 preresnet20_key",
+    "CIFAR10/kd_perturb_resnet18": "cnn preresnet20 preresnet32 resnet18",
     "CIFAR100/kd_possessive_resnet18": "possessive_resnet18 shufflenetv2 mobilenetv2 resnet18",
     "CIFAR100/kd_sdb_resnet18": "sdb_resnet18 shufflenetv2 shufflenetv2_key mobilenetv2 mobilenetv2_key",
+    "CIFAR100/kd_stingy_resnet50": "shufflenetv2 mobilenetv2 resnet18",
+    "CIFAR100/kd_stingy_resnext29": "shufflenetv2 mobilenetv2 resnet18",
+    "TinyImageNet/kd_sdb_resnet18": "sdb_resnet18 shufflenetv2 shufflenetv2_key mobilenetv2 mobilenetv2_key",
+    "TinyImageNet/kd_stingy_resnet18": "shufflenetv2 mobilenetv2 resnet18",
 }
 STUDENTS = {"CIFAR10": "cnn preresnet20 preresnet32 resnet18", "CIFAR100": "shufflenetv2 mobilenetv2 resnet18"}
 for dataset, students in STUDENTS.items():
     OTHERS[f"{dataset}/kd_stingy_resnet18"] = students
     OTHERS |= {f"{dataset}/kd_{kind}_resnet18": f"{kind}_resnet18 {students}" for kind in MILDLY_NASTY}
+for width in (50, 100):  # 10 is the default on CIFAR-10
+    OTHERS[f"CIFAR10/kd_light-deep_resnet18_width_{width}"] = f"light-deep_resnet18 {STUDENTS['CIFAR10']}"
 OTHERS = {f"{folder}/{name}" for folder, names in OTHERS.items() for name in names.split()}
 OMEGA_CHAIN = "CIFAR10/kd_nasty_resnet18_omega_0.004"  # the weight the paper prints; in no table
 # The data-free attacks as published, PAPERS.md section 4; a_oh, a_ie, a_act of DAFL.
@@ -75,6 +84,7 @@ COMMON = {"batch_size": 128, "num_epochs": 160, "num_workers": 4, "augmentation"
 def expected(experiment):
     """What the rules say `experiment` holds, keys in the released order."""
     dataset, folder, name = experiment.split("/")
+    name, _, smoothing = name.partition("_label_smoothing_")
     schedule, gamma, epochs, temperature, weight = SETTINGS[dataset]
     model = name.split("_")[1] if name.startswith(DEFENDED) else name.removesuffix("_key").replace("cnn", "net")
     if folder.startswith("datafree_"):
@@ -85,19 +95,26 @@ def expected(experiment):
         first, epochs = {"model_name": model, **cnn, "schedule": [999], "gamma": 0.1}, 100
     params = {**first, **COMMON, "num_epochs": epochs, "dataset": DATASETS[dataset]}
     if folder == "baseline":
-        return params
+        return params | ({"label_smoothing": float(smoothing)} if smoothing else {})
     kind, teacher = folder.split("_")[1:3]
-    own = f"{dataset}/baseline/{teacher}" if kind in ("normal", "stingy") else f"{dataset}/{folder}/{kind}_{teacher}"
+    own = (
+        f"{dataset}/baseline/{teacher}"
+        if kind in ("normal", "stingy", "perturb")
+        else f"{dataset}/{folder}/{kind}_{teacher}"
+    )
     if not name.startswith(DEFENDED):
-        saved = "last" if kind.startswith("light") else "best"  # their best epoch may be one before they are nasty
-        resume = {"teacher_model": teacher, "teacher_resume": f"experiments/{own}/{saved}_model.tar"}
+        resume = {"teacher_model": teacher, "teacher_resume": f"experiments/{own}/best_model.tar"}
         release = {"release": "sdb", "key_resume": f"experiments/{own}/key.tar"} if name.endswith("_key") else {}
         if kind == "stingy":
             temperature, release = 20, {"release": "stingy", "rho": 0.2 if dataset == "CIFAR10" else 0.1}
-        return params | resume | {"temperature": temperature, "alpha": 0.9} | release
+        if kind == "perturb":
+            release = {"release": "perturb", "strength": 4}
+        attack = {"method": "scm"} if kind == "nastier" else {}
+        return params | resume | {"temperature": temperature, "alpha": 0.9} | release | attack
     adversary = folder.split("_adv_")[1] if "_adv_" in folder else teacher
     resume = {"adversarial_model": adversary.replace("cnn", "net")}
-    resume["adversarial_resume"] = f"experiments/{dataset}/baseline/{adversary}/best_model.tar"
+    original = f"kd_nasty_{adversary}/nasty_{adversary}" if kind == "nastier" else f"baseline/{adversary}"
+    resume["adversarial_resume"] = f"experiments/{dataset}/{original}/best_model.tar"
     if kind == "possessive":
         weights = {"beta_target": 1, "beta_others": 1, "order": "reversed"}
         return params | resume | {"method": "possessive", "temperature": temperature} | weights
@@ -105,11 +122,14 @@ def expected(experiment):
         weights = {"mix": 0.5 if folder.endswith("_lambda_0.5") else 0.9, "weight": 1, "eta": 0.001}
         return params | {"num_epochs": 200} | resume | {"method": "sdb", "temperature": temperature} | weights
     mildly = {"method": "mildly_nasty", "variant": kind.replace("-", "_")} if kind in MILDLY_NASTY else {}
+    if "_width_" in folder:
+        mildly["width"] = int(folder.rpartition("_")[2])
     return params | resume | {"temperature": temperature, "weight": 0.004 if OMEGA_CHAIN in own else weight} | mildly
 
 
 def expected_data_free(dataset, folder, name):
-    teacher = "baseline/resnet34" if folder == "datafree_normal_resnet34" else "kd_nasty_resnet34/nasty_resnet34"
+    kind = folder.split("_")[1]
+    teacher = "baseline/resnet34" if kind == "normal" else f"kd_{kind}_resnet34/{kind}_resnet34"
     default = (*SETTINGS[dataset][:2], 256, SETTINGS[dataset][2])
     schedule, gamma, batch_size, epochs = DATA_FREE_LENGTHS.get(name, default)
     first = {"model_name": "resnet18", "learning_rate": 0.1, "schedule": schedule, "gamma": gamma}
@@ -149,12 +169,30 @@ def test_resume_is_an_experiment_with_that_model():
         for role in ("adversarial", "teacher"):
             if f"{role}_resume" in params:
                 network = source(params, role)
-                assert Path(params[f"{role}_resume"]).name in ("best_model.tar", "last_model.tar"), experiment
+                assert Path(params[f"{role}_resume"]).name == "best_model.tar", experiment
                 assert TREE[network]["dataset"] == params["dataset"], experiment
                 assert TREE[network]["model_name"] == params[f"{role}_model"], experiment
         if "key_resume" in params:
             assert params["key_resume"] == params["teacher_resume"].replace("best_model", "key"), experiment
             assert TREE[network]["method"] == "sdb", experiment
+
+
+def test_the_public_chain_starts_from_a_network_trained_against_the_nasty_teacher():
+    """nasty teacher -> "nastier" network, by the nasty loss -> a sequence of students."""
+    nasty = "CIFAR10/kd_nasty_resnet18/nasty_resnet18"
+    nastier = "CIFAR10/kd_nastier_resnet18/nastier_resnet18"
+    assert source(TREE[nastier], "adversarial") == nasty
+    assert TREE[nastier] | {"adversarial_resume": TREE[nasty]["adversarial_resume"]} == TREE[nasty]
+    student = TREE["CIFAR10/kd_nastier_resnet18/cnn"]
+    assert source(student, "teacher") == nastier and student["method"] == "scm"
+
+
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+def test_htc_has_its_control(matrix):
+    """Label smoothing of the strength that htc amounts to at T = 50 and α = 0.9."""
+    alone, attack = read(matrix["alone"]), matrix["attacks"]["htc"]
+    assert attack["temperature"] == 50 and {read(path)["alpha"] for path in matrix["defences"].values()} == {0.9}
+    assert read(f"{matrix['alone']}_label_smoothing_0.89") == alone | {"label_smoothing": 0.89}
 
 
 def test_tables_and_tree_name_the_same_experiments():
@@ -179,6 +217,20 @@ def test_an_experiment_has_one_published_number():
 
 def test_table1_has_13_experiments():
     assert len({experiment for experiment, _ in cells(TABLES["table1"])}) == 4 + 1 + 8
+
+
+def test_table4_has_its_reference_rows():
+    """The students alone, and with a normal teacher, as in Table 1."""
+    rows = [{row["name"]: row["cells"] for row in TABLES[table]["rows"]} for table in ("table1", "table4")]
+    assert all(rows[1][name] == rows[0][name] for name in ("student baseline", "ResNet-18 normal"))
+
+
+def test_datafree_has_what_was_published():
+    """DAFL as Ma et al. have it, DFAD, and DeepInversion as Fang et al. (2022) report it; from normal teachers."""
+    rows = {row["name"]: row["cells"] for row in TABLES["datafree"]["rows"]}
+    assert [cell[1] for cell in rows["CIFAR-10, normal"]] == [95.42, 92.49, 93.3, 93.26]
+    assert [cell[1] for cell in rows["CIFAR-100, normal"]] == [76.97, 71.06, 67.7, 61.32]
+    assert rows["CIFAR-10, possessive"][2][0] == "CIFAR10/datafree_possessive_resnet34/dfad"
 
 
 def test_matrices_have_every_method():

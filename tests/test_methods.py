@@ -37,6 +37,7 @@ SMALL = {
         "generator_channels": 4,
     },
     "deepinversion": {"image_batches": 3, "new_batches": 3, "inversion_steps": 2},
+    "skeptical": {"kd_delay": 1},
 }
 
 

@@ -54,6 +54,7 @@ def shorten(text):
 
 TYPE_NAMES = {
     int: "a whole number",
+    int | None: "a whole number or null",
     float: "a number",
     float | None: "a number or null",
     bool: "true or false (or 1 or 0)",

@@ -33,6 +33,7 @@ class DeepInversion(DataFree):
         inversion_steps: int = key("of a batch of images", default=2000, low=1)
         inversion_learning_rate: float = key("of the Adam that changes pixels", default=0.05, above=0)
         jitter: int = key("shift of the images in a step, pixels at most", default=2, low=0)
+        flip: bool = key("whether a step mirrors the images by chance", default=False)
         a_tv: float = key("weight of the total variation", default=2.5e-5, low=0)
         a_l2: float = key("weight of the L2 norm", default=0.0, low=0)
         a_f: float = key("weight of the batch-norm statistics", default=10.0, low=0)
@@ -96,8 +97,8 @@ class DeepInversion(DataFree):
         return batch
 
     def settings(self):
-        p, spec = self.params, self.zoo.spec
-        own = {"image_size": spec.image_size, "flip": "flip" in spec.augmentation, "T": p.temperature}
+        p = self.params
+        own = {"image_size": self.zoo.spec.image_size, "flip": bool(p.flip), "T": p.temperature}
         own |= {"steps": p.inversion_steps, "learning_rate": p.inversion_learning_rate, "jitter": p.jitter}
         return own | {"a_tv": p.a_tv, "a_l2": p.a_l2, "a_f": p.a_f, "a_c": p.a_c}
 

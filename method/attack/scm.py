@@ -1,4 +1,4 @@
-"""Sequence of students (SCM): Jandial et al., ECCV 2022. Each student is the next one's teacher.
+"""A sequence of students, each the next one's teacher; after SCM, Jandial et al., ECCV 2022, whose form is not public.
 
     min_{s_1 … s_G}  Σ_g  α T² KL( σ_T(sg[s_{g−1}(x)]) ‖ σ_T(s_g(x)) ) + (1 − α) CE(σ(s_g(x)), y),   s_0 = t
 
@@ -7,10 +7,14 @@ t    the teacher, frozen                                T    temperature
 y    the label                                          α    share of the teacher
 G    `generations`                                      sg   stops the gradient
 
-What comes of it is the ensemble of all students, the mean of their probabilities, whose accuracy is `acc`; `acc_last`
-and `loss` are those of s_G alone. The checkpoint holds s_G, which is what `--evaluate` scores, with the others under
-"extra". Of the paper we know this outline only, so the equation is OURS, and so is that the students train side by
-side: s_g listens to s_{g−1} as it is at that step, in train mode. So one run of G times the cost has them all, and each
+Accuracy `acc`, `loss` and the checkpoint are those of s_G alone, a single student as in every other attack. The
+ensemble of all students, the mean of their probabilities, has `acc_ensemble`: it gains from being an ensemble, teacher
+or not, so compare it with an ensemble only. The others are under "extra" in the checkpoint.
+
+The one public chain is unofficial (edaylmz). It first trains a network against the nasty teacher by the nasty loss,
+here an ordinary experiment of method nasty whose adversary is the nasty teacher, `CIFAR10/kd_nastier_resnet18`; then
+each network teaches the next one, and the ensemble answers. OURS are the equation and that the students train side by
+side: s_g listens to s_{g−1} as it is at that step, in train mode. One run of G times the cost has them all, and each
 sees the whole schedule.
 """
 
@@ -57,7 +61,7 @@ class SCM(KD):
 
     def ensemble(self, images, labels, logits):
         votes = [z.softmax(1) for z in [logits, *(student(images) for student in self.earlier)]]
-        return {"acc": accuracy(torch.stack(votes).mean(0), labels), "acc_last": accuracy(logits, labels)}
+        return {"acc_ensemble": accuracy(torch.stack(votes).mean(0), labels)}
 
     def extra(self):
         return {"earlier": self.earlier}

@@ -1,19 +1,23 @@
 """Skeptical student: Kundu et al., "Analyzing the Confidentiality of Undistillable Teachers in KD", NeurIPS 2021.
 
-    min_{s, a}  α T² KL( σ_T(t(x)) ‖ σ_T(a(x)) ) + (1 − α) CE(σ(a(x)), y)                        the listener
-              + Σ_o β T² KL( σ_T(sg[a(x)]) ‖ σ_T(o(x)) ) + (1 − β) CE(σ(o(x)), y)           all other outputs
+    before epoch D   min_s     CE(σ(o_0(x)), y)
+    from epoch D on  min_s,h   CE(σ(o_0(x)), y)
+                               + α T² KL( σ_T(t(x)) ‖ σ_T(o_l(x)) ) + (1 − α) CE(σ(o_l(x)), y)
+                               + 0.3 KL( σ_T(o_0(x)) ‖ σ_T(o_1(x)) ) + 0.7 CE(σ(o_1(x)), y)
 
-s  the student, trained                                T    temperature
-a  the head on the last of its `stages`                α    share of the teacher in the listener's loss
-o  s itself, and the heads on the other `stages`       β    `beta`: share of the listener in the other losses
-t  the teacher, frozen;  y  the label                  sg   stops the gradient;  σ_T  softmax(·/T)
+o_0  the student s, trained                              t    the teacher, frozen
+o_1  its deepest auxiliary head: on the last stage but   y    the label
+     one; o_2 is one stage shallower, and so on          T    temperature;  σ_T  softmax(·/T)
+o_l  the head that hears the teacher, l = `loc`          α    share of the teacher in that head's loss
+h    the heads o_1 and o_l                               D    `kd_delay`, counted from 0
 
-Published is the idea: of heads at shallow depths a shallow one alone listens to the teacher; the final one learns from
-the labels and from that head. The equation, what a head is made of, where heads are and β are OURS. Heads serve
-training only: the checkpoint is an ordinary one of the student, with the heads beside it under "extra".
+As released: the loss, with a KL to o_1 that has no factor T² and is not detached, `kd_delay`, `loc`, and heads of
+separable convolutions behind an attention gate. So o_0 learns from labels, o_1 from o_0, and the teacher acts through
+the shallow layers that o_l shares. Ours: the widths of the heads and the interpolation of the gate (nearest, which is
+deterministic on a GPU); that `loc` counts from the deep end, as the outputs do; the stages of networks other than
+ResNets. Heads serve training only: the checkpoint is an ordinary one of the student, with the heads under "extra".
 """
 
-import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,67 +25,52 @@ import torch
 from torch import nn
 
 from method.attack.kd import KD, kd_loss
+from model.auxiliary import Head, stages
 from model.network import at_least_float32
 from utils.keys import key
+from utils.losses import cross_entropy, kl
 from utils.metrics import accuracy, evaluate
 
-# Parts whose outputs are stages, in most networks, densenet, net
-STAGES = (r"(layer|stage_?)\d", r"features\.dense_block(_layer_)?\d", r"conv\d")
-WIDEST = 512  # channels of a head, unless its stage has more
 
+def skeptical_loss(logits, deepest, listener, teacher_logits, labels, T, alpha, heard=1.0):
+    """(loss, the listener's T² KL, its cross-entropy, the student's) from logits (N, C): o_0, o_1, o_l, t.
 
-def skeptical_loss(head_logits, logits, teacher_logits, labels, T, alpha, beta):
-    """(loss, the listener's T² KL, its cross-entropy, the student's). head_logits: of all heads, the listener last."""
-    *others, listener = head_logits
-    loss, distillation, ce_listener = kd_loss(listener, teacher_logits, labels, T, alpha)
-    terms = [kd_loss(own, listener.detach(), labels, T, beta) for own in (*others, logits)]
-    return loss + sum(term[0] for term in terms), distillation, ce_listener, terms[-1][2]
-
-
-def stages(network):
-    """The parts of a network, in order, whose outputs (N, channels, H, W) a head may read; [] where there are none."""
-    for pattern in STAGES:
-        found = [part for name, part in network.named_modules() if re.fullmatch(pattern, name)]
-        if found:
-            return [part for part in found if not isinstance(part, nn.Identity)]
-    return []
-
-
-def head(channels, size, num_classes):
-    """A classifier of outputs (N, channels, size, size): strided convolutions down to 4 pixels, twice as wide each."""
-    layers = [nn.BatchNorm2d(channels), nn.ReLU()]
-    while size > 4:
-        wider = max(channels, min(2 * channels, WIDEST))
-        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
-        channels, size = wider, (size + 1) // 2
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+    heard: 0 before epoch D, 1 from then on; a number or a scalar tensor.
+    """
+    ce = cross_entropy(logits, labels)
+    listening, distillation, ce_listener = kd_loss(listener, teacher_logits, labels, T, alpha)
+    inner = 0.3 * kl(logits, deepest, T) + 0.7 * cross_entropy(deepest, labels)
+    return ce + heard * (listening + inner), distillation, ce_listener, ce
 
 
 class Skeptical(KD):
     @dataclass
     class Params(KD.Params):
-        stages: list[int] = key("which stages have heads, counted from 1; the last listens", default=(1, 2))
-        beta: float = key("β, share of the listener in the other losses", default=0.5, low=0, high=1)
+        loc: int = key("which head hears the teacher: 1 is on the last stage but one", default=2, low=1)
+        kd_delay: int = key("epochs of cross-entropy alone, before the teacher is heard", default=20, low=0)
 
         @staticmethod
         def problems(params, networks):
-            wanted, found = list(params.stages), stages(networks["model_name"])
-            if wanted and wanted == sorted(set(wanted)) and 1 <= wanted[0] and wanted[-1] <= len(found):
-                return []
-            there_are = f"{params.model_name} has {len(found)}"
-            return [f'"stages": {there_are}; must be some of them, counted from 1, rising, not {wanted}']
+            count, problems = len(stages(networks["model_name"])), []
+            if params.loc >= count:
+                problems.append(f'"loc": {params.model_name} has {count} stages; must be below that, not {params.loc}')
+            if params.kd_delay >= params.num_epochs:
+                problems.append(
+                    f'"kd_delay": {params.kd_delay} of {params.num_epochs} epochs: the teacher is never heard'
+                )
+            return problems
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        found = stages(self.model)
-        self.outputs = [None] * len(params.stages)
-        for place, number in enumerate(params.stages):
-            found[number - 1].register_forward_hook(partial(self.keep, place))
+        places, found = sorted({1, params.loc}), stages(self.model)
+        self.outputs = [None] * len(places)  # of the last stage but one, and of the listener's
+        for place, number in enumerate(places):
+            found[-1 - number].register_forward_hook(partial(self.keep, place))
         size = zoo.spec.image_size
         with torch.no_grad():
             self.model.eval()(torch.zeros(1, 3, size, size, device=zoo.device))
         shapes = (output.shape[1:3] for output in self.outputs)
-        self.heads = zoo.place(nn.ModuleList(head(*shape, self.model.num_classes) for shape in shapes))
+        self.heads = zoo.place(nn.ModuleList(Head(*shape, self.model.num_classes) for shape in shapes))
 
     def keep(self, place, part, inputs, output):
         self.outputs[place] = output
@@ -96,9 +85,15 @@ class Skeptical(KD):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.model.bf16):
             return [at_least_float32(own(output)) for own, output in zip(self.heads, outputs, strict=True)]
 
-    def losses(self, images, labels):
+    def batches(self, loader):
+        """(images, labels, 0 or 1): whether the teacher is heard is data, for a recorded step serves every epoch."""
+        heard = torch.tensor(float(loader.epoch >= self.params.kd_delay), device=self.zoo.device)
+        return ((*batch, heard) for batch in loader)
+
+    def losses(self, images, labels, heard=1.0):
         p, logits, teacher = self.params, self.model(images), self.teacher(images)
-        terms = skeptical_loss(self.read_heads(images), logits, teacher, labels, p.temperature, p.alpha, p.beta)
+        heads = self.read_heads(images)
+        terms = skeptical_loss(logits, heads[0], heads[-1], teacher, labels, p.temperature, p.alpha, heard)
         return dict(zip(("loss", "distillation", "ce_listener", "ce"), terms, strict=True))
 
     def evaluate(self, loader):

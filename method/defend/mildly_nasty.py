@@ -9,11 +9,13 @@
     "light_deep"  two new linear layers of widths L and C    these two            f
                   on f_A's features
 
-f, f_A, T, ω as in nasty.py; L is `width`; sg stops the gradient. What is not trained stays in eval mode.
-The two light variants begin as f_A or with its features, so their best epoch may be one before they are nasty; in the
-experiments their students load last_model.tar.
-Ours: L's default, and that nothing stands between the two layers of "light_deep". So they amount to one, and the
-checkpoint is an ordinary one of `model_name`; the two are beside it under "extra", for a run to go on with.
+f, f_A, T, ω as in nasty.py; L is `width`, C classes where it is null, as released; sg stops the gradient.
+The weights below the trained layers are frozen. As released, `body` "train", they run in train mode: batch statistics
+in training, and running averages that are updated, with which the network is evaluated. "eval" keeps those of f_A.
+The two light variants begin as f_A or with its features, so accuracy may peak before the defence takes effect; the
+released students load best_model.tar nevertheless.
+Nothing stands between the two layers of "light_deep". So they amount to one, and the checkpoint is an ordinary one of
+`model_name`; the two are beside it under "extra", for a run to go on with.
 """
 
 from dataclasses import dataclass
@@ -38,7 +40,8 @@ class MildlyNasty(Nasty):
     @dataclass
     class Params(Nasty.Params):
         variant: str = key("what may be spoilt", choices=("half", "light", "light_deep"))
-        width: int = key("L of light_deep, outputs of its first layer", default=64, low=1)
+        width: int | None = key("L of light_deep, outputs of its first layer; null: C", default=None, low=1)
+        body: str = key("mode of the frozen body of light, light_deep", default="train", choices=("train", "eval"))
 
         @staticmethod
         def problems(params, networks):
@@ -56,15 +59,19 @@ class MildlyNasty(Nasty):
         self.model.eval().requires_grad_(False)
         self.name, self.last = list(self.model.named_modules())[-1]  # in all networks the classifier comes last
         if params.variant == "light_deep":
-            inputs, width = self.last.weight.shape[1], params.width
-            layers = nn.Sequential(nn.Linear(inputs, width), nn.Linear(width, self.model.num_classes))
+            inputs, outputs = self.last.weight.shape[1], self.model.num_classes
+            width = params.width or outputs
+            layers = nn.Sequential(nn.Linear(inputs, width), nn.Linear(width, outputs))
             self.layers = layers.to(zoo.device)
         else:
             self.last.requires_grad_(True)
 
     @property
     def trained(self):
-        return self.model if self.params.variant == "half" else self.layers or self.last
+        if self.params.variant == "half":
+            return self.model
+        own = self.layers or self.last
+        return nn.ModuleList([self.model, own]) if self.params.body == "train" else own
 
     def losses(self, images, labels):
         T, weight, adversary = self.params.temperature, self.params.weight, self.adversary(images)

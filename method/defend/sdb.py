@@ -14,6 +14,11 @@ As printed the sign ± is −, which pulls f(x_k) towards f_R and away from f_A.
 default here: `eta_sign` "purpose" is +, "printed" is −. With + the loss has no lower bound, and f(x_k) may grow without
 limit: watch `augmentation`. λ is 0.9 as released; the paper's is 0.5. K and f_R are functions of the seed; K is kept in
 the run folder as key.tar. This file also is the rule "sdb": t(x_k).
+
+`joint` true: x and x_k pass through f as one batch, so batch norm trains with the statistics of both, which is what its
+running averages hold. The release has two passes, each with statistics of its own, and then evaluates with one running
+average of both: the accuracy with the key collapses. M sums over classes with `mse` "sum" (the release asks for a
+reduction "batchmean", which MSELoss lacks), and averages over them with "mean". See docs/deviations.md.
 """
 
 from dataclasses import dataclass
@@ -34,15 +39,17 @@ from utils.metrics import accuracy, evaluate
 from utils.paths import display_path, from_root
 
 
-def sdb_loss(logits, keyed, adversary, random, labels, T, weight, eta, sign):
+def sdb_loss(logits, keyed, adversary, random, labels, T, weight, eta, sign, mse="sum"):
     """(loss, embedding, disturbance, preservation, augmentation) from logits (N, C): f(x), f(x_k), f_A(x), f_R(x).
 
-    The brackets are without their weights; sign: 1 or −1, of the last.
+    The brackets are without their weights; sign: 1 or −1, of the last. mse: M is the mean over images of the "sum" or
+    of the "mean" over classes.
     """
+    scale = logits.shape[1] if mse == "sum" else 1
     embedding = 2 * cross_entropy(logits, labels) + cross_entropy(keyed, labels)
     disturbance = T**2 * kl(logits, adversary, T) - kl(logits, keyed.detach())
-    preservation = F.mse_loss((keyed / T).softmax(1), (adversary / T).softmax(1))
-    near, far = (F.mse_loss(keyed.relu(), other.relu()) for other in (adversary, random))
+    preservation = scale * F.mse_loss((keyed / T).softmax(1), (adversary / T).softmax(1))
+    near, far = (scale * F.mse_loss(keyed.relu(), other.relu()) for other in (adversary, random))
     augmentation = 0.01 * near - far
     loss = embedding - weight * disturbance + preservation + sign * eta * augmentation
     return loss, embedding, disturbance, preservation, augmentation
@@ -58,6 +65,8 @@ class SDB(Method):
         weight: float = key("w of the disturbance", default=1.0, low=0)
         eta: float = key("η of the augmentation", default=0.001, low=0)
         eta_sign: str = key("of the augmentation", default="purpose", choices=("purpose", "printed"))
+        joint: bool = key("x and x_k in one pass, with common batch statistics", default=True)
+        mse: str = key("of M, over classes", default="sum", choices=("sum", "mean"))
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
@@ -73,8 +82,9 @@ class SDB(Method):
             checkpoint.save(run.folder / "key.tar", {"extra": extra, "params": {"mix": self.params.mix}})
 
     def losses(self, images, labels):
-        p, logits, keyed = self.params, self.model(images), self.model(self.key(images))
-        settings = p.temperature, p.weight, p.eta, 1 if p.eta_sign == "purpose" else -1
+        p, batches = self.params, (images, self.key(images))
+        logits, keyed = self.model(torch.cat(batches)).chunk(2) if p.joint else map(self.model, batches)
+        settings = p.temperature, p.weight, p.eta, 1 if p.eta_sign == "purpose" else -1, p.mse
         terms = sdb_loss(logits, keyed, self.adversary(images), self.random(images), labels, *settings)
         return dict(zip(("loss", "embedding", "disturbance", "preservation", "augmentation"), terms, strict=True))
 

@@ -49,7 +49,7 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
         print(f"{dataset}: only the first {MOST_CLASSES} of {classes} classes are drawn")
 
     wanted = torch.arange(batch_size, device=device) % classes
-    own = {"flip": "flip" in spec.augmentation, "seed": seed} | settings
+    own = {"seed": seed} | settings
     panels = []
     for folder, network, title in zip(folders, networks, titles, strict=True):
         images, terms = invert(network, wanted, spec.image_size, title=title, **own)
