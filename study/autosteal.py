@@ -21,13 +21,23 @@ def space_of(attack):
 
 
 def draw_thieves(attacks, count, student, seed):
-    """`count` dictionaries of changed keys of a student. student: its params.json, for the learning rate."""
-    generator = np.random.default_rng(seed)
-    drawn = [dict(PASSIVE) if "kd" in attacks else {"method": attacks[0]}]
+    """`count` dictionaries of changed keys of a student.
+
+    attacks: {name: keys that all of its draws have}; they take turns. student: its params.json, for the learning rate.
+    """
+    generator, names = np.random.default_rng(seed), list(attacks)
+    drawn = [passive(attacks)]
     for number in range(1, count):
-        attack = attacks[number % len(attacks)]
-        drawn.append({"method": attack} | draw(space_of(attack), generator) | draw_common(student, generator))
+        name = names[number % len(names)]
+        own = attacks[name] | draw(space_of(name), generator) | draw_common(student, generator)
+        drawn.append({"method": name} | own)
     return drawn
+
+
+def passive(attacks):
+    """The changed keys of a student that does not adapt: plain distillation, or the first of the data-free attacks."""
+    first = next(iter(attacks))
+    return dict(PASSIVE) if PASSIVE["method"] in attacks else {"method": first} | attacks[first]
 
 
 def draw_students(count, student, seed, smoothing):

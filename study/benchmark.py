@@ -12,7 +12,7 @@ from study import autosteal, new_methods
 from study.launch import Runner
 from study.ledger import read_metrics
 from study.plan import Plan
-from study.protocol import LARGEST_PRICE, PASSIVE, PRESETS, TEACHER, VALIDATION
+from study.protocol import LARGEST_PRICE, PRESETS, TEACHER, VALIDATION
 from study.tables import make, read_target
 from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
@@ -111,15 +111,17 @@ class Benchmark:
         count, raw = self.entry["draws"], self.student(contest, {}, self.tuning_seed).raw
         if contest.opponent in (ALONE, YARDSTICK):
             return autosteal.draw_students(count, raw, self.tuning_seed, contest.opponent == YARDSTICK)
-        attacks = PRESETS[contest.preset].attacks or self.entry["attacks"]
-        return autosteal.draw_thieves(attacks, count, raw, self.tuning_seed)
+        return autosteal.draw_thieves(self.attacks(contest.preset), count, raw, self.tuning_seed)
+
+    def attacks(self, preset):
+        """{name: keys that all of its draws have} of the attacks that a thief may use."""
+        return {name: {} for name in PRESETS[preset].attacks or ()} or self.entry["attacks"]
 
     def finals(self, contest, seed):
         """{"thief": Spec, "passive": Spec} of the runs that are reported with `seed`; the chosen student is "thief"."""
         found = {"thief": self.student(contest, self.chosen[contest], seed, final=True)}
         if contest.opponent not in (ALONE, YARDSTICK):
-            attacks = PRESETS[contest.preset].attacks
-            passive = {"method": attacks[0]} if attacks else PASSIVE
+            passive = autosteal.passive(self.attacks(contest.preset))
             found["passive"] = self.student(contest, passive, seed, final=True)
         return found
 

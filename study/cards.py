@@ -6,11 +6,11 @@ import json
 from tabulate import tabulate
 
 import method
-from study.autosteal import at_edge
+from study import autosteal
 from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Contest, test_scores
 from study.intervals import mean
 from study.ledger import read_metrics
-from study.protocol import PASSIVE, PRESETS, VERSION, paired, verdict
+from study.protocol import VERSION, paired, verdict
 from utils import checkpoint
 from utils.errors import UserError
 from utils.paths import display_path, from_root, write_file
@@ -62,7 +62,7 @@ def make_card(benchmark, row, preset):
         },
         "thief": student_part(chosen, thief)
         | {"agreement": [test_scores(run)["agreement"] for run in thief], "queries": queries(thief[0])},
-        "passive": student_part(PASSIVE if PRESETS[preset].attacks is None else {}, passive),
+        "passive": student_part(autosteal.passive(benchmark.attacks(preset)), passive),
         ALONE: student_part(benchmark.chosen[Contest(ALONE, preset)], others[ALONE]),
         YARDSTICK: student_part(benchmark.chosen[Contest(YARDSTICK, preset)], others[YARDSTICK]),
         "score": paired(accuracies(others[YARDSTICK]), accuracies(thief)),
@@ -72,7 +72,7 @@ def make_card(benchmark, row, preset):
         "records": f"{RESULTS}/{benchmark.name}.cards.jsonl",
         **provenance(thief[0]),
     }
-    edges = [name for name in at_edge(chosen) if name in chosen]
+    edges = [name for name in autosteal.at_edge(chosen) if name in chosen]
     if edges:
         card["flags"].append(f"the thief's {', '.join(edges)} lies at the edge of its search space")
     if not deterministic(benchmark.finals(contest, seeds[0])["thief"]):

@@ -25,7 +25,7 @@ class Preset:
     attacks: tuple | None = None
 
 
-DATA_FREE = ("dafl", "dfad", "deepinversion")
+DATA_FREE = ("dafl", "dfad", "deepinversion", "fast_datafree")
 PRESETS = {
     "insider": Preset("all training images with their labels, and logits", {}),
     "few": Preset("10 % of the training images with their labels, and logits", {"subset_percent": 0.1}),

@@ -26,7 +26,9 @@ def hard_label_loss(logits, teacher_logits, epsilon):
 class HardLabel(Attack):
     @dataclass
     class Params(Attack.Params):
-        label_smoothing: float = key("ε, share of the label spread over all classes", default=0.0, low=0, below=1)
+        label_smoothing: float = key(
+            "ε, share of the label spread over all classes", default=0.0, low=0, below=1, search=(0, 0.1, 0.3, 0.6)
+        )
 
     def losses(self, images, labels):
         loss, answers = hard_label_loss(self.model(images), self.teacher(images), self.params.label_smoothing)
