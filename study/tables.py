@@ -1,7 +1,8 @@
 """Targets: the tables of experiments/tables.json, and folders of experiments.
 
 An entry of tables.json is one of
-- a table: `rows` of cells [experiment, published accuracy], below `columns`;
+- a table: `rows` of `cells` [experiment, published accuracy], below `columns`; instead of cells, a row may have
+  `experiments`, in which its `changes` are made, and its `teacher_changes` in their teachers;
 - a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed;
 - a matrix: `defences`, each the student of a defended teacher, and `attacks`, keys to change in that student; `alone`
   is the student without a teacher, `yardstick` keys to change in that; `template` names the
@@ -108,6 +109,9 @@ def add_new(present, names):
 
 
 def row_of_table(row, entry, common):
+    if "experiments" in row:
+        changes = {name: row.get(name) for name in ("changes", "teacher_changes")}
+        return [name and Cell(make(name, common=common, **changes)) for name in row["experiments"]]
     return [cell and Cell(make(cell[0], common=common), cell[1]) for cell in row["cells"]]
 
 
@@ -199,5 +203,5 @@ def specs_of(target, common=None, rows=None, columns=None):
 def published():
     """{experiment: published accuracy in percent} of all tables."""
     entries = [entry for entry in read_targets().values() if isinstance(entry, dict) and "columns" in entry]
-    cells = [cell for entry in entries for row in entry["rows"] for cell in row["cells"] if cell]
+    cells = [cell for entry in entries for row in entry["rows"] for cell in row.get("cells", ()) if cell]
     return {f"experiments/{experiment}": number for experiment, number in cells if number is not None}
