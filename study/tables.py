@@ -2,7 +2,8 @@
 
 An entry of tables.json is one of
 - a table: `rows` of `cells` [experiment, published accuracy], below `columns`; instead of cells, a row may have
-  `experiments`, in which its `changes` are made, and its `teacher_changes` in their teachers;
+  `experiments`, in which its `changes` are made, and its `teacher_changes` in their teachers; `teacher` replaces the
+  teacher of all students of a row;
 - a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed;
 - a matrix: `defences`, each the student of a defended teacher, and `attacks`, keys to change in that student; `alone`
   is the student without a teacher, `yardstick` keys to change in that; `template` names the
@@ -109,10 +110,16 @@ def add_new(present, names):
 
 
 def row_of_table(row, entry, common):
-    if "experiments" in row:
-        changes = {name: row.get(name) for name in ("changes", "teacher_changes")}
-        return [name and Cell(make(name, common=common, **changes)) for name in row["experiments"]]
-    return [cell and Cell(make(cell[0], common=common), cell[1]) for cell in row["cells"]]
+    cells = row.get("cells") or [experiment and (experiment, None) for experiment in row["experiments"]]
+    return [cell and Cell(make_in_row(row, cell[0], common), cell[1]) for cell in cells]
+
+
+def make_in_row(row, experiment, common):
+    """The Spec of an experiment in a row of a table, with the changes of the row."""
+    changes, teacher = row.get("changes", {}), row.get("teacher")
+    if teacher and "teacher_resume" in spec.definition(f"experiments/{experiment}"):
+        changes = changes | {"teacher_resume": f"experiments/{teacher}/best_model.tar"}
+    return make(experiment, changes=changes, teacher_changes=row.get("teacher_changes"), common=common)
 
 
 def row_of_sweep(row, entry, common):
@@ -203,5 +210,12 @@ def specs_of(target, common=None, rows=None, columns=None):
 def published():
     """{experiment: published accuracy in percent} of all tables."""
     entries = [entry for entry in read_targets().values() if isinstance(entry, dict) and "columns" in entry]
-    cells = [cell for entry in entries for row in entry["rows"] for cell in row.get("cells", ()) if cell]
+    cells = [
+        cell
+        for entry in entries
+        for row in entry["rows"]
+        if "teacher" not in row
+        for cell in row.get("cells", ())
+        if cell
+    ]
     return {f"experiments/{experiment}": number for experiment, number in cells if number is not None}
