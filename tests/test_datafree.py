@@ -429,5 +429,5 @@ def test_teacher_without_batch_norm(trained, tmp_path):
 
 def test_several_processes(trained, monkeypatch):
     monkeypatch.setattr("utils.distributed.WORLD_SIZE", 2)
-    with pytest.raises(UserError, match='"dafl" runs in one process, not in 2'):
+    with pytest.raises(UserError, match='"dafl" cannot train on several processes'):
         build(trained, "dafl")

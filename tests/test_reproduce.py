@@ -136,7 +136,7 @@ def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
         (root / "baseline/teacher/params.json").read_text().replace("0.001", "0.002")
     )
     dry = script("reproduce.py", root, "--dry_run")
-    line = f'{root}/baseline/teacher: holds a run with other parameters: "learning_rate": there 0.001, here 0.002'
+    line = f'{root}/baseline/teacher: holds a run with other parameters: "learning_rate": 0.001 in that run, 0.002 now'
     assert dry.status == 0 and line in dry.out and dry.out.endswith("5 runs, 4 of them to do: 4 epochs\n")
     done = script("reproduce.py", root, "--jobs", "1")
     assert done.status == 1 and line in done.err and done.out.count(": finished") == 1  # the student alone
@@ -183,7 +183,7 @@ def test_what_is_no_conflict(tmp_path):
     torch.save(state, folder / "last_model.tar")
     assert conflict(folder) is None
     assert conflict(folder, precision="bf16" if state["params"]["precision"] == "fp32" else "fp32") is not None
-    assert '"seed": there 0, here 3' in conflict(folder, seed=3)
+    assert '"seed": 0 in that run, 3 now' in conflict(folder, seed=3)
 
 
 def test_runs_with_changed_keys_go_on_when_the_experiment_grows(tmp_path):
@@ -224,7 +224,7 @@ def test_however_a_teacher_is_spelt_it_is_waited_for(tmp_path):
 def test_only_what_all_runs_share_can_be_changed_in_all(name):
     for command in "reproduce.py", "results.py":
         done = script(command, "table1", "--set", f"{name}=1")
-        assert done.status == 2 and f"--set {name}: not a key that all runs share; these are dataset, " in done.err
+        assert done.status == 2 and f"--set {name}: cannot change in all runs; allowed are dataset, " in done.err
         assert ("--seeds" in done.err) == (name == "seed")
 
 
