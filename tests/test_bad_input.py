@@ -110,7 +110,7 @@ def bad_teacher(name, make, *words):
 
 
 class Evil:
-    """What unpickling this would run makes a file."""
+    """Unpickling this would run code that makes a file."""
 
     def __reduce__(self):
         return os.system, ("touch executed",)
@@ -285,7 +285,7 @@ used_folder(
     "checkpoint of the released code",
     own(with_classes("net", 10)),
     "last_model.tar",
-    "not a checkpoint of this project",
+    "not a checkpoint of this",
 )
 used_folder("no last_model.tar", lambda folder: (folder / "last_model.tar").unlink(), "no last_model.tar", "move")
 
@@ -299,7 +299,7 @@ def other_teacher_than_before(root, trained):
     rewrite(num_epochs=3)(folder)
     return ["train_kd.py", "--save_path", folder], [
         "x: the weights in ",
-        "teacher/best_model.tar have changed since this run began",
+        "best_model.tar have changed since this run",
     ]
 
 
@@ -411,6 +411,6 @@ def test_a_long_value_of_set_is_cut(tmp_path):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_good_ones_are_good(name, trained):
-    """So that the cases above fail for what they say."""
+    """Without the mistake the command succeeds, so the cases above fail for the stated reason."""
     assert (trained / name / "best_model.tar").is_file()
     assert TINY["num_epochs"] == 2

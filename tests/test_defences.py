@@ -1,4 +1,4 @@
-"""Possessive, key-based, stingy and mildly nasty teachers: equations in float64, files, and what is refused."""
+"""Possessive, key-based, stingy and mildly nasty teachers: equations in float64, files, and refused inputs."""
 
 import dataclasses
 import math
@@ -186,7 +186,7 @@ def perturbed(images, teacher=None, **keys):
 
 
 def test_the_same_query_gets_the_same_perturbed_answer():
-    """Whatever it is asked together with; another image, by a bit, and another seed give another."""
+    """The noise does not depend on the rest of the batch. Another seed, or one changed bit, changes it."""
     torch.manual_seed(0)
     images = torch.randn(4, 3, 9, 9)
     answers = perturbed(images)

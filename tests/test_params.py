@@ -1,4 +1,4 @@
-"""params.json: which keys, their types and defaults, and runs with some of them changed."""
+"""params.json: keys, their types and defaults, and runs with changed keys."""
 
 import json
 
@@ -161,7 +161,7 @@ def test_differences():
 
 
 def test_a_run_may_go_on_with_a_key_that_is_younger_than_it(tmp_path):
-    """At its default value, that is."""
+    """A missing key has its default value."""
     folder = experiment(tmp_path / "x", num_epochs=1)
     train(folder)
     state = torch.load(folder / "last_model.tar", weights_only=True)

@@ -54,7 +54,7 @@ class Skeptical(KD):
         def problems(params, networks):
             count, problems = len(stages(networks["model_name"])), []
             if params.loc >= count:
-                problems.append(f'"loc": must be below {count}, the stages of {params.model_name}, not {params.loc}')
+                problems.append(f'"loc": {params.model_name} has {count} stages; must be below that, not {params.loc}')
             if params.kd_delay >= params.num_epochs:
                 problems.append(
                     f'"kd_delay": {params.kd_delay} of {params.num_epochs} epochs: no head ever learns from the teacher'
