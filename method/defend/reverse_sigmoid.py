@@ -6,8 +6,8 @@ perturbations"). A release rule, which needs no training.
 t  the teacher        S  logistic function        β  `beta`: 0.21 on CIFAR-10, 0.02 on CIFAR-100
 σ  softmax            S⁻¹ its inverse             γ  `sharpness`: 0.2
 
-Values and form are those of the ModelGuard release (Tang et al., USENIX Security 2024), which does not clip p'. Every p'
-is positive for β ≤ 1. It decreases with p for small p: the order of unlikely classes is reversed. If the two highest
+Values and form are those of the ModelGuard release (Tang et al., USENIX Security 2024), which does not clip p'. Every
+p' is positive for β ≤ 1. It decreases with p for small p: the order of unlikely classes is reversed. If the two highest
 classes are close to that range, the highest one may change. OURS: p is clipped inside S⁻¹, to 1e-6 from 0 and 1.
 """
 
