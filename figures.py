@@ -1,13 +1,13 @@
 """The papers' figures, from run folders, each as PNG and PDF.
 
     python figures.py curves experiments/digits/*/cnn                   accuracy and losses, with a band over seeds
-    python figures.py responses --normal FOLDER --nasty FOLDER          what two teachers answer to single images
+    python figures.py responses --normal FOLDER --nasty FOLDER          outputs of two teachers for single images
     python figures.py tsne --normal FOLDER --nasty FOLDER               t-SNE of their features and logits
-    python figures.py inversion --teacher FOLDER FOLDER                 what their batch norm gives away; no data
+    python figures.py inversion --teacher FOLDER FOLDER                 images from their batch norm; needs no data
     python figures.py sweep omega                                       an ablation of experiments/tables.json
     python figures.py matrix matrix_digits                              its defences × attacks, as a heat map
 
-They need matplotlib, and t-SNE scikit-learn. The same command on the same runs writes the same files again.
+matplotlib is required, and scikit-learn for t-SNE. The same command on the same runs writes identical files.
 """
 
 from method.inversion import invert
@@ -37,7 +37,7 @@ INVERSION = {
     "a_f": "weight of the batch-norm statistics",
     "a_tv": "weight of the total variation",
     "a_l2": "weight of the L2 norm",
-    "seed": "of the noise that the images start from",
+    "seed": "seed of the initial images",
 }
 
 
@@ -55,7 +55,7 @@ def parse():
 
     add = flags(figures, "curves", "accuracy and losses over the epochs, a line for each experiment")
     add("run", nargs="+", metavar="RUN", help='run folders; one without ",seed=N" stands for all its seeds')
-    add("--labels", nargs="+", metavar="TEXT", help="of the lines, in their order (default: folder names)")
+    add("--labels", nargs="+", metavar="TEXT", help="labels of the lines, in order (default: folder names)")
 
     add = flags(figures, "responses", "softmax(logits / T) of the same test images under two teachers", teachers=True)
     add("--images", nargs="+", type=int, metavar="N", help="numbers of test images (default: one of classes 0 to 3)")
@@ -64,9 +64,9 @@ def parse():
     add = flags(figures, "tsne", "t-SNE of features and logits of two teachers", teachers=True)
     add("--count", type=int, default=1000, metavar="N", help="test images (default: 1000)")
 
-    add = flags(figures, "inversion", "images of each class, made from what teachers' batch norm remembers")
-    add("--teacher", nargs="+", required=True, metavar="FOLDER", help="run folders; a defended one brings its original")
-    add("--labels", nargs="+", metavar="TEXT", help="of the panels, in their order (default: folder names)")
+    add = flags(figures, "inversion", "images of each class, made from the batch norm of teachers")
+    add("--teacher", nargs="+", required=True, metavar="FOLDER", help="run folders; a single defended one adds its f_A")
+    add("--labels", nargs="+", metavar="TEXT", help="labels of the panels, in order (default: folder names)")
     add("--per_class", type=at_least(1), metavar="N", help="images of a class that are drawn (default: as many as fit)")
     add("--batch_size", type=at_least(1), default=256, metavar="N", help="images made together (default: 256)")
     for name, about in INVERSION.items():
@@ -78,19 +78,19 @@ def parse():
     add = flags(figures, "sweep", "accuracy over the values of a key, with a band over seeds")
     add("target", metavar="TARGET", help="an ablation of experiments/tables.json: omega, tau_s, alpha, samples, ...")
 
-    add = flags(figures, "matrix", "what students gain over being alone, for each defence and attack")
+    add = flags(figures, "matrix", "the gain of students over the student alone, for each defence and attack")
     add("target", metavar="TARGET", help="a matrix of experiments/tables.json: matrix_digits, ...")
     return parser.parse_args()
 
 
 def flags(figures, name, about, teachers=False):
-    """Add the subcommand `name` with the flags of all or, with `teachers`, of two networks; its add_argument."""
+    """Add the subcommand `name`. teachers: add the flags for two teachers. Returns its add_argument."""
     parser = figures.add_parser(name, help=about, about=about)
     parser.add_argument(
         "--output",
         default="figures/yours/",
         metavar="PATH",
-        help="of the files, with or without suffix, or their folder",
+        help="path of the files, with or without suffix, or a folder",
     )
     if teachers:
         parser.add_argument("--normal", required=True, metavar="FOLDER", help="run folder of the normal teacher")

@@ -1,4 +1,4 @@
-"""Run experiments with all that they depend on, then print their table.
+"""Run experiments and everything they depend on, then print their table.
 
     python reproduce.py table1_digits                          a table of experiments/tables.json
     python reproduce.py table1 --seeds 0 1 2 --jobs 4          with three seeds, four runs at once

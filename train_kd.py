@@ -1,8 +1,8 @@
-"""Train a student that steals from a teacher (`method`, default "kd": see method/attack/).
+"""Train a student by distillation from a teacher (`method`, default "kd"; see method/attack/).
 
     python train_kd.py --save_path experiments/CIFAR10/kd_nasty_resnet18/cnn
 
-The folder's params.json says what is trained and how. To continue an interrupted run, repeat the command.
+All settings are in the folder's params.json. To continue an interrupted run, repeat the command.
 """
 
 from training import cli

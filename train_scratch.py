@@ -2,7 +2,7 @@
 
     python train_scratch.py --save_path experiments/CIFAR10/baseline/resnet18
 
-The folder's params.json says what is trained and how. To continue an interrupted run, repeat the command.
+All settings are in the folder's params.json. To continue an interrupted run, repeat the command.
 """
 
 from training import cli

@@ -24,7 +24,7 @@ class Method:
     class Params:
         """The keys that this method adds to params.json; see `utils.keys.key`.
 
-        A static method `problems(params, networks)`, if there is one, returns a list of lines, one for each problem
+        A static method `problems(params, networks)` is optional. It returns a list of lines, one for each problem
         between keys that are valid on their own. networks: {"model_name": the network, without memory for its weights,
         and likewise every other key that ends in "_model"}.
         """

@@ -15,16 +15,16 @@ class Attack(Method):
     @dataclass
     class Params:
         teacher_model: str = key("architecture of the teacher")
-        teacher_resume: str = key("its checkpoint: another experiment's best_model.tar")
+        teacher_resume: str = key("checkpoint of the teacher: another experiment's best_model.tar")
         release: str = key("how the teacher answers: logits, or the rule of a defence", default="logits")
         answers: str = key(
-            "what of its answer the student sees: logits, or the label alone (the most likely class)",
+            "what the student sees of an answer: logits, or the label only (the most likely class)",
             default="logits",
             choices=("logits", "label"),
         )
         stored_answers_gib: float = key(
-            "largest size, in GiB, of the teacher's answers that are stored beside its checkpoint for later students; "
-            "0: nothing is stored or read. Changes no result",
+            "largest size, in GiB, of the answers that are stored beside the teacher's checkpoint for later students; "
+            "0: none are stored or read. Does not change results",
             default=2.0,
             low=0,
         )
@@ -38,7 +38,7 @@ class Attack(Method):
             self.teacher = LabelOnly(self.teacher)
 
     def final(self, loader):
-        """As `evaluate`, and "agreement": percentage of images on which student and teacher name the same class."""
+        """As `evaluate`, and "agreement": percentage of images for which student and teacher predict the same class."""
         return evaluate(self.model, loader, lambda x, _, z: {"agreement": accuracy(z, self.teacher(x).argmax(1))})
 
     def queries(self, batch):

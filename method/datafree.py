@@ -1,7 +1,7 @@
-"""What the data-free attacks share: synthetic batches, and a generator that makes them.
+"""Shared parts of the attacks without data: synthetic batches, and a generator that makes them.
 
-These attackers have the teacher's network: they use its features and gradients. Every pass goes through the release
-rule, unless a file says otherwise.
+These attackers have the teacher's network and use its features and gradients. They call the teacher through its release
+rule, unless a file states otherwise.
 """
 
 from dataclasses import dataclass
@@ -38,24 +38,24 @@ class Batches:
 class DataFree(Attack):
     """An attack that uses no images of the loader, only the number of the epoch."""
 
-    folder = None  # of the run; without one nothing is written
+    folder = None  # of the run; if None, nothing is written
 
     @dataclass
     class Params(Attack.Params):
-        grid_every: int = key("epochs between two grids of images, images/epochN.png; 0: none", default=50, low=0)
+        grid_every: int = key("write images/epochN.png every so many epochs; 0: never", default=50, low=0)
 
         @staticmethod
         def problems(params, networks):
             problems = []
             if params.batch_size < 2:
-                problems.append(f'"batch_size": must be at least 2 for batch norm, not {params.batch_size}')
+                problems.append(f'"batch_size": must be at least 2 because of batch norm, not {params.batch_size}')
             if params.answers == "label":
                 problems.append(f'"answers": {params.method} needs logits')
             return problems
 
     def __init__(self, params, zoo):
         if distributed.WORLD_SIZE > 1:
-            raise UserError(f'"{params.method}" runs in one process, not in {distributed.WORLD_SIZE}')
+            raise UserError(f'"{params.method}" cannot train on several processes; start it without torchrun')
         super().__init__(params, zoo)
 
     def begin(self, run):
@@ -82,7 +82,7 @@ def pixels(images, spec):
 class Generating(DataFree):
     """An attack that trains a generator, `self.generator`, alternately with the student.
 
-    Its batches are noise. `losses` makes images of it, calls `train_generator`, and returns the student's terms. The
+    Its batches are noise. `losses` makes images from it, calls `train_generator`, and returns the student's terms. The
     generator's step is part of `losses` so that a single CUDA graph records both steps. `self.images` are the last
     images made.
     """
@@ -91,12 +91,12 @@ class Generating(DataFree):
 
     @dataclass
     class Params(DataFree.Params):
-        iterations_per_epoch: int = key("there is no training set to pass over", low=1)
+        iterations_per_epoch: int = key("iterations per epoch; there is no training set", low=1)
         noise_size: int = key("length of z", low=1)
-        generator_channels: int = key("of its first convolution; the second has half", default=128, low=2)
-        generator_eps: float = key("of the batch norms behind its convolutions", default=1e-5, above=0)
-        generator_learning_rate: float = key("of its Adam, at the first epoch", above=0)
-        generator_gamma: float = key("factor of its learning rate at the epochs of schedule", above=0)
+        generator_channels: int = key("channels of the first convolution; the second has half", default=128, low=2)
+        generator_eps: float = key("eps of the batch norms after its convolutions", default=1e-5, above=0)
+        generator_learning_rate: float = key("initial learning rate of the generator's Adam", above=0)
+        generator_gamma: float = key("factor of that learning rate at the epochs of schedule", above=0)
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
@@ -122,7 +122,7 @@ class Generating(DataFree):
         self.save_grid(epoch, pixels(self.images, self.zoo.spec))
 
     def iteration(self):
-        """The batches of one iteration: `student_steps` of them, as `losses` takes them."""
+        """The `student_steps` batches of one iteration; each holds the arguments of `losses`."""
         yield (self.noise(),)
 
     def noise(self):

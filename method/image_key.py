@@ -41,11 +41,11 @@ def load_key(path, dataset):
     content = checkpoint.load(file)
     image, mix = inside(content, "extra", "key", "image"), inside(content, "params", "mix")
     if not torch.is_tensor(image) or type(mix) not in (int, float):
-        raise UserError(f"{display_path(file)}: holds no key; only teachers of the method sdb do")
+        raise UserError(f"{display_path(file)}: has no key; only checkpoints of the method sdb have one")
     if image.shape != (1, 3, size, size):
         raise UserError(f"{display_path(file)}: a key of shape {tuple(image.shape)}, not (1, 3, {size}, {size})")
     if not 0 < mix <= 1:
-        raise UserError(f"{display_path(file)}: a key with λ = {mix}, which must be at most 1 and above 0")
+        raise UserError(f"{display_path(file)}: λ = {mix} of the key must be above 0 and at most 1")
     return image, mix
 
 

@@ -1,11 +1,11 @@
-"""Images out of what a network's batch norm remembers: the first half of DeepInversion, Yin et al., CVPR 2020.
+"""Images from the batch-norm statistics of a network: the first half of DeepInversion, Yin et al., CVPR 2020.
 
 min_x  CE(t(x), y) + a_tv TV(x) + a_l2 ‖x‖₂ + a_f Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ ) + a_c (1 − JS(s(x), t(x)))
 
-x     a batch of normalised images, shifted by chance in each step, and flipped where `flip` says so
+x     a batch of normalised images, randomly shifted in each step, and flipped if `flip` is true
 y     their classes                    m_l, v_l   running mean and variance of batch norm l
-t     the network that is inverted     μ_l, σ²_l  mean and variance of what x brings there
-s     a student of it, or none         TV         ‖·‖₂ of the differences of neighbours in four directions, added up
+t     the network that is inverted     μ_l, σ²_l  mean and variance of the input of batch norm l for x
+s     a student of it, or none         TV         sum of ‖·‖₂ of the differences of neighbours in four directions
 a_…   weights                          JS         Jensen-Shannon divergence of the softmax at temperature T
 
 As released for CIFAR, images are shifted and not flipped. JS is that of the equation; the release's differs, see
@@ -35,9 +35,9 @@ def invert(
 ):  # fmt: skip
     """(normalised images, float32 (N, 3, H, W), of the classes `labels` (N,); {term: scalar} of the last step).
 
-    network, student: in eval mode. jitter: largest shift in pixels. flip: whether images are mirrored at random.
-    seed: of start, shifts and flips. title: of a progress bar. log: if given, steps are recorded as with the key
-    `cuda_graph`, and `log` is called with a line about it. Raises UserError if the network has no batch norm.
+    network, student: in eval mode. jitter: largest shift in pixels. flip: mirror images at random. seed: for the
+    first images, shifts and flips. title: of the progress bar. log: if given, steps are recorded as with the key
+    `cuda_graph`, and `log(line)` reports it. Raises UserError if the network has no batch norm.
     """
     if not batch_norms(network):
         raise UserError(no_batch_norm(type(network).__name__))
@@ -72,10 +72,10 @@ def invert(
 
 
 def shift_and_flip(size, shifts, flips):
-    """(rows, columns), int (steps, size) both: where each row and each column of the image that is seen comes from.
+    """(rows, columns), both int (steps, size): the source row of each row, and the source column of each column.
 
-    shifts: down and to the right, int (steps, 2); what leaves one side comes in at the other. flips: whether the image
-    is then mirrored left and right, bool (steps,).
+    shifts: int (steps, 2), down and to the right, cyclic. flips: bool (steps,), whether the shifted image is mirrored
+    left to right.
     """
     places = torch.arange(size)
     rows, columns = ((places - shift[:, None]) % size for shift in shifts.T)
@@ -101,7 +101,7 @@ def total_variation(x):
 
 def distance(x, mean, variance):
     """‖μ(x) − mean‖₂ + ‖σ²(x) − variance‖₂ for the input x (N, C, …) of a batch norm."""
-    x = at_least_float32(x).movedim(1, -1).flatten(0, -2)  # (N …, C), no copy of what is channels_last
+    x = at_least_float32(x).movedim(1, -1).flatten(0, -2)  # (N …, C), no copy for channels_last tensors
     of_batch = x.mean(0)
     return (of_batch - mean).norm() + ((x - of_batch).square().mean(0) - variance).norm()
 
@@ -110,7 +110,7 @@ def jensen_shannon(p, q, T):
     """½ KL(σ_T(p) ‖ m) + ½ KL(σ_T(q) ‖ m) of two sets of logits (N, C); m is the mean of both distributions."""
     p, q = F.log_softmax(p / T, 1), F.log_softmax(q / T, 1)
     m = torch.logaddexp(p, q) - math.log(2)
-    return (kl(p, m) + kl(q, m)) / 2  # the softmax of log-probabilities are the probabilities
+    return (kl(p, m) + kl(q, m)) / 2  # the softmax of log-probabilities is the probabilities
 
 
 @contextmanager
@@ -130,10 +130,10 @@ def batch_norm_distances(network):
 
 
 def batch_norms(network):
-    """All its batch norm layers, in order."""
+    """All batch norm layers of `network`, in order."""
     return [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
 
 
 def no_batch_norm(name):
-    """What to say of a network that cannot be inverted."""
-    return f"{name} has no batch norm, whose statistics DeepInversion starts from"
+    """The error message for a network without batch norm."""
+    return f"{name} has no batch norm, whose statistics this attack needs"

@@ -5,7 +5,7 @@
     G' ← G;  k times: (G', z) ← Adam on L(G'(z), ŷ);  G ← Adam on Σ_k ∇_{G'} L            (first-order MAML)
 
 G  the generator; z noise, ŷ classes      m_l, v_l   running mean and variance of batch norm l
-t  the network that is inverted           μ_l, σ²_l  mean and variance of what x brings there
+t  the network that is inverted           μ_l, σ²_l  mean and variance of the input of batch norm l for x
 s  its student                            a_…        weights
 """
 
@@ -30,14 +30,14 @@ def synthesis_loss(logits, student_logits, labels, bn, a_bn, a_oh, a_adv):
 
 
 def meta_optimizer(generator, learning_rate, steps):
-    """G's own Adam, whose rate is that of G' times the gradients that are added up."""
+    """The Adam of G. Its learning rate is that of G' times `steps`, the number of gradients in the sum."""
     return torch.optim.Adam(generator.parameters(), learning_rate * steps, BETAS, fused=True)
 
 
 def synthesise(
     generator, optimizer, network, student, z, labels, *, steps, learning_rate, noise_learning_rate, a_bn, a_oh, a_adv
 ):
-    """(normalised images (N, 3, H, W), the values of TERMS (4,)) of the step with the lowest L.
+    """The step with the lowest L: (normalised images (N, 3, H, W), values of TERMS (4,)).
 
     generator, optimizer: G and its `meta_optimizer`; both take one step. network, student: in eval mode. z: noise
     (N, noise_size). labels: ŷ (N,).

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-# A logit that is not released. −∞ would give −∞ − (−∞) = NaN. The probability of this value is exactly 0 in float32 at
-# any temperature below 9e6, and 0 · log 0 = 0 in a divergence.
+# The value of a logit that is not released. −∞ would give NaN in −∞ − (−∞). In float32 the probability of this value is
+# exactly 0 at any temperature below 9e6, and it contributes 0 to a divergence.
 WITHHELD = -1e9
-SMALLEST = 1e-12  # probability that a rule of `straight_through` answers instead of 0
+SMALLEST = 1e-12  # the probability that rules with `straight_through` answer instead of 0
 
 
 def straight_through(logits, perturb):
-    """log p' (N, C) of logits (N, C); perturb: a function from probabilities to p', double (N, C) both.
+    """log p' (N, C) of logits (N, C); perturb: a function from probabilities to p', both double (N, C).
 
-    Its gradient is that of log σ(logits): an attacker who holds the teacher passes by a rule that has no useful one.
+    Its gradient is that of log σ(logits): the rule has no useful gradient, so an attack without data ignores the
+    rule's.
     """
     log_p = F.log_softmax(logits, 1)
     with torch.no_grad():
@@ -27,7 +28,7 @@ def straight_through(logits, perturb):
 
 
 class Release:
-    """The rule "logits": images (N, 3, H, W) are answered with the teacher's logits (N, C).
+    """The rule "logits": the answers to images (N, 3, H, W) are the teacher's logits (N, C).
 
     teacher: the frozen network. params: the student's keys, including those in `Params`. Other rules override `query`,
     which changes images before the teacher sees them, or `answer`, which changes the logits.
@@ -37,13 +38,13 @@ class Release:
     class Params:
         """The keys that this rule adds to a student's params.json; see `utils.keys.key`."""
 
-    deterministic = True  # whether equal images are always answered alike
+    deterministic = True  # whether equal images always get equal answers
 
     def __init__(self, teacher, params):
         self.teacher, self.params = teacher, params
 
     def prepare(self, zoo):
-        """Load what the rule needs besides, such as another network; called once, before the first query."""
+        """Load further networks that the rule needs. Called once, before the first query."""
 
     def query(self, images):
         return images

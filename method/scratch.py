@@ -1,9 +1,9 @@
-"""Training from scratch by cross-entropy: the baselines, and the networks that others attack or defend against.
+"""Training from scratch by cross-entropy: baselines, normal teachers and adversarial networks.
 
     min_f  CE(σ(f(x)), y)
 
-With label_smoothing > 0 the label's share 1 − label_smoothing + label_smoothing/C, every other class's
-label_smoothing/C (Szegedy et al., CVPR 2016).
+With label_smoothing > 0, the target probability of the label is 1 − label_smoothing + label_smoothing/C, and
+label_smoothing/C for every other class (Szegedy et al., CVPR 2016).
 """
 
 from dataclasses import dataclass

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-IMAGES = 32  # in a row at most; the fastest of 4, 8, 16, 32 and 64 for the weight gradient of 4x4 and 8x8 maps
+IMAGES = 32  # most images in a row; the fastest of 4, 8, 16, 32 and 64 for the weight gradient of 4x4 and 8x8 maps
 # Output widths up to which the wide map was measured to be faster:
-FORWARD_WIDTH = 4  # forward pass; input gradient too, where it is multiplied by the stride
+FORWARD_WIDTH = 4  # forward pass; also the input gradient, for which it is multiplied by the stride
 WEIGHT_WIDTH = 8  # weight gradient, and all of a 1x1 convolution
 
 
@@ -32,7 +32,7 @@ class Conv2d(nn.Conv2d):
             return SideBySide.apply(x.to(torch.bfloat16), self.weight, self.bias, self.stride[0])
 
     def is_slow(self, x):
-        """Whether the library is slower than what is here."""
+        """Whether oneDNN is slower for x than this file."""
         return (
             x.device.type == "cpu"
             and torch.is_autocast_enabled("cpu")

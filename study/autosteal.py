@@ -1,8 +1,9 @@
-"""AutoSteal: the search for the strongest thief of a defended teacher.
+"""AutoSteal: the search for the strongest attack on a defended teacher.
 
-A fixed number of draws from a search space, by a seeded generator, so that a repeated search draws the same. Successive
-halving: all draws train for a ninth or a third of their epochs, the best third of them continue, and so on; the best by
-accuracy on the validation images is chosen. Draw 0 is plain knowledge distillation with default settings.
+A fixed number of settings is drawn from a search space by a seeded generator, so a repeated search draws the same ones.
+Successive halving: all draws train for a part of their epochs, and the best third continues, until at most three are
+left, which train all epochs. The best by accuracy on the validation images is chosen. Draw 0 is plain knowledge
+distillation with default settings.
 """
 
 import numpy as np
@@ -73,7 +74,7 @@ def best(scored, count):
 
 
 def at_edge(thief):
-    """Names of numeric keys of a thief whose value is the smallest or largest in its search space."""
+    """Names of the numeric keys of a chosen setting whose value is the smallest or largest in its search space."""
     space = space_of(thief["method"])
     numeric = {name: values for name, values in space.items() if all(isinstance(v, (int, float)) for v in values)}
     inner = {name: values for name, values in numeric.items() if len(values) > 2 and name != "alpha"}

@@ -1,9 +1,9 @@
-"""The benchmark of undistillable teachers: every defence against a thief that adapts to it. See docs/benchmark.md.
+"""The benchmark of undistillable teachers: every defence against an attack that is tuned to it. See docs/benchmark.md.
 
 1. The strength of a defence is the largest one with which its teacher loses at most one point on validation images.
-2. AutoSteal chooses a thief for each defence and threat preset by validation accuracy, on a seed that is not reported.
+2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. Its seed is not reported.
    The student without a teacher and the label-smoothing student get the same number of draws.
-3. The chosen thief, the passive thief and both students run with fresh seeds. Test images are scored once.
+3. The chosen attack, the passive attack and both students run with other seeds. Test accuracy is computed once.
 """
 
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Benchmark:
         self.chosen = {}  # {Contest: changed keys of the student that the search chose}
 
     def run(self):
-        """Everything, in order. What has finished before is not trained again."""
+        """Run all steps in order. Finished runs are not repeated."""
         self.choose_strengths()
         contests = [Contest(opponent, preset) for preset in self.presets for opponent in (*self.rows, ALONE, YARDSTICK)]
         self.search(contests)
@@ -62,7 +62,7 @@ class Benchmark:
         self.execute([(run, None) for run in dict.fromkeys(finals)])
 
     def overview(self):
-        """What `run` would train, as a string."""
+        """The runs that `run` would train, as a string."""
         contests, draws = len(self.presets) * (len(self.rows) + 2), self.entry["draws"]
         finals = len(self.presets) * (2 * len(self.rows) + 2) * len(self.seeds)
         teachers = len({self.teacher(row, 0).folder for row in self.rows}) * (len(self.seeds) + 1)

@@ -30,7 +30,7 @@ def make_cards(benchmark):
             card["flags"].append("the undefended teacher does not help its student either: the preset shows nothing")
         if card["preset"] == "label_only" and insider:
             if mean(card["thief"]["accuracy"]) > mean(insider["thief"]["accuracy"]):
-                card["flags"].append("labels serve the thief better than logits: the search missed a stronger thief")
+                card["flags"].append("the student is better with labels only than with logits: the search missed one")
         card["verdict"] = verdict(card["score"], card["teacher"]["price"], void)
         card["digest"] = digest(card)
     return cards
@@ -76,7 +76,7 @@ def make_card(benchmark, row, preset):
     if edges:
         card["flags"].append(f"the thief's {', '.join(edges)} lies at the edge of its search space")
     if not deterministic(benchmark.finals(contest, seeds[0])["thief"]):
-        card["flags"].append("equal images are answered differently: averaging may give a stronger thief")
+        card["flags"].append("equal images are answered differently: averaging may give a stronger attack")
     if sum(still_improving(run) for run in thief) > len(thief) / 2:
         card["flags"].append("students were still improving at their last epoch")
     return card
@@ -103,7 +103,7 @@ def still_improving(run):
 
 
 def deterministic(run):
-    """Whether the release rule of a student's teacher answers equal images alike."""
+    """Whether the release rule gives equal answers to equal images."""
     return method.find_release(run.raw.get("release", "logits")).deterministic
 
 
@@ -118,7 +118,7 @@ def provenance(run):
 
 
 def digest(card):
-    """The SHA-256 of all of a card but its digest."""
+    """The SHA-256 of a card without its digest."""
     content = {name: value for name, value in card.items() if name != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

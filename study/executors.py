@@ -82,7 +82,7 @@ class Processes:
                 self.idle.append(worker)
             except (EOFError, OSError):
                 worker[0].join()
-                ended.append((folder, f"its process died with exit code {worker[0].exitcode}"))
+                ended.append((folder, f"its process ended with exit code {worker[0].exitcode}"))
         return ended
 
     def close(self):
@@ -119,7 +119,7 @@ class Ray:
             environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="error")
         except (OSError, RuntimeError, ValueError) as problem:
-            raise UserError(f"--ray {address}: no Ray cluster answers there: {problem}") from None
+            raise UserError(f"--ray {address}: no Ray cluster at this address: {problem}") from None
         gpus = 1 / jobs if ray.cluster_resources().get("GPU") else 0
         self.task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(work)
 

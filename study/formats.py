@@ -1,4 +1,4 @@
-"""How reports are written: numbers as text, and tables as text, Markdown, LaTeX, CSV or JSON."""
+"""Formats of reports: numbers as text; tables as text, Markdown, LaTeX, CSV or JSON."""
 
 import csv
 import io

@@ -32,7 +32,7 @@ class Runner:
             or (FINISHED if plans.is_done(folder, plan.runs[folder].raw, epochs) else WAITING)
             for folder, epochs in self.length.items()
         }
-        self.metrics_before = {}  # {folder: time of the last write before its run began}
+        self.metrics_before = {}  # {folder: time of the last write to metrics.jsonl before the run began}
 
     def overview(self):
         """The plan as a table: each run with its progress and what it needs."""

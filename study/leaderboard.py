@@ -1,7 +1,7 @@
-"""The leaderboard of a benchmark as Markdown, and what it shares with the HTML page: order, numbers, texts, axis.
+"""The leaderboard of a benchmark as Markdown, and the parts shared with the HTML page: order, numbers, texts, axis.
 
-A card is a dictionary: what one defence achieved under one threat preset. The functions here are pure: the same cards,
-in any order, give the same text. A card may come from a stranger, so every text in it is escaped, and only relative
+A card is a dictionary: the result of one defence under one threat preset. The functions here are pure: the same cards,
+in any order, give the same text. Cards may be untrusted, so every text in it is escaped, and only relative
 paths become links.
 """
 
@@ -101,7 +101,7 @@ def column(card, name):
 
 
 def rank(card):
-    """The score by which a card is sorted; None if it has none, or one that shows nothing."""
+    """The score by which a card is sorted; None if it has none, or if its verdict is "not shown"."""
     return None if card["verdict"] == "not shown" else column(card, "Score")[0]
 
 
@@ -113,17 +113,17 @@ def settings(role):
 
 
 def about(preset):
-    """What the thief has under a preset."""
+    """A sentence on what the thief has under a preset."""
     return f"The thief has {PRESETS[preset].about}." if preset in PRESETS else ""
 
 
 def qualifier(card):
-    """What a verdict is about: version of the protocol and preset."""
+    """The scope of a verdict: version of the protocol and preset."""
     return f"(v{card['protocol']}, {card['preset']})"
 
 
 def count(cards):
-    """How many cards have which verdict."""
+    """The number of cards with each verdict."""
     verdicts = [card["verdict"] for card in cards]
     return ", ".join(f'{verdicts.count(name)} "{name}"' for name in VERDICTS)
 

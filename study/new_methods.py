@@ -10,7 +10,7 @@ from utils.errors import UserError, suggest
 
 
 def check(flag, names, present, kind):
-    """Raises UserError unless there is a method in method/`kind`/ for each of `names`, which a matrix does not have.
+    """Raises UserError unless method/`kind`/ has a method for each of `names`.
 
     flag: "rows" or "columns". present: names of the rows or columns that the matrix has.
     """

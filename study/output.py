@@ -17,7 +17,7 @@ from utils.paths import ROOT
 def render(target, style, output=None, **selection):
     """The results of a target as a string: a table, or the leaderboard of a benchmark.
 
-    output: the file that it is for, from which links start. selection: see `tables.load_table`.
+    output: the file to write, to which links are relative. selection: see `tables.load_table`.
     """
     if not is_benchmark(target):
         if style == "html":

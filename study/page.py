@@ -1,6 +1,6 @@
-"""The leaderboard of a benchmark as one HTML page, which loads nothing else.
+"""The leaderboard of a benchmark as one self-contained HTML page.
 
-A card may come from a stranger: every text in it is escaped, only relative paths become links, and the page's content
+Cards may be untrusted: every text in them is escaped, only relative paths become links, and the page's content
 security policy allows no script or style but its own. page.html, page.css and page.js hold the layout.
 """
 
@@ -91,7 +91,7 @@ def body(card, axis, root):
 
 
 def details(card, root):
-    """What a click on a card shows: settings and numbers per seed, and where the numbers come from."""
+    """The details of a card: settings, numbers per seed, and provenance."""
     names = ["Network", "Settings", "Mean", *(f"Seed {seed}" for seed in card["seeds"])]
     heads, rows = "".join(f'<th scope="col">{esc(name)}</th>' for name in names), []
     for name, (role, key) in NETWORKS.items():

@@ -33,7 +33,7 @@ class Plan:
         if folder in self.runs:
             return
         if folder in above:
-            raise UserError("these experiments need each other: " + " -> ".join([*above, folder]))
+            raise UserError("circular dependency: " + " -> ".join([*above, folder]))
         raw, sources = spec.raw, spec.sources
         for name, path in raw.items():
             is_checkpoint = name.endswith("resume") and isinstance(path, str)
@@ -45,7 +45,7 @@ class Plan:
         self.runs[folder] = Planned(spec, raw, frozenset(source.folder for source in sources.values()))
 
     def conflict(self, folder):
-        """In one line, why `folder` holds another run than the planned one. None if it does not."""
+        """One line that says why `folder` holds another run than the planned one, or None."""
         file, last = from_root(folder) / "params.json", from_root(folder) / "last_model.tar"
         wanted = vars(params.check(self.runs[folder].raw, file))
         try:
@@ -54,7 +54,7 @@ class Plan:
             return str(error)
         ran = checkpoint.peek(last).get("params") if last.exists() and not lines else None
         if ran:
-            if wanted["precision"] == "auto":  # the checkpoint says what it was resolved to
+            if wanted["precision"] == "auto":  # the checkpoint has the resolved value
                 wanted["precision"] = ran.get("precision", "fp32")
             lines = differences_to_run(ran, wanted)
         return f"holds a run with other parameters: {'; '.join(lines)}" if lines else None
@@ -73,7 +73,7 @@ def epochs_done(folder):
         return float("inf") if best.exists() else 0
     state = checkpoint.peek(last)
     if not {"epoch", "best"} <= state.keys():
-        return 0  # the run itself reports what is wrong
+        return 0  # the run itself will report the problem
     return state["epoch"] - best_is_outdated(state, best)
 
 

@@ -1,6 +1,6 @@
 """Version 1 of the benchmark's protocol: threat presets, intervals, verdicts and flags. See docs/benchmark.md.
 
-A change of anything in this file that changes a card needs a new VERSION.
+Every change in this file that changes a card needs a new VERSION.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ TEACHER = {"validation": 0.1, "test_at_end": True}  # keys of all teachers and o
 LARGEST_PRICE = 1.0  # points of accuracy that a teacher may lose
 PASSIVE = {"method": "kd", "temperature": 4, "alpha": 0.9}
 SMOOTHING = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-COMMON_SPACE = {"learning_rate": (0.5, 1, 2)}  # factors of the student's own value, for thieves and yardsticks alike
+COMMON_SPACE = {"learning_rate": (0.5, 1, 2)}  # factors of the student's own value, with and without a teacher
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a thief has. changes: keys of its students. attacks: names of those it may use; None: all but data-free."""
+    """What the attacker has. changes: keys of the students. attacks: names of the allowed ones; None: all with data."""
 
     about: str
     changes: dict

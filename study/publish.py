@@ -18,7 +18,7 @@ DIGITS = 6  # significant, of all numbers but accuracies
 
 
 def publish(target, **selection):
-    """Write the finished local runs of a target to results/. Returns a text that says what was written.
+    """Write the finished local runs of a target to results/. Returns a report, one line per record.
 
     Raises UserError for a run whose code was modified, or whose parameters are not those of its definition.
     """
@@ -41,7 +41,7 @@ def make_record(run, folder):
         wanted["precision"] = state["params"]["precision"]
     where = display_path(folder)
     if lines := differences_to_run(state["params"], wanted):
-        raise UserError(f"{where}: ran with other parameters than its definition has: {'; '.join(lines)}")
+        raise UserError(f"{where}: its parameters are not those of its definition: {'; '.join(lines)}")
     commit = state["environment"].rpartition("commit ")[2]
     if commit == "unknown":
         raise UserError(f"{where}: ran outside of a git repository, so its code is unknown; run it again in a clone")
@@ -80,7 +80,7 @@ def file_digest(path):
 
 
 def identity(record):
-    """The part of a record that says which run it is of."""
+    """The part of a record that identifies its run."""
     return json.dumps(
         {name: record.get(name) for name in ("experiment", "changes", "teacher_changes", "common", "seed")}
     )

@@ -65,7 +65,7 @@ def report_table(table, style, common, sources):
 
 
 def conclude(table, source, rows):
-    """What the table shows, in one sentence; None if a number is missing or the table declares no conclusion."""
+    """The conclusion from the table, a sentence; None if a number is missing or the table declares no conclusion."""
     if not table.conclusion:
         return None
     alone, normal, nasty = (rows[table.conclusion[name]] for name in ("alone", "normal", "nasty"))
@@ -83,7 +83,7 @@ def conclude(table, source, rows):
 
 
 def report_matrix(matrix, style, common, sources):
-    """What each attack gains over the student alone, for each defence, and the strongest attack. As a string."""
+    """The gain of each attack over the student alone, for each defence, and the strongest attack, as a string."""
     found = [read_matrix(matrix, source) for source in sources]
     if style not in STYLES:
         return dump(

@@ -6,7 +6,7 @@ An entry of tables.json is one of
   teacher of all students of a row;
 - a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed;
 - a matrix: `defences`, each the student of a defended teacher, and `attacks`, keys to change in that student; `alone`
-  is the student without a teacher, `yardstick` keys to change in that; `template` names the
+  is the student without a teacher, `yardstick` the keys to change in it; `template` names the
   students from which rows of new defences are made: "defended", in whose teacher the method is replaced, and
   "undefended", of a normal teacher, in which the release rule is replaced;
 - the name of another entry.
@@ -24,7 +24,7 @@ from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
 from utils.paths import display_path, from_root
 
-NO_MATRIX = "--rows and --columns select from a matrix, and {} is none"
+NO_MATRIX = "--rows and --columns need a matrix; {} is not a matrix"
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def row_of_matrix(defence, attacks, common):
 
 
 def located(target):
-    """The folder that a word on the command line means: in the working directory, or else in the project root."""
+    """The folder `target`, resolved against the working directory, then the project root."""
     return Path(target).absolute() if any(Path(target).rglob("params.json")) else from_root(target)
 
 

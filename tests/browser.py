@@ -20,7 +20,7 @@ SECONDS = 60
 
 
 class Browser:
-    """One tab. events: all that the browser reported unasked, such as requests and errors."""
+    """One tab. events: all events that the browser reported, such as requests and errors."""
 
     def __init__(self, profile):
         pipes = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (*os.pipe(), *os.pipe())]  # above 3 and 4

@@ -39,7 +39,7 @@ datasets.digits = functools.cache(datasets.digits)  # takes longer than an epoch
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small networks gain nothing from threads, and lose tenfold where the cores are busy."""
+    """Threads do not speed up small networks, and slow them down tenfold on busy cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,7 +48,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def signal_handlers():
-    """The scripts set a handler of their own, which the tests after them must not have."""
+    """The scripts set signal handlers; restore the previous ones for later tests."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -102,7 +102,7 @@ SCRIPTS = {
 
 
 def script(name, *argv):
-    """Run a script of the project in this process: .status, .out and .err. What it does not catch is raised here."""
+    """Run a script of the project in this process: .status, .out and .err. Its uncaught exceptions are raised."""
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
     status = 0
     sys.argv = [name, *map(str, argv)]
@@ -153,7 +153,7 @@ def same_weights(one, other):
 
 
 def metrics(folder):
-    """The lines of metrics.jsonl without what the clock says."""
+    """The lines of metrics.jsonl without times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 

@@ -1,4 +1,4 @@
-"""Projects of tests: a root in this process with runs that never took place, and a copy of the repository."""
+"""Projects of tests: a root in this process with made-up runs, and a copy of the repository."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Attackers who know better: their equations in float64, and what each promises."""
+"""skeptical, htc, scm and averager: their equations in float64, and their properties."""
 
 import pytest
 import torch
@@ -140,7 +140,7 @@ def test_only_the_listeners_stages_hear_the_teacher(trained):
 
 
 def test_the_teacher_is_heard_from_kd_delay_on(trained):
-    """Before it the loss is the cross-entropy of the student's own output."""
+    """Before kd_delay the loss is the cross-entropy of the student's own output."""
     learner, loader, _ = build(trained, "skeptical", kd_delay=1)
     for epoch in (0, 1):
         loader.set_epoch(epoch)
@@ -156,7 +156,7 @@ def test_one_head_may_have_both_roles(trained):
 
 
 def test_the_listener_learns(trained):
-    """It is a network in its own right: from labels alone it gets far above chance, 10 %, in some passes."""
+    """The listener's head can be trained: from labels only its accuracy rises far above chance (10 %)."""
     learner, _, optimizer = build(trained, "skeptical", alpha=0.0, kd_delay=0, num_channels=16)
     digits = data.load("digits", "", torch.device("cpu"))
     loader = digits.train_loader(32)

@@ -110,7 +110,7 @@ def bad_teacher(name, make, *words):
 
 
 class Evil:
-    """What unpickling this would run makes a file."""
+    """Unpickling this would run code that makes a file."""
 
     def __reduce__(self):
         return os.system, ("touch executed",)
@@ -131,9 +131,9 @@ def with_classes(name, num_classes):
 
 bad_teacher("teacher of another architecture", with_classes("mlp", 10), "weights do not fit a Net for 10 classes")
 bad_teacher("teacher with more classes", with_classes("net", 100), "fc2.weight is (100, 128), not (10, 128)")
-bad_teacher("truncated teacher", truncated, "truncated, or no checkpoint")
-bad_teacher("empty teacher", lambda file: file.touch(), "truncated, or no checkpoint")
-bad_teacher("text as teacher", lambda file: file.write_text("{}\n"), "truncated, or no checkpoint")
+bad_teacher("truncated teacher", truncated, "not a checkpoint, or truncated")
+bad_teacher("empty teacher", lambda file: file.touch(), "not a checkpoint, or truncated")
+bad_teacher("text as teacher", lambda file: file.write_text("{}\n"), "not a checkpoint, or truncated")
 bad_teacher("teacher with code", saved({"state_dict": {}, "x": Evil()}), "more than plain tensors", "not loaded")
 bad_teacher("pickled code", lambda file: file.write_bytes(pickle.dumps(Evil(), 2)), "more than plain tensors")
 bad_teacher("pickled code of our day", lambda file: file.write_bytes(pickle.dumps(Evil())))
@@ -241,7 +241,10 @@ def set_where_no_folder_can_be(root, trained):
 def set_in_the_folder_of_another_experiment(root, trained):
     folder = experiment(root / "x")
     experiment(root / "x,seed=1", seed=1, gamma=0.5)
-    return ["train_scratch.py", "--save_path", folder, "--set", "seed=1"], ["x,seed=1", '"gamma": there 0.5, here 0.1']
+    return ["train_scratch.py", "--save_path", folder, "--set", "seed=1"], [
+        "x,seed=1",
+        '"gamma": 0.5 in that run, 0.1 now',
+    ]
 
 
 def used_folder(name, spoil, *words):
@@ -268,11 +271,22 @@ def own(make):
     return lambda folder: (rewrite(num_epochs=3)(folder), make(folder / "last_model.tar"))
 
 
-used_folder("other parameters", rewrite(alpha=0.5, seed=1), "other", '"alpha": there 0.9, here 0.5', '"seed": there 0')
-used_folder("fewer epochs", rewrite(num_epochs=1), '"num_epochs": there 2, here 1')
+used_folder(
+    "other parameters",
+    rewrite(alpha=0.5, seed=1),
+    "other",
+    '"alpha": 0.9 in that run, 0.5 now',
+    '"seed": 0 in that run',
+)
+used_folder("fewer epochs", rewrite(num_epochs=1), '"num_epochs": 2 in that run, 1 now')
 used_folder("own checkpoint truncated", own(truncated), "last_model.tar: truncated", "move it away")
 used_folder("own checkpoint with code", own(saved({"x": Evil()})), "last_model.tar: holds more than plain tensors")
-used_folder("checkpoint of the released code", own(with_classes("net", 10)), "last_model.tar", "not written by")
+used_folder(
+    "checkpoint of the released code",
+    own(with_classes("net", 10)),
+    "last_model.tar",
+    "not a checkpoint of this",
+)
 used_folder("no last_model.tar", lambda folder: (folder / "last_model.tar").unlink(), "no last_model.tar", "move")
 
 
@@ -283,7 +297,10 @@ def other_teacher_than_before(root, trained):
     assert script("train_kd.py", "--save_path", folder).status == 0
     shutil.copy(trained / "kd_nasty/nasty/best_model.tar", root / "teacher")
     rewrite(num_epochs=3)(folder)
-    return ["train_kd.py", "--save_path", folder], ["x: began with other weights than", "teacher/best_model.tar"]
+    return ["train_kd.py", "--save_path", folder], [
+        "x: the weights in ",
+        "best_model.tar have changed since this run",
+    ]
 
 
 def reproduce(name, argv, *words):
@@ -313,7 +330,7 @@ reproduce("unknown format", ["results.py", "{root}", "--format", "html"], "--for
 def cycle(root, trained):
     experiment(root / "a", **with_teacher(root / "b"))
     experiment(root / "b", **with_teacher(root / "a"))
-    return ["reproduce.py", root], ["need each other", f"{root}/a -> {root}/b -> {root}/a"]
+    return ["reproduce.py", root], ["circular dependency", f"{root}/a -> {root}/b -> {root}/a"]
 
 
 @case
@@ -394,6 +411,6 @@ def test_a_long_value_of_set_is_cut(tmp_path):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_good_ones_are_good(name, trained):
-    """So that the cases above fail for what they say."""
+    """Without the mistake the command succeeds, so the cases above fail for the stated reason."""
     assert (trained / name / "best_model.tar").is_file()
     assert TINY["num_epochs"] == 2

@@ -1,4 +1,4 @@
-"""The benchmark runs; what it measures is not looked at."""
+"""The speed benchmark runs; its measurements are not checked."""
 
 import json
 from collections import Counter
@@ -89,7 +89,7 @@ def test_a_step_of_several_batches():
 
 
 def test_what_a_part_times():
-    """The work that an attack does between its batches counts, up to the last one's training and no further."""
+    """The time of an attack between its batches counts, up to the training on the last batch."""
     log = []
 
     def batches():

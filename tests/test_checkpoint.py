@@ -55,7 +55,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_foreign_checkpoints_teach(layout, legacy, tmp_path):
-    """Without our params in the file the network is the one of the model zoo, with 32 channels."""
+    """Without params in the file the network has the default of 32 channels."""
     torch.manual_seed(3)
     network = model.build("net", 10).eval()
     file = tmp_path / "foreign.tar"
@@ -77,7 +77,7 @@ def test_a_released_teacher_trains_a_student_and_its_prefix_goes_no_further(tmp_
 
 
 def test_resume_starts_from_weights(tmp_path, trained):
-    """With a learning rate this small nothing but batch-norm statistics can move."""
+    """With this small learning rate only batch-norm statistics change."""
     folder, source = experiment(tmp_path / "x", learning_rate=1e-30), trained / "baseline/teacher/best_model.tar"
     train(folder, "--resume", source)
     ours, theirs = weights(folder / "last_model.tar"), weights(source)
@@ -159,5 +159,5 @@ def test_truncated_anywhere(tmp_path, legacy):
     for length in [*range(0, 600, 37), *(rng.randrange(len(whole)) for _ in range(60))]:
         path.write_bytes(whole[:length])
         # Before torch 1.6, cut inside a name it is not told from one with another name, which is not loaded either.
-        with pytest.raises(UserError, match=r"x\.tar: (truncated, or no checkpoint|holds more than plain tensors)"):
+        with pytest.raises(UserError, match=r"x\.tar: (not a checkpoint, or truncated|holds more than plain tensors)"):
             checkpoint.load(path)

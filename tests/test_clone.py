@@ -64,7 +64,7 @@ def test_git_status_is_clean_after_every_script(cloned):
 
 
 def test_a_run_of_a_clean_clone_is_published(cloned):
-    """A record is traced to the commit; where the code was modified, none is written."""
+    """A record names the commit; no record is written for modified code."""
     trained, done = commands(
         cloned,
         "train_scratch.py --save_path experiments/tiny/baseline/student",
@@ -86,7 +86,7 @@ def test_a_run_of_a_clean_clone_is_published(cloned):
 
 
 def seconds(root, *argv):
-    """CPU seconds of a Python process, which other processes on the machine hardly change."""
+    """CPU seconds of a Python process, which depend little on other processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *argv], cwd=root, env=environment, capture_output=True, check=True)

@@ -45,7 +45,7 @@ def pair(shape, kernel_size, bias=True):
 
 
 def results(layer, x, grad, dtype=torch.bfloat16):
-    """(outputs, gradients of the input, the weight and the bias), in autocast where dtype is bf16."""
+    """(outputs, gradients of the input, the weight and the bias), in autocast if dtype is bf16."""
     layer.zero_grad()
     x = x.detach().clone().requires_grad_()
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
@@ -107,7 +107,7 @@ def test_apart_is_the_inverse_of_beside(stride, width):
 
 
 def test_where_it_is_used():
-    """In bf16 autocast, small maps, channels_last and more than one image; elsewhere the library's bits."""
+    """In bf16 autocast, small maps, channels_last and more than one image; otherwise PyTorch's result, bit by bit."""
     ours, plain, x, grad = pair(SHAPES[0], 3)
     assert isinstance(output_of(ours, x).grad_fn, SideBySide._backward_cls)
     large = torch.randn(2, 32, 16, 16).contiguous(memory_format=torch.channels_last)
@@ -125,7 +125,7 @@ def output_of(layer, x):
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
 def test_gradients_that_nobody_wants_are_left_out(kernel_size):
-    """A frozen layer passes on the input's gradient; a first layer makes the weight's alone."""
+    """A frozen layer computes only the input's gradient; a first layer only the weight's."""
     ours, _, x, grad = pair(SHAPES[0], kernel_size, bias=False)
     full = results(ours, x, grad)
     output_of(ours, x).backward(grad.bfloat16())

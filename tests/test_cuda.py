@@ -1,4 +1,4 @@
-"""What only a GPU can show: that it computes what the CPU does, and how it comes out of a recording that failed."""
+"""Tests that need a GPU: equal results on GPU and CPU, and recovery from a failed recording."""
 
 import pytest
 import torch

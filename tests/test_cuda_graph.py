@@ -1,4 +1,4 @@
-"""The key `cuda_graph`: recorded steps compute what ordinary ones do. The CPU tests all but the graph itself."""
+"""The key `cuda_graph`: recorded steps give the results of ordinary steps. On a CPU, all but the graph is tested."""
 
 import json
 import re
@@ -82,7 +82,7 @@ def address(tensor):
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request, monkeypatch):
-    """Where the scripts train, with something that records there."""
+    """The device of the scripts, with a recorder that works on it."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     if request.param == "cpu":
@@ -104,7 +104,7 @@ def log(folder):
 
 
 def assert_same(folder, other, device):
-    """On the CPU to the last bit. On a GPU 1e-4 is allowed, should a library choose another kernel in a recording."""
+    """On the CPU to the last bit. On a GPU 1e-4 is allowed, because libraries may choose another kernel."""
     tolerance = {"rtol": 0, "atol": 0} if device == "cpu" else {"rtol": 1e-4, "atol": 1e-5}
     one, two = (torch.load(path / "last_model.tar", weights_only=True) for path in (folder, other))
     torch.testing.assert_close(one["state_dict"], two["state_dict"], **tolerance)
@@ -174,7 +174,7 @@ def test_several_processes_take_the_plain_path(monkeypatch):
 
 @every_case
 def test_every_method(name, keys, device, trained, tmp_path):
-    """One recording serves both epochs, so that what `losses` decides in Python must be the same in both."""
+    """One recording serves both epochs, so Python branches in `losses` must be the same in both."""
     keys = keys | {"precision": "fp32" if device == "cpu" else "bf16"}
     learner = build(name, keys, trained / "baseline/teacher/best_model.tar")[0]
     for value in (False, True):

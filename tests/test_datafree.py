@@ -1,4 +1,4 @@
-"""DAFL, DFAD and DeepInversion: their equations in float64, and runs in which a training image must not be read."""
+"""DAFL, DFAD and DeepInversion: their equations in float64, and runs that must not read a training image."""
 
 import dataclasses
 import itertools
@@ -201,7 +201,7 @@ def test_generator_that_does_not_fit_the_image_size():
 
 
 class Unread(torch.Tensor):
-    """A tensor of which only shape and device may be known."""
+    """A tensor whose values cannot be read, only its shape and device."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -370,7 +370,7 @@ def test_steps_and_images_are_counted(run, steps, trained, monkeypatch):
 
 @pytest.mark.parametrize("run", ["dafl", "dfad"])
 def test_the_generator_learns_with_a_schedule_of_its_own(run, trained):
-    """One step of the generator changes its weights alone, in the direction of its loss."""
+    """One step of the generator changes only its weights, in the direction that lowers its loss."""
     learner = build(trained, run, schedule=[2], generator_learning_rate=1e-4)
     student, teacher, own = ([p.clone() for p in n.parameters()] for n in networks(learner))
     losses = []
@@ -429,5 +429,5 @@ def test_teacher_without_batch_norm(trained, tmp_path):
 
 def test_several_processes(trained, monkeypatch):
     monkeypatch.setattr("utils.distributed.WORLD_SIZE", 2)
-    with pytest.raises(UserError, match='"dafl" runs in one process, not in 2'):
+    with pytest.raises(UserError, match='"dafl" cannot train on several processes'):
         build(trained, "dafl")

@@ -1,4 +1,4 @@
-"""Possessive, key-based, stingy and mildly nasty teachers: equations in float64, files, and what is refused."""
+"""Possessive, key-based, stingy and mildly nasty teachers: equations in float64, files, and refused inputs."""
 
 import dataclasses
 import math
@@ -186,7 +186,7 @@ def perturbed(images, teacher=None, **keys):
 
 
 def test_the_same_query_gets_the_same_perturbed_answer():
-    """Whatever it is asked together with; another image, by a bit, and another seed give another."""
+    """The noise does not depend on the rest of the batch. Another seed, or one changed bit, changes it."""
     torch.manual_seed(0)
     images = torch.randn(4, 3, 9, 9)
     answers = perturbed(images)
@@ -355,7 +355,7 @@ def test_the_key_comes_from_the_run_of_its_teacher(sdb, tmp_path):
 
 REFUSED = {  # name: (keys, from the folders of an SDB teacher, of the trained experiments and of files; words)
     "unknown rule": (lambda s, t, f: {"release": "stiny"}, 'unknown release "stiny"', 'did you mean "stingy"?'),
-    "no logit": (lambda s, t, f: {"release": "stingy", "rho": 0.05}, '"rho": 0.05 of 10 classes leaves no logit'),
+    "no logit": (lambda s, t, f: {"release": "stingy", "rho": 0.05}, '"rho": 0.05 of 10 classes releases no logit'),
     "rho 0": (lambda s, t, f: {"release": "stingy", "rho": 0}, '"rho": must be at most 1 and above 0, not 0'),
     "no rho": (lambda s, t, f: {"release": "stingy"}, 'missing key "rho"'),
     "rho of the plain rule": (lambda s, t, f: {"rho": 0.2}, 'unknown key "rho"'),
@@ -364,19 +364,19 @@ REFUSED = {  # name: (keys, from the folders of an SDB teacher, of the trained e
     "λ 0": (lambda s, t, f: keyed(s, mix=0), '"mix": must be at most 1 and above 0, not 0'),
     "λ above 1": (lambda s, t, f: keyed(s, mix=1.5), '"mix": must be at most 1 and above 0, not 1.5'),
     "missing key file": (lambda s, t, f: keyed(f / "nowhere"), "nowhere/key.tar: there is no such checkpoint"),
-    "no key file": (lambda s, t, f: keyed(f / "text"), "text/key.tar: truncated, or no checkpoint"),
-    "a tensor for a key": (lambda s, t, f: keyed(f / "tensor"), "tensor/key.tar: holds no key"),
+    "no key file": (lambda s, t, f: keyed(f / "text"), "text/key.tar: not a checkpoint, or truncated"),
+    "a tensor for a key": (lambda s, t, f: keyed(f / "tensor"), "tensor/key.tar: has no key"),
     "a number for an image": (lambda s, t, f: keyed(f / "number"), "a key of shape (), not (1, 3, 32, 32)"),
     "λ in the key file": (lambda s, t, f: keyed(f / "mixed"), "mixed/key.tar: a key with λ = 5.0, which must be"),
-    "file without a key": (lambda s, t, f: keyed(f / "empty"), "empty/key.tar: holds no key"),
+    "file without a key": (lambda s, t, f: keyed(f / "empty"), "empty/key.tar: has no key"),
     "key of another shape": (
         lambda s, t, f: keyed(f / "large"),
         "large/key.tar: a key of shape (1, 3, 64, 64), not (1, 3, 32, 32)",
     ),
-    "key of another teacher": (lambda s, t, f: keyed(f / "other"), "other/key.tar: the key of another teacher"),
+    "key of another teacher": (lambda s, t, f: keyed(f / "other"), "other/key.tar: not the key of this teacher"),
     "teacher without a key": (
         lambda s, t, f: keyed(s, teacher_resume=str(t / "kd_nasty/nasty/best_model.tar")),
-        "nasty/best_model.tar: holds no key; only teachers of the method sdb do",
+        "nasty/best_model.tar: has no key; only checkpoints of the method sdb have one",
     ),
 }  # fmt: skip
 
@@ -416,7 +416,7 @@ def test_students_are_refused(name, sdb, trained, tmp_path):
         ({"method": "mildly_nasty", "weight": 0.1, "variant": "heavy"}, '"variant": "heavy" is none of'),
         ({"method": "mildly_nasty", "weight": 0.1, "variant": "light", "num_channels": 8}, "weights do not fit a Net"),
         ({"method": "mildly_nasty", "weight": 0.1, "variant": "light", "model_name": "mlp", "num_channels": None},
-         "light starts from a net, its adversary"),
+         "light starts from f_A, so it must be net"),
         ({"method": "stingy"}, '"release": "stingy" in a student\'s params.json'),
     ],
 )  # fmt: skip

@@ -116,7 +116,7 @@ EXAMPLES = dict(re.findall(r"^## Add an? \w+: (method/\S+\.py)\n\n```python\n(.*
 
 @pytest.mark.slow
 def test_the_examples_of_the_readme_run(tmp_path):
-    """Both files in a copy of the project: a teacher by the one, and a student of it by the other."""
+    """Both files in a copy of the project: a teacher with the defence, and a student of it with the attack."""
     defence, attack = (Path(path).stem for path in EXAMPLES)
     for name, flag in ((defence, "--rows"), (attack, "--columns")):
         assert ["python", "reproduce.py", "matrix_digits", flag, name] in commands(README)

@@ -73,7 +73,7 @@ COMMON = {"batch_size": 128, "num_epochs": 160, "num_workers": 4, "augmentation"
 
 
 def expected(experiment):
-    """What the rules say `experiment` holds, keys in the released order."""
+    """The expected params.json of `experiment`, with keys in the released order."""
     dataset, folder, name = experiment.split("/")
     name, _, smoothing = name.partition("_label_smoothing_")
     schedule, gamma, epochs, temperature, weight = SETTINGS[dataset]
@@ -178,7 +178,7 @@ def test_the_public_chain_starts_from_a_network_trained_against_the_nasty_teache
 
 @pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
 def test_htc_has_its_control(matrix):
-    """Label smoothing of the strength that htc amounts to at T = 50 and α = 0.9."""
+    """Label smoothing of the strength to which htc is close at T = 50 and α = 0.9."""
     alone, attack = read(matrix["alone"]), matrix["attacks"]["htc"]
     assert attack["temperature"] == 50 and {read(path)["alpha"] for path in matrix["defences"].values()} == {0.9}
     assert read(f"{matrix['alone']}_label_smoothing_0.89") == alone | {"label_smoothing": 0.89}
@@ -215,7 +215,7 @@ def test_table4_has_its_reference_rows():
 
 
 def test_datafree_has_what_was_published():
-    """DAFL as Ma et al. have it, DFAD, and DeepInversion as Fang et al. (2022) report it; from normal teachers."""
+    """DAFL as reported by Ma et al., DFAD, and DeepInversion as reported by Fang et al. (2022); normal teachers."""
     rows = {row["name"]: row["cells"] for row in TABLES["datafree"]["rows"]}
     assert [cell[1] for cell in rows["CIFAR-10, normal"]] == [95.42, 92.49, 93.3, 93.26]
     assert [cell[1] for cell in rows["CIFAR-100, normal"]] == [76.97, 71.06, 67.7, 61.32]

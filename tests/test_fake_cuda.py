@@ -1,4 +1,4 @@
-"""What would fail on a GPU, found without one: steps on fake CUDA tensors, which have a device and no values.
+"""Errors that would occur on a GPU, found without one: steps on fake CUDA tensors, which have a device and no values.
 
 An operation that works on two devices, copies from one to the other or looks at a value is found here. The first is an
 error on a GPU; the others make it wait, which a recording as a CUDA graph does not survive. The backward pass is
@@ -53,7 +53,7 @@ class FakeZoo(Zoo):
 
 
 def apply_to_new_parameters(module, function, recurse=True):
-    """What `nn.Module._apply` does, but for real parameters that become fake ones."""
+    """As `nn.Module._apply`, but real parameters become fake ones."""
     for child in module.children():
         child._apply(function)
     for name, weight in module._parameters.items():

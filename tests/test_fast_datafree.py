@@ -150,7 +150,7 @@ def test_images_that_cannot_be_used(damage, trained, tmp_path):
 
 
 def test_a_run_without_training_images(trained, tmp_path, monkeypatch):
-    """It reads the loader's epoch and nothing else: training images are uint8 and shuffled, its own are half."""
+    """The attack reads only the loader's epoch: training images are uint8, its own images are half."""
     folder = make(tmp_path / "x", trained, num_epochs=1)
     honest = data.Loader.__iter__
 

@@ -1,4 +1,4 @@
-"""Figures of tiny runs: that there are any, the same each time, drawn from the right numbers, and what is refused."""
+"""Figures of tiny runs: they are written, identical each time, and show the right numbers; bad input is refused."""
 
 import json
 import statistics

@@ -143,7 +143,7 @@ def test_float32_agrees_with_float64(loss):
 
 
 def test_released_form():
-    """The way the released code writes it, with the arguments of `F.kl_div` in the order that people ask about."""
+    """The form of the released code, with its order of the arguments of `F.kl_div`."""
     own, adversary, T = logits(0), logits(1).detach(), 4.0
     released = F.kl_div(F.log_softmax(adversary / T, 1), F.softmax(own / T, 1), reduction="batchmean") * T * T
     ours = nasty_loss(own, adversary, LABELS, T, 1.0)[2]

@@ -1,4 +1,4 @@
-"""Every method that there is on disk, in each of its variants, trained for a few steps on small networks."""
+"""Every method on disk, in each of its variants, trained for a few steps on small networks."""
 
 import dataclasses
 import importlib
@@ -83,7 +83,7 @@ def every_case(test):
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory):
-    """The checkpoint of a network that others are attacked by or defend against."""
+    """The checkpoint of a network that is used as teacher and as adversarial network."""
     path = tmp_path_factory.mktemp("frozen") / "best_model.tar"
     torch.manual_seed(1)
     network = Zoo(DIGITS, torch.device("cpu")).fresh("net", num_channels=4)
@@ -104,7 +104,7 @@ class Witness(Zoo):
 
 
 def raw_params(name, keys, frozen):
-    """What a params.json of the method `name` may say, `keys` in it; frozen: the checkpoint of another network."""
+    """A valid params.json of the method `name` with `keys`; frozen: the checkpoint of another network."""
     parts = [method.find(name).Params, *([method.find_release(keys["release"]).Params] if "release" in keys else [])]
     needed = [f for part in parts for f in dataclasses.fields(part) if f.default is dataclasses.MISSING]
     examples = {field.name: example(field, frozen) for field in needed}

@@ -1,4 +1,4 @@
-"""The model zoo against the released one (tests/data/zoo.json.gz), torchvision and its own promises."""
+"""The model zoo against the released one (tests/data/zoo.json.gz), torchvision, and its documented properties."""
 
 import copy
 import gzip
@@ -38,7 +38,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Batches of two gain nothing from threads, and lose tenfold where the cores are busy."""
+    """Threads do not speed up batches of two, and slow them down tenfold on busy cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""logit_std, dkd, hard_label, mkd: the equations in float64, and what each promises."""
+"""logit_std, dkd, hard_label, mkd: the equations in float64, and their properties."""
 
 import math
 

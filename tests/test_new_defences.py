@@ -1,4 +1,4 @@
-"""cmim and the rules: equations in float64, what they promise, and every attack against each rule."""
+"""cmim and the rules: equations in float64, properties, and every attack against each rule."""
 
 import itertools
 import math
@@ -120,7 +120,7 @@ def test_reverse_sigmoid(beta, gamma):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_reverse_sigmoid_of_certain_answers(dtype):
-    """Positive, finite and with a gradient, however certain the teacher is."""
+    """Positive, finite and with a gradient, also for very confident teachers."""
     z = torch.tensor([[500.0, 0.0, -500.0], [40.0, 0.0, 20.0], [0.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
     answer = reverse_sigmoid(z, 0.21, 0.2)
     assert answer.isfinite().all() and torch.autograd.grad(answer[:, 0].sum(), z)[0].isfinite().all()

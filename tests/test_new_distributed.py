@@ -1,4 +1,4 @@
-"""mkd and cmim change more than the network in a step: over two processes as in one."""
+"""mkd and cmim change further state in a step: two processes give the result of one."""
 
 import os
 import subprocess

@@ -141,7 +141,7 @@ OWN = {"baseline/student": [], "baseline/student,label_smoothing=0.1": []}
 
 
 def test_plans(project):
-    """Teachers and students, and no run that the new row or column does not need."""
+    """Only the teachers and students that the new row or column needs."""
     free, against, rule, thief, changed = commands(
         project,
         "reproduce.py matrix --dry_run --rows free",

@@ -1,4 +1,4 @@
-"""The leaderboard: its texts and bars, that strangers' texts stay texts, and how a browser shows it."""
+"""The leaderboard: its texts and bars, escaping of untrusted texts, and how a browser shows it."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""params.json: which keys, their types and defaults, and runs with some of them changed."""
+"""params.json: keys, their types and defaults, and runs with changed keys."""
 
 import json
 
@@ -153,15 +153,15 @@ def test_differences():
     old = vars(check())
     assert key_changes.differences(old, old) == []
     assert key_changes.differences(old, old | {"num_epochs": 161, "cuda": False, "num_workers": 9}) == []
-    assert key_changes.differences(old, old | {"num_epochs": 159}) == ['"num_epochs": there 160, here 159']
+    assert key_changes.differences(old, old | {"num_epochs": 159}) == ['"num_epochs": 160 in that run, 159 now']
     assert key_changes.differences(old, old | {"seed": 1, "gamma": 0.2}) == [
-        '"gamma": there 0.1, here 0.2',
-        '"seed": there 0, here 1',
+        '"gamma": 0.1 in that run, 0.2 now',
+        '"seed": 0 in that run, 1 now',
     ]
 
 
 def test_a_run_may_go_on_with_a_key_that_is_younger_than_it(tmp_path):
-    """At its default value, that is."""
+    """A missing key has its default value."""
     folder = experiment(tmp_path / "x", num_epochs=1)
     train(folder)
     state = torch.load(folder / "last_model.tar", weights_only=True)
@@ -170,7 +170,7 @@ def test_a_run_may_go_on_with_a_key_that_is_younger_than_it(tmp_path):
     assert "finished" in train(folder).out
     (folder / "params.json").write_text(json.dumps(TINY | {"num_epochs": 1, "momentum": 0.5}))
     done = script("train_scratch.py", "--save_path", folder)
-    assert done.status == 2 and '"momentum": there 0.9, here 0.5' in done.err
+    assert done.status == 2 and '"momentum": 0.9 in that run, 0.5 now' in done.err
 
 
 # --set

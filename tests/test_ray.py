@@ -47,5 +47,5 @@ def test_a_killed_worker_is_replaced_and_goes_on(tmp_path):
 
 
 def test_an_unreachable_address_is_one_line():
-    with pytest.raises(UserError, match="no Ray cluster answers"):
+    with pytest.raises(UserError, match="no Ray cluster at this address"):
         Ray("127.0.0.1:1", 1, "data")

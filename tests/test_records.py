@@ -152,7 +152,7 @@ def test_a_run_whose_definition_was_changed_is_refused(project):
     file = project / "kd_normal/student/params.json"
     file.write_text(file.read_text().replace("0.9", "0.8"))
     done = script("results.py", STUDENT, "--publish")
-    assert done.status == 2 and 'other parameters than its definition has: "alpha": there 0.9, here 0.8' in done.err
+    assert done.status == 2 and 'not those of its definition: "alpha": 0.9 in that run, 0.8 now' in done.err
     assert not records(project)
 
 

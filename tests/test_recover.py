@@ -1,4 +1,4 @@
-"""recover: the estimate in float64 against its definition, and what it gets back from known rules."""
+"""recover: the estimate in float64 against its definition, and recovery from known rules."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_tables_are_drawn_around_the_prior(prior, trained):
 
 
 def test_most_of_a_mild_perturbation_is_undone(trained):
-    """The recovered answers are nearer to the teacher's than what the rule gave, at most half as far."""
+    """The recovered answers are at most half as far from the teacher's as the rule's answers."""
     own, _, _ = learner(trained, release="reverse_sigmoid", samples=4000)
     torch.manual_seed(0)
     p = (3 * torch.randn(20, 10)).softmax(1)

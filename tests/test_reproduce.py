@@ -50,7 +50,7 @@ RUNS = {
 
 
 def planned(*argv):
-    """{experiment: those it needs} in the order of a dry run, and what the last line says."""
+    """{experiment: those it needs} in the order of a dry run, and the last line."""
     done = script("reproduce.py", *argv, "--dry_run")
     assert done.status == 0, done.err
     rows = [re.split(r"\s{2,}", line.strip()) for line in done.out.splitlines()[2:-2]]
@@ -136,7 +136,7 @@ def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
         (root / "baseline/teacher/params.json").read_text().replace("0.001", "0.002")
     )
     dry = script("reproduce.py", root, "--dry_run")
-    line = f'{root}/baseline/teacher: holds a run with other parameters: "learning_rate": there 0.001, here 0.002'
+    line = f'{root}/baseline/teacher: holds a run with other parameters: "learning_rate": 0.001 in that run, 0.002 now'
     assert dry.status == 0 and line in dry.out and dry.out.endswith("5 runs, 4 of them to do: 4 epochs\n")
     done = script("reproduce.py", root, "--jobs", "1")
     assert done.status == 1 and line in done.err and done.out.count(": finished") == 1  # the student alone
@@ -165,7 +165,7 @@ def test_a_student_with_the_teacher_of_another_seed_is_another_run(trained, tmp_
 
 
 def conflict(folder, **changes):
-    """What a plan says of `folder` when these keys are changed in its params.json."""
+    """The conflict that a plan reports for `folder` if these keys are changed in its params.json."""
     file = folder / "params.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     return Plan([spec.make(folder)]).conflict(str(folder))
@@ -183,7 +183,7 @@ def test_what_is_no_conflict(tmp_path):
     torch.save(state, folder / "last_model.tar")
     assert conflict(folder) is None
     assert conflict(folder, precision="bf16" if state["params"]["precision"] == "fp32" else "fp32") is not None
-    assert '"seed": there 0, here 3' in conflict(folder, seed=3)
+    assert '"seed": 0 in that run, 3 now' in conflict(folder, seed=3)
 
 
 def test_runs_with_changed_keys_go_on_when_the_experiment_grows(tmp_path):
@@ -197,7 +197,7 @@ def test_runs_with_changed_keys_go_on_when_the_experiment_grows(tmp_path):
     raw = tmp_path / "x,gamma=0.2,seed=1/params.json"
     raw.write_text(raw.read_text().replace("0.001", "0.002"))
     plan = Plan([spec.make(folder, {"gamma": 0.2}, seed=1)])
-    assert '"learning_rate": there 0.002' in plan.conflict(f"{tmp_path}/x,gamma=0.2,seed=1")
+    assert '"learning_rate": 0.002 in that run' in plan.conflict(f"{tmp_path}/x,gamma=0.2,seed=1")
     raw.write_text("{")
     assert "line 1, column 2" in plan.conflict(f"{tmp_path}/x,gamma=0.2,seed=1")
 
@@ -224,7 +224,7 @@ def test_however_a_teacher_is_spelt_it_is_waited_for(tmp_path):
 def test_only_what_all_runs_share_can_be_changed_in_all(name):
     for command in "reproduce.py", "results.py":
         done = script(command, "table1", "--set", f"{name}=1")
-        assert done.status == 2 and f"--set {name}: not a key that all runs share; these are dataset, " in done.err
+        assert done.status == 2 and f"--set {name}: cannot change in all runs; allowed are dataset, " in done.err
         assert ("--seeds" in done.err) == (name == "seed")
 
 
@@ -316,7 +316,7 @@ def reproduce(project, *argv):
 
 
 def waited(condition, seconds=300):
-    """Whether `condition` comes true in time."""
+    """Whether `condition` becomes true before the timeout."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
@@ -346,13 +346,13 @@ def killed(project):
 
 
 def test_killed_with_its_children(killed):
-    """The runs of a killed `reproduce.py` end with it, so that the same command can take them up again."""
+    """The runs of a killed `reproduce.py` end with it, so that the same command can continue them."""
     assert waited(lambda: unlocked(killed), seconds=10)
 
 
 @pytest.fixture(scope="module")
 def finished(project, killed):
-    """The same again with two seeds, a sweep and a method that is new, to the end; what it printed."""
+    """The same again with two seeds, a sweep and a new method, to the end. Returns its output."""
     process = reproduce(project, "mini", "sweep", "experiments/new", "--seeds", "0", "1")
     output = (project / "output").read_text() if process.wait(timeout=500) is not None else ""
     assert process.returncode == 0, output

@@ -62,7 +62,7 @@ def fill_matrix(make):
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
-    """A project root with the tables MINI and MATRIX, of which nothing has run."""
+    """A project root with the tables MINI and MATRIX, without runs."""
     set_root(monkeypatch, tmp_path)
     root = tmp_path / "experiments/mini"
     grow(root, Path("experiments/mini"))
@@ -205,7 +205,7 @@ def test_markdown(project):
 
 
 def test_the_conclusion_of_a_table(empty):
-    """In one sentence below the table: the price of the defence, and what students lose."""
+    """In one sentence below the table: the price of the defence, and the loss of students."""
     conclusion = {"alone": 0, "normal": 1, "nasty": 2}
     targets = {"mini": MINI | {"conclusion": conclusion}}
     (empty.parent / "tables.json").write_text(json.dumps(targets))

@@ -1,4 +1,4 @@
-"""A run that is cut anywhere and started again, repeated or prolonged gives the same bits as one that is left alone."""
+"""Interrupted, repeated and extended runs give the same bits as an uninterrupted run."""
 
 import itertools
 import json
@@ -41,7 +41,7 @@ def long(tmp_path_factory, trained):
 
 
 def epochs(folder):
-    """How many epochs are logged in `folder`."""
+    """The number of epochs that are logged in `folder`."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -94,7 +94,7 @@ def test_killed_at_random_moments(kind, trained, long, tmp_path):
 
 
 class Killed(BaseException):
-    """Ends a script as a kill does: nothing catches it."""
+    """Ends a script like a kill: no handler catches it."""
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -187,7 +187,7 @@ def test_checkpoints_say_how_far_they_are_and_which_is_best(long):
 
 @pytest.mark.parametrize("name", ["best_model.tar.tmp", "last_model.tar.tmp"])
 def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(name, trained, tmp_path):
-    """/dev/full is a device on which there is never any space."""
+    """Writing to /dev/full fails as on a full disk."""
     folder = copy("baseline/student", trained, tmp_path / "x", num_epochs=1)
     train(folder)
     (folder / "params.json").write_text((trained / "baseline/student/params.json").read_text())
@@ -203,7 +203,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(name, train
 
 
 def test_a_reader_who_has_enough_ends_the_run(tmp_path):
-    """As in `python train_scratch.py … | head -n 1`: quietly, and nothing is broken."""
+    """As in `python train_scratch.py … | head -n 1`: no message, and the run stays intact."""
     folder = experiment(tmp_path / "x", num_epochs=5000)
     command = [sys.executable, ROOT / "train_scratch.py", "--save_path", folder]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

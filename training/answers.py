@@ -1,8 +1,8 @@
 """Stored answers: a frozen teacher's answers to the batches of an epoch, computed once and read by later students.
 
 The images of an epoch depend on (seed, epoch) only, and so do the answers. They lie beside the teacher's checkpoint, in
-answers/<digest>/epochN.tar. The digest covers everything that the answers depend on, so a student that reads them ends
-with the same bits as one that asks the teacher.
+answers/<digest>/epochN.tar. The digest covers everything that the answers depend on, so a student that reads them has
+the same result, to the last bit, as one whose teacher computes them.
 """
 
 import dataclasses
@@ -51,8 +51,8 @@ def describe(rule, params, environment):
 class StoredAnswers:
     """A release rule that answers the images of the loader's current batch from a file, if there is one.
 
-    All other images, and calls for features, go to `rule`. Answers are written at the end of an epoch, if every batch
-    was asked for and the files in `folder` then take at most `limit` bytes.
+    All other images, and calls for features, go to `rule`. Answers are written at the end of an epoch, if
+    every batch was answered and the files in `folder` then take at most `limit` bytes.
     """
 
     def __init__(self, rule, folder, digest, limit, log):
@@ -98,9 +98,9 @@ class StoredAnswers:
             content = checkpoint.load(file)
             answers, size = content.get("answers"), len(loader.split)
             if content.get("digest") != self.digest or not torch.is_tensor(answers) or len(answers) != size:
-                raise UserError(f"{display_path(file)}: holds answers of another teacher or to other images")
+                raise UserError(f"{display_path(file)}: has the answers of another teacher, or to other images")
         except UserError as error:
-            self.log(f"{error}; the teacher is asked instead")
+            self.log(f"{error}; the teacher computes them instead")
             return None
         return answers.to(loader.split.images.device)
 
@@ -115,7 +115,7 @@ class StoredAnswers:
             file.parent.mkdir(parents=True, exist_ok=True)
             checkpoint.save(unfinished, {"answers": answers.cpu(), "digest": self.digest})
             os.replace(unfinished, file)
-        except (OSError, UserError) as error:  # a full or read-only disk only costs time
+        except (OSError, UserError) as error:  # not fatal: later students compute the answers again
             self.log(f"Answers are not stored: {error}")
 
 

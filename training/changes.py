@@ -33,7 +33,7 @@ def apply(raw, changes):
 
 
 def effective(raw, changes):
-    """Those of `changes` that change something: the others are in `raw`, or are the default, already."""
+    """The items of `changes` that differ from `raw` and from the defaults."""
     raw, changes = with_new_names(raw), with_new_names(changes)
     try:
         raw, usual = with_method(raw), defaults(apply(raw, changes))
@@ -53,7 +53,7 @@ def check_common(changes, others=()):
     for name in changes:
         if name not in keys:
             hint = "; use --seeds" if name == "seed" else suggest(name, [*keys, *others])
-            raise UserError(f"--set {shorten(name)}: not a key that all runs share; these are {', '.join(keys)}{hint}")
+            raise UserError(f"--set {shorten(name)}: cannot change in all runs; allowed are {', '.join(keys)}{hint}")
     return changes
 
 
@@ -64,7 +64,7 @@ def differences(old, new):
         before, after = old.get(name), new.get(name)
         grown = name == "num_epochs" and isinstance(before, int) and isinstance(after, int) and after > before
         if name not in IGNORED and before != after and not grown:
-            lines.append(f'"{name}": there {shorten(json.dumps(before))}, here {shorten(json.dumps(after))}')
+            lines.append(f'"{name}": {shorten(json.dumps(before))} in that run, {shorten(json.dumps(after))} now')
     return lines
 
 

@@ -15,7 +15,7 @@ from utils.errors import Diverged, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that prints the script's docstring as it is, and errors in one line."""
+    """A parser that prints the script's docstring unchanged, and errors in one line."""
 
     def __init__(self, about):
         super().__init__(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,7 +65,7 @@ def at_least(low, kind=int):
 
 
 def command_line():
-    """The command that started this process, as one would type it."""
+    """The command that started this process, as typed in a shell."""
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 

@@ -1,4 +1,4 @@
-"""Training: device, precision, optimizer, step, and the stop at NaN. The same for all methods."""
+"""The training loop of all methods: device, precision, optimizer, steps, and the stop at NaN."""
 
 import os
 import time
@@ -21,7 +21,7 @@ HINT = "Try a smaller learning_rate, a smaller weight of the term that grew, or 
 
 
 def make_optimizer(params, network):
-    """SGD or Adam as `params` say, in PyTorch's fused implementation."""
+    """SGD or Adam, depending on `params`, in PyTorch's fused implementation."""
     weights, common = network.parameters(), {"lr": params.learning_rate, "weight_decay": params.weight_decay}
     if params.optimizer == "adam":
         return torch.optim.Adam(weights, **common, fused=True)

@@ -1,4 +1,4 @@
-"""From a folder with a params.json to a trained network: what the three training scripts share."""
+"""From a folder with a params.json to a trained network: shared by the three training scripts."""
 
 import contextlib
 import shlex
@@ -28,7 +28,7 @@ def prepare(kind, folder, changes, files):
     written beside `folder`. files: {"resume": path or None, …} from other flags, which replace keys.
     """
     if folder.name == "params.json" and folder.is_file():
-        raise UserError(f"--save_path {folder}: must be the folder that contains it, {folder.parent}")
+        raise UserError(f"--save_path {folder}: must be a folder, not a file; use --save_path {folder.parent}")
     found = kind_in(folder / "params.json", changes)
     if found != kind:
         script = SCRIPTS[found]

@@ -1,7 +1,7 @@
 """params.json: its keys, checks and defaults.
 
-The keys of every run are declared here, those of a method in its file (`Method.Params`), those of a network in its
-constructor.
+The keys of every run are declared here, the keys of a method in its file (`Method.Params`), and the keys of a network
+in its constructor.
 """
 
 import dataclasses
@@ -29,19 +29,19 @@ OLD_NAMES = {"compile": "cuda_graph"}
 class Common:
     """The keys of every run."""
 
-    model_name: str = key("the network that is trained")
+    model_name: str = key("network to train")
     dataset: str = key("cifar10, cifar100, tiny_imagenet or digits", choices=tuple(DATASETS))
-    method: str = key("file of method/, method/defend/ or method/attack/")
+    method: str = key("name of a file in method/, method/defend/ or method/attack/")
     num_epochs: int = key("passes over the training set; may grow when a run is continued", low=1)
     batch_size: int = key("images per step; the last batch of an epoch may be smaller", low=1)
-    learning_rate: float = key("at the first epoch", above=0)
+    learning_rate: float = key("learning rate of the first epoch", above=0)
     schedule: list[int] = key("epochs, counted from 0, at whose start the learning rate is multiplied by gamma")
-    gamma: float = key("factor of the schedule", above=0)
+    gamma: float = key("factor of the learning rate at the epochs of schedule", above=0)
     optimizer: str = key(
         "auto: adam for net and mlp, sgd for other networks", default="auto", choices=("auto", "sgd", "adam")
     )
-    momentum: float = key("of sgd", default=0.9, low=0, below=1)
-    weight_decay: float | None = key("null: 5e-4 with sgd, 0 with adam", default=None, low=0)
+    momentum: float = key("momentum of sgd", default=0.9, low=0, below=1)
+    weight_decay: float | None = key("weight decay; null: 5e-4 with sgd, 0 with adam", default=None, low=0)
     clip_grad_norm: float = key("largest norm of the gradient; larger gradients are scaled; 0: no limit", 0.0, low=0)
     augmentation: bool = key("random crops, flips and rotations, depending on the data set", default=True)
     subset_percent: float = key("share of the training images to use", default=1.0, above=0, high=1)
@@ -54,7 +54,7 @@ class Common:
     )
     test_at_end: bool = key("with validation: score the best epoch on the test images, after the last one", False)
     resume: str | None = key("start from the weights in this checkpoint", default=None)
-    seed: int = key("of initial weights, order of batches and augmentation", default=0, low=0)
+    seed: int = key("seed of initial weights, order of batches and augmentation", default=0, low=0)
     precision: str = key(
         "fp32, bf16 (autocast, losses in float32) or auto: bf16 if the hardware supports it",
         default="fp32",
@@ -103,7 +103,7 @@ def check(raw, path):
 
 def unknown_key(name, fields):
     if name in OLD_NAMES:
-        return f'"{name}" is the old name of "{OLD_NAMES[name]}", which is given as well'
+        return f'"{name}" is the old name of "{OLD_NAMES[name]}", which the file has too'
     return f'unknown key "{shorten(name)}"{suggest(name, fields)}'
 
 
@@ -183,7 +183,7 @@ def build_without_weights(model_name, num_classes, image_size, **options):
 
 
 def resolve(values):
-    """`values` with "auto" and null replaced by what they mean, and 0 and 1 as booleans."""
+    """`values` with "auto" and null resolved, and 0 and 1 as booleans."""
     values = values | {name: bool(values[name]) for name in ("augmentation", "test_at_end", "cuda_graph", "cuda")}
     if values["optimizer"] == "auto":
         values["optimizer"] = "adam" if values["model_name"] in ("net", "mlp") else "sgd"

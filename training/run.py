@@ -52,8 +52,8 @@ class Run:
             raise UserError(f"{error}; move it away to train anew") from None
         if not {"params", "optim_dict", "epoch", "best"} <= state.keys():
             raise UserError(
-                f"{display_path(self.last)}: not written by this project's scripts, so the run cannot continue from "
-                "it; move it away to train anew, or start from its weights in another folder with --resume"
+                f"{display_path(self.last)}: not a checkpoint of this project, so the run cannot continue from it; "
+                "move it away to train anew, or start from its weights in another folder with --resume"
             )
         lines = differences_to_run(state["params"], self.params)
         if lines:
@@ -112,7 +112,7 @@ class Run:
         return self.state.get("epoch", 0)
 
     def finished(self, until):
-        """Whether epoch `until` is finished, and the test images are scored if that is due."""
+        """Whether epoch `until` is finished, and test.json exists if the run needs one."""
         return self.epoch >= until and (not self.must_score or self.scores.exists())
 
     @property
@@ -127,7 +127,7 @@ class Run:
             print(f"{display_path(self.folder)}: finished, {best}")
 
     def fallback(self):
-        """Where a run that failed can continue from, for error messages."""
+        """A sentence for error messages: the checkpoint from which a failed run can continue."""
         if not self.epoch:
             return "There is no checkpoint, because no epoch had finished."
         return f"The last good checkpoint is {display_path(self.last)}, after epoch {self.epoch}."
@@ -153,7 +153,7 @@ class Run:
         changed = [path for path, digest in origins.items() if self.state["origins"].get(path, digest) != digest]
         if changed:
             raise UserError(
-                f"{display_path(self.folder)}: began with other weights than {changed[0]} now holds; "
+                f"{display_path(self.folder)}: the weights in {changed[0]} have changed since this run began; "
                 "move its *.tar away to train anew"
             )
 
@@ -198,7 +198,7 @@ class Run:
 
 
 def best_is_outdated(last, best):
-    """Whether `last`, the content of a last_model.tar, is the best epoch, and the file `best` is an older one."""
+    """Whether `last`, the content of a last_model.tar, is the best epoch while the file `best` has an older one."""
     return last["best"][0] == last["epoch"] - 1 and checkpoint.peek(best).get("epoch") != last["epoch"]
 
 

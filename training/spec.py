@@ -110,9 +110,9 @@ def make(experiment, changes=None, teacher_changes=None, common=None, seed=None)
         teacher_changes = thawed(run.teacher_changes) | teacher_changes
     raw = definition(experiment)
     depends = bool(experiments_in(raw))
-    if not depends:  # nothing else can differ
+    if not depends:  # there is no other run that could differ
         changes, teacher_changes, common = common | changes, {}, {}
-    if "seed" in changes:  # of this run alone: the runs it depends on keep theirs
+    if "seed" in changes:  # of this run only: the runs it depends on keep their seeds
         own = changes.pop("seed")
         if depends and seed is None and own != default_seed(experiment):
             teacher_changes = {"seed": default_seed(experiment)} | teacher_changes
@@ -143,7 +143,7 @@ def from_json(content):
 
 
 def of_folder(folder):
-    """The Spec of the run in `folder`: what its spec.json says, or the experiment itself without one."""
+    """The Spec of the run in `folder`: that in its spec.json, or that of the experiment if there is none."""
     file = from_root(folder) / FILE
     return from_json(read_json(file)) if file.is_file() else make(str(folder))
 
@@ -191,7 +191,7 @@ def write(spec):
         there = params.load(folder)
         lines = key_changes.differences(vars(there), vars(wanted))
         if lines:
-            raise UserError(f"{path}: exists already, with other parameters:\n  " + "\n  ".join(lines))
+            raise UserError(f"{path}: exists with other parameters:\n  " + "\n  ".join(lines))
         if there.num_epochs == wanted.num_epochs and of_folder(spec.folder) == spec:
             return
     try:
@@ -220,7 +220,7 @@ def frozen(values):
 
 
 def thawed(pairs):
-    """The dictionary that `frozen` made `pairs` of."""
+    """The dictionary from which `frozen` made `pairs`."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
 
 
@@ -232,7 +232,7 @@ def canonical(value):
 
 
 def spell(value):
-    """`value` in a folder's name. Different values of a key are spelled differently, and shells accept all of them."""
+    """`value` in a folder's name. Different values have different spellings, without special shell characters."""
     if isinstance(value, tuple):
         return "+".join(map(spell, value)) or "none"
     if isinstance(value, str):

@@ -1,1 +1,1 @@
-"""What the other packages build on: data, losses, metrics, checkpoints, files. Imports none of them."""
+"""Basic parts: data, losses, metrics, checkpoints, files. Imports no other package of the project."""

@@ -93,8 +93,8 @@ def normalise(images, mean, std):
     mean, std: float32 (3,). Returns float32 (B, 3, H, W) in channels_last memory format.
     """
     count, height, width, channels = images.shape
-    # Constants of an image's length keep the inner loop long. 255 is a tensor because CUDA replaces division by a
-    # Python number with multiplication by its rounded inverse.
+    # `mean` and `std` are repeated to the length of an image, because a long inner loop is faster. 255 is a tensor
+    # because CUDA replaces division by a Python number with multiplication by its rounded inverse.
     pixels = images.flatten(1).float()
     pixels /= torch.full((), 255.0, device=images.device)
     pixels -= mean.repeat(height * width)

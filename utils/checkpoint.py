@@ -16,7 +16,7 @@ PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 
 def save(path, content):
     """Write the dictionary `content` as a checkpoint. Raises UserError if that fails, for example on a full disk."""
-    buffer = io.BytesIO()  # torch.save hides the cause of an error in a file
+    buffer = io.BytesIO()  # torch.save to a file hides the cause of an error
     torch.save(content, buffer)
     write_file(path, lambda file: file.write(buffer.getbuffer()))
 
@@ -39,16 +39,16 @@ def load(path):
         if any(word in str(error) for word in ("Unsupported", "GLOBAL", "allowlist")):
             problem = "holds more than plain tensors; not loaded, as it could run code"
             raise CheckpointError(problem, None, display_path(path)) from None
-        raise CheckpointError("truncated, or no checkpoint", path, display_path(path)) from None
+        raise CheckpointError("not a checkpoint, or truncated", path, display_path(path)) from None
     except Exception:  # damaged files fail in many ways
-        raise CheckpointError("truncated, or no checkpoint", path, display_path(path)) from None
+        raise CheckpointError("not a checkpoint, or truncated", path, display_path(path)) from None
     if not isinstance(content, dict):
         raise not_a_checkpoint(path)
     return content
 
 
 def not_a_checkpoint(path):
-    return CheckpointError('no checkpoint; it must be a dictionary with a "state_dict"', None, display_path(path))
+    return CheckpointError('not a checkpoint; it must be a dictionary with a "state_dict"', None, display_path(path))
 
 
 def peek(path):
@@ -96,7 +96,7 @@ def load_weights(network, content, path):
 
 
 def weights_digest(weights):
-    """The first 16 hexadecimal digits of the SHA-256 of all tensors in a state_dict, to notice changed files."""
+    """The first 16 hexadecimal digits of the SHA-256 of all tensors in a state_dict, to detect changed files."""
     total = hashlib.sha256()
     for tensor in weights.values():
         total.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

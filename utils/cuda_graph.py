@@ -8,7 +8,7 @@ ordinary step, so the results are the same. Three things follow from that:
 - Python code, such as branches in `losses`, runs during recording only. A step is recorded anew when a learning rate
   changes, which takes about as long as an ordinary step.
 - Batches of another size, such as the last of an epoch, run as ordinary steps. If recording is impossible or fails,
-  all steps do, and the log gives the reason.
+  all steps run as ordinary steps, and the log states the reason.
 
 Operations that wait for the GPU make a recording fail. They are detected before recording, because a failed recording
 is hard to clean up.
@@ -122,7 +122,7 @@ class Graph:
             torch.cuda.set_stream(here)
             generator.graphsafe_set_state(random_state)
             FAILED.append(self.graph)
-            raise error.__context__ or error from None  # ending a failed recording raises another error
+            raise error.__context__ or error from None  # ending a failed recording raises a second error
 
     def replay(self):
         self.graph.replay()
@@ -139,7 +139,7 @@ def side_stream(device_number):
 def waiting_is_an_error():
     """In this context, operations that wait for the GPU raise RuntimeError."""
     before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(action="ignore"):  # the mode is called a prototype
+    with warnings.catch_warnings(action="ignore"):  # PyTorch warns that the mode is a prototype
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield

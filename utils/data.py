@@ -38,7 +38,7 @@ DATASETS = {
     "cifar10": DataSpec(10, 32, 50_000, 10_000, CIFAR_MEAN, CIFAR_STD, ("crop", "flip")),
     "cifar100": DataSpec(100, 32, 50_000, 10_000, CIFAR_MEAN, CIFAR_STD, ("crop", "flip")),
     "tiny_imagenet": DataSpec(200, 64, 100_000, 10_000, TINY_MEAN, TINY_STD, ("rotate", "flip")),
-    # No flip, because a mirrored digit is not a digit. Mean and deviation are those of the training half.
+    # No flip, because mirrored digits are not valid digits. Mean and deviation are those of the training half.
     "digits": DataSpec(10, 32, 898, 899, (0.3051,) * 3, (0.3227,) * 3, ("crop",)),
 }
 

@@ -27,7 +27,7 @@ def parse(path, version):
     def unique(pairs):
         repeated = {name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1}
         if repeated:
-            raise UserError(f"{where}: {', '.join(sorted(repeated))}: written more than once")
+            raise UserError(f"{where}: {', '.join(sorted(repeated))}: the key occurs more than once")
         return dict(pairs)
 
     try:

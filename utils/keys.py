@@ -18,7 +18,7 @@ def key(about, default=dataclasses.MISSING, **limits):
     return dataclasses.field(default=default, kw_only=True, metadata={"about": about, **limits})
 
 
-LARGEST = 2**63 - 1  # larger whole numbers fit no tensor
+LARGEST = 2**63 - 1  # larger whole numbers do not fit into a tensor
 LONGEST = 80  # characters of a value in an error message
 
 

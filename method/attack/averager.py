@@ -1,4 +1,4 @@
-"""Averager student, 2023: knowledge distillation from what the teacher says of a class on average.
+"""Averager student, 2023: knowledge distillation from the mean of the teacher's logits over a class.
 
     t̄(x_i) = mean of t(x_j) over the images j of the batch with y_j = y_i
     min_s  α T² KL( σ_T(t̄(x)) ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y)
@@ -7,9 +7,9 @@ s    the student, trained        σ_T  softmax(·/T)
 t    the teacher, frozen         T    temperature
 y    the label                   α    share of the teacher
 
-A nasty teacher's false peaks differ from image to image, and cancel. The mean is as released; that the loss around it
-is kd.py's is OUR reading. Against the rule "stingy" the mean of −∞ and anything is −∞: what is left of a class is near
-its label. A mean over the images that did get the logit has been tried, and was worse for the student.
+The false peaks of a nasty teacher differ between images, so they cancel in the mean. The mean is as released. The loss,
+that of kd.py, is OUR reading. With the release rule "stingy", a class that is withheld (−∞) for one image is withheld
+in the mean. A mean over the released logits only was tried and gave a worse student.
 """
 
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from method.attack.kd import KD, kd_loss
 
 def class_means(logits, labels):
     """Each row of logits (N, C) replaced by the mean of the rows with the same of the labels (N,)."""
-    members = F.one_hot(labels, logits.shape[1]).to(logits.dtype)  # a product with it is exact and deterministic
+    members = F.one_hot(labels, logits.shape[1]).to(logits.dtype)  # its product is deterministic, unlike scatter_add
     means = members.T @ logits / members.sum(0).clamp_min(1)[:, None]
     return means[labels]
 

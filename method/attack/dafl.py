@@ -8,8 +8,8 @@ z    noise, normal                                   p̄_k         mean of σ(t(
 s    the student, trained                            σ           softmax
 t    the teacher, frozen                             a_…         weights: one-hot, information entropy, activation
 
-Both optimizers step once per iteration, on the same images. The defaults are those of CIFAR-10. As released, two batch
-norms of the generator have eps 0.8.
+Both optimizers step once per iteration, on the same images. The default weights are those published for
+CIFAR-10. As released, two batch norms of the generator have eps 0.8.
 """
 
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ def dafl_loss(features, logits, a_oh, a_ie, a_act):
 class DAFL(Generating):
     @dataclass
     class Params(Generating.Params):
-        iterations_per_epoch: int = key("there is no training set to pass over", default=120, low=1)
+        iterations_per_epoch: int = key("training steps per epoch; there is no training set", default=120, low=1)
         noise_size: int = key("length of z", default=1000, low=1)
-        generator_eps: float = key("of the batch norms behind its convolutions", default=0.8, above=0)
-        generator_learning_rate: float = key("of its Adam", default=0.02, above=0)
-        generator_gamma: float = key("factor of its learning rate at the epochs of schedule", default=1.0, above=0)
+        generator_eps: float = key("eps of the batch norms after its convolutions", default=0.8, above=0)
+        generator_learning_rate: float = key("learning rate of the generator's Adam", default=0.02, above=0)
+        generator_gamma: float = key("factor of that learning rate at the epochs of schedule", default=1.0, above=0)
         a_oh: float = key("weight of the one-hot term", default=0.05, low=0)
         a_ie: float = key("weight of the information entropy", default=5.0, low=0)
         a_act: float = key("weight of the activation", default=0.01, low=0)

@@ -1,12 +1,12 @@
-"""DeepInversion: Yin et al., CVPR 2020. Images out of the teacher's batch norm, then distillation from them.
+"""DeepInversion: Yin et al., CVPR 2020. Images from the teacher's batch-norm statistics, then distillation.
 
 min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images, by the equation in method/inversion.py
 s      the student, trained                  t  the teacher, frozen        σ_T  softmax(·/T)
 
-`new_batches` batches of images are made as each epoch begins, until there are `image_batches`; an epoch is a pass over
-all so far. With a_c > 0, Adaptive DeepInversion, the student of that moment takes part. Each batch is kept in the run
-folder, images/N.tar: an interruption loses none. Who reads batch norm holds the network: the images are made from it,
-past any release rule. What the student learns from is the rule's answers.
+At the start of each epoch, `new_batches` batches of images are made, until there are `image_batches`. An epoch is a
+pass over all images made so far. With a_c > 0 (Adaptive DeepInversion), the images also depend on the current student.
+Each batch is saved in the run folder, images/N.tar, so that an interruption loses none. An attacker who reads batch
+norm has the network, so the images are made without the release rule. The student learns from the rule's answers.
 """
 
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ from utils.keys import key
 from utils.losses import kl
 from utils.seeds import derive_seed
 
-IMAGES = 5  # tells the seeds of images from others of the same run
+IMAGES = 5  # makes the seeds of images differ from other seeds of the run
 
 
 class DeepInversion(DataFree):
     @dataclass
     class Params(DataFree.Params):
-        temperature: float = key("T, of the distillation and of JS", default=3.0, above=0)
-        image_batches: int = key("synthesised in all, of batch_size images each", default=1000, low=1)
-        new_batches: int = key("synthesised as an epoch begins", default=10, low=1)
-        inversion_steps: int = key("of a batch of images", default=2000, low=1)
-        inversion_learning_rate: float = key("of the Adam that changes pixels", default=0.05, above=0)
-        jitter: int = key("shift of the images in a step, pixels at most", default=2, low=0)
-        flip: bool = key("whether a step mirrors the images by chance", default=False)
+        temperature: float = key("T of the distillation and of JS", default=3.0, above=0)
+        image_batches: int = key("total number of batches of images, of batch_size each", default=1000, low=1)
+        new_batches: int = key("batches of images made at the start of an epoch", default=10, low=1)
+        inversion_steps: int = key("steps on the pixels of a batch of images", default=2000, low=1)
+        inversion_learning_rate: float = key("learning rate of the pixels' Adam", default=0.05, above=0)
+        jitter: int = key("largest shift of the images in a step, in pixels", default=2, low=0)
+        flip: bool = key("mirror the images at random in each step", default=False)
         a_tv: float = key("weight of the total variation", default=2.5e-5, low=0)
         a_l2: float = key("weight of the L2 norm", default=0.0, low=0)
         a_f: float = key("weight of the batch-norm statistics", default=10.0, low=0)
-        a_c: float = key("weight of 1 − JS; above 0 the student takes part", default=0.0, low=0)
+        a_c: float = key("weight of 1 − JS; if above 0, the images depend on the student", default=0.0, low=0)
 
         @staticmethod
         def problems(params, networks):
@@ -71,7 +71,7 @@ class DeepInversion(DataFree):
         self.save_grid(epoch, images[-1].permute(0, 3, 1, 2) / 255)
 
     def read(self, number):
-        """Batch `number` from the run folder, or None where there is none that was made in the same way."""
+        """Batch `number` from the run folder; None if it is missing or was made with other settings."""
         file = self.folder and self.image_file(f"{number:04}.tar")
         batch = checkpoint.load(file) if file and file.exists() else {}
         return batch if batch.get("made_from") == self.made_from() else None
@@ -80,7 +80,10 @@ class DeepInversion(DataFree):
         """Synthesise batch `number`, a function of the seed and, with a_c > 0, of the student."""
         p, name = self.params, f"{number:04}.tar"
         if p.a_c > 0 and number < epoch * p.new_batches:
-            raise UserError(f"images/{name} is missing, its student has learned since: move *.tar away to train anew")
+            raise UserError(
+                f"images/{name} is missing and cannot be made again, because the student has changed; "
+                "move *.tar away to train anew"
+            )
         seed = derive_seed(p.seed, number, IMAGES)
         labels = torch.arange(number * p.batch_size, (number + 1) * p.batch_size) % self.zoo.spec.num_classes
         title = f"Images {number + 1}/{p.image_batches}"
@@ -103,7 +106,7 @@ class DeepInversion(DataFree):
         return own | {"a_tv": p.a_tv, "a_l2": p.a_l2, "a_f": p.a_f, "a_c": p.a_c}
 
     def made_from(self):
-        """What the images depend on: with a_c > 0 on the student's keys too."""
+        """All parameters that the images depend on. With a_c > 0 these include the student's."""
         keys, own = vars(self.params), {"seed", "batch_size", "precision", "dataset"}
         if self.params.a_c > 0:
             own = keys.keys() - IRRELEVANT

@@ -5,8 +5,8 @@ min_s max_G  D,   D = E_z mean| s(Gz) − t(Gz) |,  on the logits
 G    the generator; it emits normalised images       s    the student, trained
 z    noise, normal                                   t    the teacher, frozen
 
-An iteration is one step of the generator and five of the student, each with fresh z. The paper's has the student's
-first; round and round it is the same, and so each of the student's steps has a generator's step before it to log.
+An iteration is one step of the generator and five steps of the student, each with new z. In the paper the student's
+steps come first. Over many iterations the order is the same. Here the generator's terms exist from the first step on.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from utils.keys import key
 
 
 def dfad_loss(logits, teacher_logits):
-    """D: the mean of |s − t| over a batch and its classes, logits (N, C) both; those withheld are left out."""
+    """D: the mean of |s − t| over a batch and its classes, of logits (N, C); withheld logits are left out."""
     withheld = teacher_logits <= WITHHELD
     difference = (logits - teacher_logits).masked_fill(withheld, 0.0)
     return difference.abs().sum() / (~withheld).sum()
@@ -28,11 +28,11 @@ def dfad_loss(logits, teacher_logits):
 class DFAD(Generating):
     @dataclass
     class Params(Generating.Params):
-        iterations_per_epoch: int = key("there is no training set to pass over", default=50, low=1)
-        student_steps: int = key("of the student, to one of the generator", default=5, low=1)
+        iterations_per_epoch: int = key("iterations per epoch; there is no training set", default=50, low=1)
+        student_steps: int = key("steps of the student per step of the generator", default=5, low=1)
         noise_size: int = key("length of z", default=256, low=1)
-        generator_learning_rate: float = key("of its Adam, at the first epoch", default=0.001, above=0)
-        generator_gamma: float = key("factor of its learning rate at the epochs of schedule", default=0.1, above=0)
+        generator_learning_rate: float = key("initial learning rate of the generator's Adam", default=0.001, above=0)
+        generator_gamma: float = key("factor of that learning rate at the epochs of schedule", default=0.1, above=0)
 
     @property
     def student_steps(self):

@@ -7,9 +7,9 @@ b     (P_y, 1 − P_y) of σ_T                      β_n  `beta_others`, the pap
 n     softmax over k ≠ y of z_k / T              T    temperature
 y     the label                                  w    the epochs are counted from 1
 
-In plain distillation β_n is 1 − P_y of the teacher, so what a confident teacher says of the other classes weighs
-little. With `standardise` both sets of logits are standardised first (logit_std.py); the cross-entropy is not.
-Ours: classes whose logits the teacher withholds are left out of n_t and of n_s.
+In plain distillation β_n is 1 − P_y of the teacher, so the other classes have little weight if the teacher is
+confident. With `standardise` both sets of logits are standardised first (logit_std.py); the cross-entropy is not.
+Ours: classes whose logits the teacher withholds are left out of n_t and n_s.
 """
 
 from dataclasses import dataclass
@@ -46,11 +46,11 @@ class DKD(Attack):
         beta_target: float = key("β_t, weight of the target's divergence", default=1.0, low=0)
         beta_others: float = key("β_n, weight of the other classes' divergence", default=8.0, low=0, search=(0.5, 2, 8))
         warm_up: int = key("epochs in which the divergences' weight rises to 1; 0: none", default=20, low=0)
-        standardise: bool = key("standardise the logits of both", default=False, search=(False, True))
+        standardise: bool = key("standardise the logits of teacher and student", default=False, search=(False, True))
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        self.weight = torch.ones((), device=zoo.device)  # changed in place, as a recorded step reads it there
+        self.weight = torch.ones((), device=zoo.device)  # changed in place, because a recorded CUDA graph reads it
 
     def batches(self, loader):
         self.weight.fill_(min((loader.epoch + 1) / max(self.params.warm_up, 1), 1.0))

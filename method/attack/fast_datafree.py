@@ -3,12 +3,12 @@
 min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images of all rounds so far, by the equation in method/meta_generator.py
 s      the student, trained                  t  the teacher, frozen        σ_T  softmax(·/T)
 
-A generator learns to be a start from which few steps make a batch of images. A round adds one batch; `student_steps`
-of the student follow. `warm_up_rounds` rounds without the student's term precede the first epoch. Each batch is kept in
-the run folder, images/N.tar. As in deepinversion.py images are made from the network itself, past any release rule, and
-the student learns from the rule's answers. OURS: the generator is that of DAFL, whose images are normalised by batch
-norm; images are not augmented while they are made; a batch's statistics are not mixed with those of earlier ones; the
-generator's first layer is never reset; the student's schedule is that of params.json.
+The generator is trained to be an initialisation from which a few steps make a batch of images. A round adds one batch;
+`student_steps` steps of the student follow. `warm_up_rounds` rounds without the student's term precede the first epoch.
+Each batch is saved in the run folder, images/N.tar. As in deepinversion.py, images are made without the release rule,
+and the student learns from the rule's answers. OURS: the generator is that of DAFL, whose images are normalised by
+batch norm; images are not augmented while they are made; a batch's statistics are not mixed with those of earlier ones;
+the generator's first layer is never reset; the student's schedule is that of params.json.
 """
 
 import itertools
@@ -31,13 +31,15 @@ class FastDataFree(DataFree):
     class Params(DataFree.Params):
         temperature: float = key("T of the distillation", default=20.0, above=0)
         rounds_per_epoch: int = key("batches of images made in an epoch", default=1, low=1)
-        student_steps: int = key("of the student after each round", default=400, low=1)
-        warm_up_rounds: int = key("before the first epoch, without the student", default=20, low=0)
-        generator_steps: int = key("k, of generator and noise in a round", default=5, low=1)
-        generator_learning_rate: float = key("of G' in a round; that of G is k times as high", default=0.003, above=0)
-        noise_learning_rate: float = key("of z in a round", default=0.01, above=0)
+        student_steps: int = key("steps of the student after each round", default=400, low=1)
+        warm_up_rounds: int = key("rounds before the first epoch, without the student's term", default=20, low=0)
+        generator_steps: int = key("k, steps of generator and noise in a round", default=5, low=1)
+        generator_learning_rate: float = key(
+            "learning rate of G' in a round; G has k times that", default=0.003, above=0
+        )
+        noise_learning_rate: float = key("learning rate of z in a round", default=0.01, above=0)
         noise_size: int = key("length of z", default=256, low=1)
-        generator_channels: int = key("of its first convolution; the second has half", default=128, low=2)
+        generator_channels: int = key("channels of the first convolution; the second has half", default=128, low=2)
         a_bn: float = key("weight of the batch-norm statistics", default=10.0, low=0)
         a_oh: float = key("weight of the one-hot term", default=0.5, low=0)
         a_adv: float = key("weight of the student's disagreement", default=1.33, low=0)
@@ -58,7 +60,7 @@ class FastDataFree(DataFree):
         return {"generator": self.generator, "generator_optimizer": self.optimizer}
 
     def losses(self, images, labels, values=()):
-        """values: those of TERMS for the last round, logged beside the loss. labels: not used."""
+        """values: of TERMS for the last round, which are logged. labels: not used."""
         T = self.params.temperature
         divergence = kl(self.teacher(images), self.model(images), T)
         return {"loss": T**2 * divergence} | dict(zip(TERMS, values, strict=False))
@@ -79,7 +81,7 @@ class FastDataFree(DataFree):
         self.save_grid(epoch, self.pool[-1].permute(0, 3, 1, 2) / 255)
 
     def passes(self, number):
-        """Batches of all images so far, for ever: pass after pass, for the round of this number."""
+        """An endless iterator over batches of all images so far, for round `number`."""
         images, spec = torch.cat(self.pool), self.zoo.spec
         split = data.Split(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
         kinds = spec.augmentation if self.params.augmentation else ()
@@ -89,7 +91,7 @@ class FastDataFree(DataFree):
             yield from loader
 
     def round(self, a_adv):
-        """Add a batch to the images; the values of TERMS for it, (4,)."""
+        """Add a batch to the images. Returns its values of TERMS, (4,)."""
         p, device = self.params, self.zoo.device
         z = torch.randn(p.batch_size, p.noise_size, device=device)
         labels = torch.randint(self.zoo.spec.num_classes, (p.batch_size,), device=device)
@@ -113,9 +115,9 @@ class FastDataFree(DataFree):
         except UserError as error:
             raise UserError(f"{error}; {advice}") from None
         if batch.get("made_from") != self.made_from():
-            raise UserError(f"images/{name}: of a run with other parameters; {advice}")
+            raise UserError(f"images/{name}: made by a run with other parameters; {advice}")
         return batch["images"].to(self.zoo.device)
 
     def made_from(self):
-        """What the images depend on."""
+        """All parameters that the images depend on."""
         return {name: value for name, value in vars(self.params).items() if name not in IRRELEVANT} | self.zoo.origins

@@ -1,5 +1,5 @@
-"""Label-only extraction: a student of the teacher's top-1 classes, the thief of Papernot et al., 2017 and of the
-Top-1 attack in ModelGuard, Tang et al., USENIX Security 2024.
+"""Label-only extraction: a student of the teacher's top-1 classes, as in Papernot et al., 2017, and in the
+Top-1 attack of ModelGuard, Tang et al., USENIX Security 2024.
 
     c(x) = argmax_k t(x)_k
     min_s  CE( σ(s(x)), (1 − ε) onehot(c(x)) + ε/C )

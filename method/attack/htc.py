@@ -2,14 +2,14 @@
 
     min_s  α KL( σ_T(t(x)) ‖ σ(s(x)) ) + (1 − α) CE(σ(s(x)), y)
 
-s    the student, trained        T    temperature, of the teacher alone: 50 on CIFAR-10, 70 on CIFAR-100
+s    the student, trained        T    temperature of the teacher only: 50 on CIFAR-10, 70 on CIFAR-100
 t    the teacher, frozen         α    share of the teacher
 y    the label                   σ_T  softmax(·/T); the student's is at temperature 1
 
-A nasty teacher's false peaks melt at such a temperature. OURS are the temperatures and this form, of which we know
-only the idea; kd.py's factor T² is left out, as the student's gradient does not shrink with T here.
-At such a temperature the teacher's answer is nearly uniform, and the loss nearly label smoothing with ε = α: at T = 50
-and α = 0.9, ε is about 0.89. The control is `scratch` with that ε, CIFAR10/baseline/cnn_label_smoothing_0.89.
+A high temperature flattens the false peaks of a nasty teacher. Only the idea is published: the temperatures and this
+form of the loss are OURS. The factor T² of kd.py is left out, because the student's gradient does not shrink with T. At
+such a temperature the teacher's answer is nearly uniform, and the loss is close to label smoothing with ε = α: at
+T = 50 and α = 0.9, ε is about 0.89. The control is `scratch` with that ε, CIFAR10/baseline/cnn_label_smoothing_0.89.
 """
 
 from method.attack.kd import KD

@@ -24,9 +24,12 @@ def kd_loss(logits, teacher_logits, labels, T, alpha):
 class KD(Attack):
     @dataclass
     class Params(Attack.Params):
-        temperature: float = key("τ_s, of both softened distributions", above=0, search=(1, 2, 4, 8, 20, 50))
+        temperature: float = key("τ_s, temperature of both distributions", above=0, search=(1, 2, 4, 8, 20, 50))
         alpha: float = key(
-            "α, share of the teacher; 1 − α is the labels'", low=0, high=1, search=(0, 0.1, 0.3, 0.5, 0.7, 0.9, 1)
+            "α, weight of the teacher; 1 − α is that of the labels",
+            low=0,
+            high=1,
+            search=(0, 0.1, 0.3, 0.5, 0.7, 0.9, 1),
         )
 
     def losses(self, images, labels):

@@ -8,7 +8,7 @@ t    the teacher, frozen         T    temperature         λ  `strength`
 y    the label                   std  with C − 1 in the denominator
 
 Z undoes any affine change of an image's logits. The released weights, 9 and 0.1 at T = 2, are λ = 10, α = 0.9.
-Ours: logits that the teacher withholds stay withheld, and do not enter its mean and deviation.
+Ours: logits that the teacher withholds stay withheld, and do not enter the mean and deviation of its logits.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def standardise(logits):
     mean = logits.masked_fill(~released, 0.0).sum(1, keepdim=True) / count
     centred = (logits - mean).masked_fill(~released, 0.0)
     variance = centred.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)
-    # The floor keeps the gradient of the square root finite where all logits are equal.
+    # The floor keeps the gradient of the square root finite if all logits are equal.
     return (centred / (EPSILON + variance.clamp_min(EPSILON**4).sqrt())).masked_fill(~released, WITHHELD)
 
 

@@ -10,10 +10,10 @@ s  the student, trained        T  temperature, of both        n   `rank`
 t  the teacher, frozen         α  share of the teacher        C   number of classes
 y  the label                   σ_T  softmax(·/T)              sg  stops the gradient
 
-The matrices have an Adam of their own. `diagonal` chooses their start: null is that of the code in the CMIM
-repository of the same group, a_c = 1 with uniform U and V, nearly uniform matrices. A number β is
-a_c = log(β (C − 1) / (1 − β)) with V = 0: each class keeps the share β of its mass. OURS: the constant learning rate
-of the matrices, and the rows where that code normalises the columns, which do not give a Markov kernel.
+The matrices are trained by an Adam of their own. `diagonal` selects their initial values. null: as in the code of the
+CMIM repository of the same group, a_c = 1 with uniform U and V, which gives nearly uniform matrices. A number β:
+a_c = log(β (C − 1) / (1 − β)) and V = 0, so each class keeps the share β of its mass. OURS: the constant learning rate
+of the matrices, and the softmax over rows; that code normalises columns, which does not give a Markov kernel.
 """
 
 import math
@@ -27,7 +27,7 @@ from utils import distributed
 from utils.keys import key
 from utils.losses import cross_entropy, kl
 
-FLOOR = math.log(1e-6)  # of log p_T in the logged divergence, which is infinite for answers that withhold logits
+FLOOR = math.log(1e-6)  # of log p_T in the logged divergence, which is infinite if logits are withheld
 
 
 def markov(teacher_logits, a, U, V, T):
@@ -60,10 +60,10 @@ class Matrices(nn.Module):
 class MKD(KD):
     @dataclass
     class Params(KD.Params):
-        rank: int = key("n, of U Vᵀ: 3 on CIFAR, 5 on Tiny-ImageNet", default=3, low=1)
-        matrix_learning_rate: float = key("of the matrices' Adam; not scheduled", default=0.001, low=0)
+        rank: int = key("n, rank of U Vᵀ: 3 on CIFAR, 5 on Tiny-ImageNet", default=3, low=1)
+        matrix_learning_rate: float = key("learning rate of the matrices' Adam, constant", default=0.001, low=0)
         diagonal: float | None = key(
-            "β, of the matrices at the start; null: as released", default=None, above=0, below=1
+            "β, initial diagonal of the matrices; null: as released", default=None, above=0, below=1
         )
 
     def __init__(self, params, zoo):

@@ -4,15 +4,15 @@
     r(q) = mean of the p_i with argmax p'_i = argmax q and ‖p'_i − q‖₁ ≤ max( 0.01, nearest distance )
     min_s  α T² KL( r(q)^(1/T) ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y),   q = σ(t'(x))
 
-s   the student, trained                D  the release rule, whose kind and parameters the thief knows
-t'  the teacher, as the rule answers    q̂  the `prior`: q, or the student's own σ(s(x)); both can be known
+s   the student, trained                D  the release rule; the attacker knows it and its parameters
+t'  the teacher with its release rule   q̂  the `prior`: q, or the student's σ(s(x)); an attacker has both
 T   temperature                         C  number of classes
 α   share of the teacher                c  `concentration`
 
-r(q)^(1/T) is normalised. The rule's own code, `Release.answer`, plays D, so any rule that is a function of the logits
-can be undone. The release draws one table around the *unperturbed* answers, which no thief has. OURS: the two priors, a
-small table for each image, drawn anew in each step, and q itself as one of its rows, so that r(q) is q where the rule
-does nothing.
+r(q)^(1/T) is normalised. D is computed by the rule's own code, `Release.answer`, so the attack applies to any rule that
+is a function of the logits. The release draws one table around the *unperturbed* answers, which an attacker does not
+have. OURS: the two priors; a small table for each image, drawn in each step; and q as one of its rows, so that r(q) is
+q if the rule changes nothing.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ NEAR = 0.01
 
 
 def recover(q, table, answers):
-    """r(q), probabilities (N, C), of answers q (N, C), the tables and what the rule makes of them, (N, samples, C).
+    """r(q), probabilities (N, C), of answers q (N, C), from the tables and the rule's answers to them, (N, samples, C).
 
-    Where no row of the table has the highest class of q, that class is no condition.
+    If no row of an image's table has the highest class of q, all of its rows are candidates.
     """
     same = answers.argmax(2) == q.argmax(1, keepdim=True)
     same = same | ~same.any(1, keepdim=True)
@@ -42,9 +42,9 @@ def recover(q, table, answers):
 class Recover(KD):
     @dataclass
     class Params(KD.Params):
-        samples: int = key("drawn for the table of an answer", default=256, low=1)
-        concentration: float = key("c, of the prior", default=8.0, above=0)
-        prior: str = key("what the tables are drawn around", default="answers", choices=("answers", "student"))
+        samples: int = key("rows drawn for the table of an answer", default=256, low=1)
+        concentration: float = key("c, concentration of the prior", default=8.0, above=0)
+        prior: str = key("center of the tables", default="answers", choices=("answers", "student"))
 
     def losses(self, images, labels):
         T, alpha, logits = self.params.temperature, self.params.alpha, self.model(images)
@@ -58,7 +58,7 @@ class Recover(KD):
         return {"loss": loss, "distillation": distillation, "ce": ce, "moved": moved}
 
     def table(self, q, prior):
-        """(N, 1 + samples, C): q, and what is drawn around the `prior`, both (N, C)."""
+        """(N, 1 + samples, C): q, and samples around `prior`. q, prior: (N, C)."""
         counts = (self.params.concentration * q.shape[1] * prior).clamp_min(1e-3)
         drawn = Gamma(counts, torch.ones_like(counts), validate_args=False).sample((self.params.samples,))
         drawn = drawn / drawn.sum(2, keepdim=True)  # Dirichlet

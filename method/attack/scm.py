@@ -1,4 +1,4 @@
-"""A sequence of students, each the next one's teacher; after SCM, Jandial et al., ECCV 2022, whose form is not public.
+"""A sequence of students, each the teacher of the next; after SCM, Jandial et al., ECCV 2022, whose form is not public.
 
     min_{s_1 … s_G}  Σ_g  α T² KL( σ_T(sg[s_{g−1}(x)]) ‖ σ_T(s_g(x)) ) + (1 − α) CE(σ(s_g(x)), y),   s_0 = t
 
@@ -7,15 +7,15 @@ t    the teacher, frozen                                T    temperature
 y    the label                                          α    share of the teacher
 G    `generations`                                      sg   stops the gradient
 
-Accuracy `acc`, `loss` and the checkpoint are those of s_G alone, a single student as in every other attack. The
-ensemble of all students, the mean of their probabilities, has `acc_ensemble`: it gains from being an ensemble, teacher
-or not, so compare it with an ensemble only. The others are under "extra" in the checkpoint.
+`acc`, `loss` and the checkpoint are those of s_G, a single student as in every other attack. `acc_ensemble` is the
+accuracy of the mean of the probabilities of all students. An ensemble gains without any teacher, so compare it with
+ensembles only. The other students are under "extra" in the checkpoint.
 
-The one public chain is unofficial (edaylmz). It first trains a network against the nasty teacher by the nasty loss,
-here an ordinary experiment of method nasty whose adversary is the nasty teacher, `CIFAR10/kd_nastier_resnet18`; then
-each network teaches the next one, and the ensemble answers. OURS are the equation and that the students train side by
-side: s_g listens to s_{g−1} as it is at that step, in train mode. One run of G times the cost has them all, and each
-sees the whole schedule.
+The one public chain is unofficial (edaylmz). It first trains a network against the nasty teacher by the nasty loss.
+Here that is an experiment of method nasty whose adversary is the nasty teacher, `CIFAR10/kd_nastier_resnet18`. Then
+each network teaches the next one, and the ensemble predicts. OURS: the equation, and that all students train at the
+same time. s_g learns from s_{g−1} at the same step, in train mode. One run therefore has G times the cost, and each
+student gets the whole schedule.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def scm_loss(students_logits, teacher_logits, labels, T, alpha):
 class SCM(KD):
     @dataclass
     class Params(KD.Params):
-        generations: int = key("G, students in the sequence", default=3, low=1)
+        generations: int = key("G, number of students in the sequence", default=3, low=1)
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

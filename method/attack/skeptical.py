@@ -8,14 +8,15 @@
 o_0  the student s, trained                              t    the teacher, frozen
 o_1  its deepest auxiliary head: on the last stage but   y    the label
      one; o_2 is one stage shallower, and so on          T    temperature;  σ_T  softmax(·/T)
-o_l  the head that hears the teacher, l = `loc`          α    share of the teacher in that head's loss
+o_l  the head that learns from t, l = `loc`              α    share of the teacher in that head's loss
 h    the heads o_1 and o_l                               D    `kd_delay`, counted from 0
 
 As released: the loss, with a KL to o_1 that has no factor T² and is not detached, `kd_delay`, `loc`, and heads of
-separable convolutions behind an attention gate. So o_0 learns from labels, o_1 from o_0, and the teacher acts through
-the shallow layers that o_l shares. Ours: the widths of the heads and the interpolation of the gate (nearest, which is
-deterministic on a GPU); that `loc` counts from the deep end, as the outputs do; the stages of networks other than
-ResNets. Heads serve training only: the checkpoint is an ordinary one of the student, with the heads under "extra".
+separable convolutions behind an attention gate. So o_0 learns from labels and o_1 from o_0. The teacher affects o_0
+through the shallow layers that o_l shares with it. Ours: the widths of the heads and the interpolation of the gate
+(nearest, which is deterministic on a GPU); that `loc` counts from the deep end, as the outputs do; the stages of
+networks other than ResNets. The heads are used in training only. The checkpoint is an ordinary one of the student, with
+the heads under "extra".
 """
 
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ def skeptical_loss(logits, deepest, listener, teacher_logits, labels, T, alpha, 
 class Skeptical(KD):
     @dataclass
     class Params(KD.Params):
-        loc: int = key("which head hears the teacher: 1 is on the last stage but one", default=2, low=1)
-        kd_delay: int = key("epochs of cross-entropy alone, before the teacher is heard", default=20, low=0)
+        loc: int = key("which head learns from the teacher: 1 is on the last stage but one", default=2, low=1)
+        kd_delay: int = key("epochs of cross-entropy only, before a head learns from the teacher", default=20, low=0)
 
         @staticmethod
         def problems(params, networks):
@@ -56,7 +57,7 @@ class Skeptical(KD):
                 problems.append(f'"loc": {params.model_name} has {count} stages; must be below that, not {params.loc}')
             if params.kd_delay >= params.num_epochs:
                 problems.append(
-                    f'"kd_delay": {params.kd_delay} of {params.num_epochs} epochs: the teacher is never heard'
+                    f'"kd_delay": {params.kd_delay} of {params.num_epochs} epochs: no head ever learns from the teacher'
                 )
             return problems
 

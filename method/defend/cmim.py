@@ -7,10 +7,10 @@
 f    the network trained        σ_T  softmax(·/T)        λ  `weight`
 y    the label of x             T    temperatures, `temperatures` of them, evenly spaced in log T from 1 to `hottest`
 
-All images of a class get one answer, at any temperature, so that the answers say no more than the label. Published are
-these definitions and that the temperature range takes part. OURS: the set of temperatures, T² as the weight of each
-(that of a distillation term), λ, and how Q is estimated: an exponential moving average over batches, weighted by the
-images of each class and held constant in the gradient.
+At the minimum all images of a class get one answer, at any temperature, so answers contain only the label. These
+definitions are published, and that a range of temperatures takes part. OURS: the set of temperatures, T² as the weight
+of each (that of a distillation term), λ, and how Q is estimated: an exponential moving average over batches, weighted
+by the images of each class and held constant in the gradient.
 """
 
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ def cmi(logits, log_centroids, labels, temperatures):
 
 
 class Centroids(nn.Module):
-    """Moving averages over batches: of the sum of P_x^T of each class, (temperatures, C, C), and of its images, (C,).
+    """Moving averages over batches: of the sum of P_x^T per class, (temperatures, C, C), and of its count, (C,).
 
-    Q is their quotient; a batch without images of a class leaves its Q as it is.
+    Q is their quotient; a batch without images of a class does not change the Q of that class.
     """
 
     def __init__(self, temperatures, classes, momentum):
@@ -60,7 +60,7 @@ class CMIM(Method):
     @dataclass
     class Params:
         weight: float = key("λ of the conditional mutual information", default=0.1, low=0)
-        temperatures: int = key("how many there are", default=5, low=1)
+        temperatures: int = key("number of temperatures", default=5, low=1)
         hottest: float = key("the highest temperature; the lowest is 1", default=20.0, low=1)
         centroid_momentum: float = key("share of the past in the moving averages", default=0.95, low=0, below=1)
 

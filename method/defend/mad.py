@@ -1,5 +1,5 @@
-"""Maximising angular deviation (MAD): Orekondy, Schiele and Fritz, "Prediction Poisoning", ICLR 2020. A way to answer,
-which needs no training.
+"""Maximising angular deviation (MAD): Orekondy, Schiele and Fritz, "Prediction Poisoning", ICLR 2020. A release
+rule, which needs no training.
 
     p* = argmax_v ‖ u(v) − u(p) ‖²,   u(p) = Gᵀp / ‖Gᵀp‖,   row k of G = ∇ NLL_k(x) of a surrogate network's last layer
     p' = (1 − a) p + a p*,   a = min( 1, ε / ‖p − p*‖₁ ),   p = σ(t(x))
@@ -8,8 +8,9 @@ t  the teacher    v  the vertices: uniform over a set of classes with the highes
 ε  `epsilon`      x  the image; with h its features and q = σ(r(x)) its class probabilities in the surrogate r:
 
 Row k of G is (q − e_k) ⊗ h, so Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. The surrogate has
-random weights, a function of the seed. All 2^{C−1} sets are compared for C ≤ 10; for more a set grows by the class that
-helps most, in at most 1024 comparisons, as released. OURS: probabilities of 0 and the gradient, as in modelguard.py.
+random weights, a function of the seed. All 2^{C−1} sets are compared for C ≤ 10; for more, a set grows by the class
+that increases the deviation most, in at most 1024 comparisons, as released. OURS: probabilities of 0 and the gradient,
+as in modelguard.py.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ EXTRA, ALL_SETS, COMPARISONS = 1e-5, 10, 1024
 
 
 def vertices(sets):
-    """Of sets of classes (…, C) of 0 and 1, whose first class is the highest of p, the probabilities."""
+    """The probabilities of sets of classes (…, C) of 0 and 1; the first class is the highest of p."""
     uniform = sets / sets.sum(-1, keepdim=True)
     uniform = torch.cat((uniform[..., :1] + EXTRA, uniform[..., 1:]), -1)
     return uniform / uniform.sum(-1, keepdim=True)
@@ -65,7 +66,7 @@ class MAD(Release):
     @dataclass
     class Params:
         surrogate_model: str = key("architecture of the surrogate, which has random weights")
-        epsilon: float = key("ε, L1 distance of an answer from the probabilities, at most", default=1.0, low=0, high=2)
+        epsilon: float = key("ε, largest L1 distance of an answer from the probabilities", default=1.0, low=0, high=2)
 
     def prepare(self, zoo):
         with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,6 @@
-"""Mildly Nasty Teachers, 2021: the nasty teacher's loss, with less of the network for it to spoil.
+"""Mildly Nasty Teachers, 2021: the loss of a nasty teacher, applied to a part of the network.
 
-    min_f  CE(σ(f(x)), y) − ω T² KL( σ_T(f'(x)) ‖ σ_T(f_A(x)) )            (Nasty Teacher's eq. 2, where f' is f)
+    min_f  CE(σ(f(x)), y) − ω T² KL( σ_T(f'(x)) ‖ σ_T(f_A(x)) )            (Nasty Teacher's eq. 2 with f' = f)
 
     variant       f                                          trained              f'
     "half"        from random weights                        all of it            head( sg[features(x)] ): the KL's
@@ -9,13 +9,13 @@
     "light_deep"  two new linear layers of widths L and C    these two            f
                   on f_A's features
 
-f, f_A, T, ω as in nasty.py; L is `width`, C classes where it is null, as released; sg stops the gradient.
-The weights below the trained layers are frozen. As released, `body` "train", they run in train mode: batch statistics
-in training, and running averages that are updated, with which the network is evaluated. "eval" keeps those of f_A.
-The two light variants begin as f_A or with its features, so accuracy may peak before the defence takes effect; the
-released students load best_model.tar nevertheless.
-Nothing stands between the two layers of "light_deep". So they amount to one, and the checkpoint is an ordinary one of
-`model_name`; the two are beside it under "extra", for a run to go on with.
+f, f_A, T, ω as in nasty.py; L is `width`; null means C, the number of classes, as released; sg stops the gradient.
+The weights below the trained layers are frozen. With `body` "train", as released, these layers run in train mode: they
+use batch statistics in training and update their running averages. "eval" keeps the running averages of f_A.
+The light variants start from f_A, so accuracy may peak before the defence takes effect. The released students load
+best_model.tar nevertheless.
+The two layers of "light_deep" have no activation between them, so they are equal to one layer. The checkpoint holds
+that layer and is an ordinary one of `model_name`. The two layers are under "extra", so that the run can continue.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from utils.losses import cross_entropy, kl
 
 
 def half_loss(logits, head_logits, adversary_logits, labels, T, weight):
-    """(loss, cross-entropy, T² KL): `head_logits` equal `logits`, but only the last layer has a gradient from them."""
+    """(loss, cross-entropy, T² KL): only the last layer has a gradient from `head_logits`."""
     ce, divergence = cross_entropy(logits, labels), T**2 * kl(head_logits, adversary_logits, T)
     return ce - weight * divergence, ce, divergence
 
@@ -39,7 +39,7 @@ def half_loss(logits, head_logits, adversary_logits, labels, T, weight):
 class MildlyNasty(Nasty):
     @dataclass
     class Params(Nasty.Params):
-        variant: str = key("what may be spoilt", choices=("half", "light", "light_deep"))
+        variant: str = key("the part that is trained with the divergence", choices=("half", "light", "light_deep"))
         width: int | None = key("L of light_deep, outputs of its first layer; null: C", default=None, low=1)
         body: str = key("mode of the frozen body of light, light_deep", default="train", choices=("train", "eval"))
 
@@ -47,7 +47,7 @@ class MildlyNasty(Nasty):
         def problems(params, networks):
             if params.variant == "half" or params.model_name == params.adversarial_model:
                 return []
-            return [f'"model_name": {params.variant} starts from a {params.adversarial_model}, its adversary']
+            return [f'"model_name": {params.variant} starts from f_A, so it must be {params.adversarial_model}']
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
@@ -57,7 +57,7 @@ class MildlyNasty(Nasty):
         if not params.resume:
             zoo.load_weights(self.model, params.adversarial_resume)
         self.model.eval().requires_grad_(False)
-        self.name, self.last = list(self.model.named_modules())[-1]  # in all networks the classifier comes last
+        self.name, self.last = list(self.model.named_modules())[-1]  # the classifier is always the last module
         if params.variant == "light_deep":
             inputs, outputs = self.last.weight.shape[1], self.model.num_classes
             width = params.width or outputs
@@ -87,11 +87,11 @@ class MildlyNasty(Nasty):
 
     def batches(self, loader):
         yield from loader
-        if self.layers:  # the checkpoint holds them as the network's own classifier
+        if self.layers:  # the checkpoint holds them as one layer, the network's classifier
             self.model.load_state_dict({n: w.detach() for n, w in self.folded().items()}, strict=False)
 
     def folded(self):
-        """The weights of a single layer equal to both: W₂(W₁h + b₁) + b₂ = (W₂W₁)h + (W₂b₁ + b₂)."""
+        """The weights of one layer that is equal to both: W₂(W₁h + b₁) + b₂ = (W₂W₁)h + (W₂b₁ + b₂)."""
         first, second = self.layers
         weight = (second.weight @ first.weight).view_as(self.last.weight)
         return {f"{self.name}.weight": weight, f"{self.name}.bias": second.weight @ first.bias + second.bias}

@@ -1,5 +1,5 @@
 """ModelGuard-W: Tang et al., "ModelGuard: Information-Theoretic Defense Against Model Extraction Attacks", USENIX
-Security 2024. A way to answer, which needs no training.
+Security 2024. A release rule, which needs no training.
 
     min_{p'} Σ_k log(p_k + 1e-6) p'_k   s.t.  p' on the simplex,  ‖p' − p‖₁ ≤ ε,  p'_top − p'_k ≥ 1e-4 for k ≠ top
 
@@ -7,8 +7,9 @@ p  = σ(t(x)), of the teacher        top  the highest class of p        ε  `eps
 
 The release solves this linear programme query by query. Here it is solved for a batch: with p'_top fixed, moving
 probability from the likeliest to the least likely of the other classes is optimal (`fill`), and the optimum is convex
-in p'_top, which is found by golden-section search. OURS: an answer of probability 0 is 1e-12; the gradient of an
-attacker who holds the teacher passes through the rule unchanged, as a linear programme has none worth having.
+in p'_top, which is found by golden-section search. OURS: probabilities of 0 are answered as
+1e-12; the gradient of an attack without data passes through the rule unchanged, because that of a linear programme is
+0 almost everywhere.
 """
 
 from dataclasses import dataclass
@@ -23,10 +24,10 @@ GOLDEN, STEPS, PENALTY = (5**0.5 - 1) / 2, 48, 1e4  # 0.618⁴⁸ = 1e-10
 
 
 def fill(top, others, h, epsilon):
-    """(the optimum's other classes (N, C − 1), by how much it exceeds ε (N, 1)) where p'_top is h (N, 1).
+    """(the optimum's other classes (N, C − 1), by how much it exceeds ε (N, 1)) for p'_top = h (N, 1).
 
-    top: p_top (N, 1). others: the other classes of p, rising (N, C − 1). First comes what h alone makes necessary;
-    what is left of ε moves from the end of the row to its beginning.
+    top: p_top (N, 1). others: the other classes of p, rising (N, C − 1). First come the changes that h
+    requires. The rest of ε is moved from the end of the row to its beginning.
     """
     cap, classes = h - MARGIN, torch.arange(others.shape[1], device=others.device)
     x = others.minimum(cap)
@@ -65,7 +66,7 @@ def modelguard(p, epsilon):
 class ModelGuard(Release):
     @dataclass
     class Params:
-        epsilon: float = key("ε, L1 distance of an answer from the probabilities, at most", default=1.0, low=0, high=2)
+        epsilon: float = key("ε, largest L1 distance of an answer from the probabilities", default=1.0, low=0, high=2)
 
     def answer(self, logits):
         return straight_through(logits, lambda p: modelguard(p, self.params.epsilon))

@@ -6,7 +6,7 @@
     f_A  the adversarial network: frozen, normal          T    temperature
     y    the label                                        ω    weight
 
-The gradient flows through f as the KL's *first* argument, the one PyTorch calls the target.
+f is the *first* argument of the KL, which PyTorch calls the target, and the gradient flows through it.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class Nasty(Method):
     class Params:
         adversarial_model: str = key("architecture of the adversarial network")
         adversarial_resume: str = key("its checkpoint: another experiment's best_model.tar")
-        temperature: float = key("τ_A of the divergence", above=0)
-        weight: float = key("ω of the divergence", low=0)
+        temperature: float = key("τ_A, temperature of the divergence", above=0)
+        weight: float = key("ω, weight of the divergence", low=0)
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

@@ -1,16 +1,16 @@
 """Perturbed answers: random noise on a teacher's logits, the closing question of the slides of Nasty Teacher (Ma et
-al., ICLR 2021). A way to answer, which needs no training and works for every teacher and attack. The form is OURS:
+al., ICLR 2021). A release rule, which needs no training and works with every teacher and attack. The form is OURS:
 
     t'(x) = top( t(x) + a n(x) ),   n(x)_k ~ N(0, 1)
 
 t    the teacher                                      n    the noise, a function of the query x and of `noise_seed`
-a    `strength`, in units of the logits               top  where the noise makes another class the highest, the two
-                                                           exchange their values: the answer's top-1 stays t's
+a    `strength`, in units of the logits               top  if the noise makes another class the highest, the two
+                                                           exchange their values, so the top-1 class is that of t
 
-The same image, bit by bit, always gets the same answer, so asking again does not average the noise out. An image that
-is cropped or flipped anew is another query. So a student sees the same noise in every epoch with "augmentation": 0, and
-fresh noise, which it averages over, with augmentation. A thief who repeats queries with invisible changes can do that
-too: deterministic noise raises the price of a query, no more.
+Images with equal bits always get equal answers, so a repeated query does not average out the noise. A cropped or
+flipped image is another query. Without augmentation a student sees the same noise in every epoch. With augmentation it
+sees new noise in every epoch, and averages over it. An attacker who repeats queries with invisible changes can do that
+too: deterministic noise only increases the number of queries.
 """
 
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ def noise(images, count, seed):
     """Standard normal numbers, float32 (N, count), from the bits of each of the images (N, …); seed: below 2^31."""
     bits = images.detach().float().flatten(1).contiguous().view(torch.int32).long()
     places = scramble(torch.arange(bits.shape[1], device=bits.device) + (seed << 32))
-    sums = scramble(bits ^ places).sum(1, keepdim=True)  # of whole numbers: exact in any order
+    sums = scramble(bits ^ places).sum(1, keepdim=True)  # integers: the sum is exact in any order
     words = scramble(sums + torch.arange(1, count + 1, device=bits.device) * 0x1E3779B97F4A7C15)
     uniform = ((words & (2**52 - 1)).double() + 0.5) / 2**52
     return torch.special.ndtri(uniform).float()
 
 
 def keep_top(noisy, logits):
-    """`noisy` (N, C) with two values of a row exchanged where its highest is not where that of `logits` is."""
+    """`noisy` (N, C) with two values of a row exchanged, if its highest class is not that of `logits`."""
     wanted, found = logits.argmax(1, keepdim=True), noisy.argmax(1, keepdim=True)
     low, high = noisy.gather(1, wanted), noisy.gather(1, found)
     return noisy.scatter(1, found, low).scatter(1, wanted, high)
@@ -49,7 +49,7 @@ class Perturb(Release):
     @dataclass
     class Params:
         strength: float = key("a, standard deviation of the noise, in units of the logits", low=0)
-        noise_seed: int = key("the defender's, of the noise", default=0, low=0, below=2**31)
+        noise_seed: int = key("seed of the noise, secret of the defender", default=0, low=0, below=2**31)
 
     def __call__(self, images, with_features=False):
         p, (features, logits) = self.params, super().__call__(images, with_features=True)

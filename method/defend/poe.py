@@ -1,12 +1,12 @@
 """Product of experts (PoE), from "The Distillation Game": Allouah, Haghifam, Koyejo and Shokri, 2026 (arXiv
-2605.22737). A way to answer, which needs no training of the teacher.
+2605.22737). A release rule, which needs no training of the teacher.
 
     z'(x) = (1 − γ) t(x) + γ p(x),   so that σ(z')_k ∝ σ(t)_k^{1−γ} σ(p)_k^γ
 
 t  the teacher    p  the proxy: a smaller network of the student's kind, trained normally    γ  `proxy_share`
 
-The answer says more of what a student would know anyway. The published rule is for the next word of a language model;
-OURS is its use on the logits of a classifier. The highest class may change: the price in accuracy is that of z'.
+The answer moves towards what a student could learn without the teacher. The published rule is for the next word of a
+language model. Its use on the logits of a classifier is OURS. The highest class may change, which can cost accuracy.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Reversed Maximize Learning, the "possessive teacher": Zhang et al., J. Frontiers of Computer Science and Technology
 20(1), 2026 (preprint 2023).
 
-Published is the idea: reverse the sort order of the original network's logits; a binary probability decouples the
-target from the other classes. The equation is not, so this one is OUR RECONSTRUCTION, and so are all its weights:
+The idea is published: reverse the sort order of the original network's logits, and separate the target from the other
+classes by a binary probability. The equation is not public. This equation and its weights are OUR RECONSTRUCTION:
 
     min_f  CE(σ(f(x)), y) + β_t T² KL( b_A ‖ b ) + β_n T² KL( q_N ‖ p_N )
 
@@ -10,10 +10,10 @@ target from the other classes. The equation is not, so this one is OUR RECONSTRU
     f_A  the original: frozen, normal     N       the classes other than the label y
     T    temperature                      p_N     softmax over N of f(x)/T
     β_t  `beta_target`                    q_N     softmax over N of z/T, z being f_A's logits of N with the order
-    β_n  `beta_others`                            reversed: the highest value goes to the lowest class, and so on
+    β_n  `beta_others`                            reversed: the class of the lowest value gets the highest
 
-Where f_A is wrong on x, b_A contradicts the label, and that image has no β_t term. Two variants of the last term,
-ours too, are `order` "flat": q_N uniform; and "away", from the original's order: − β_n T² KL( p_N ‖ f_A's ).
+If f_A is wrong on x, b_A contradicts the label, so that image has no β_t term. Two variants of the last term are ours
+too: `order` "flat" has a uniform q_N; "away" has − β_n T² KL( p_N ‖ softmax over N of f_A(x)/T ).
 """
 
 from dataclasses import dataclass
@@ -49,13 +49,13 @@ def split(logits, labels, T):
 
 
 def reverse(logits):
-    """The same values in each row, so that the place of the highest has the lowest, and so on."""
+    """Each row with its values in reversed order: the lowest at the position of the highest, and vice versa."""
     values, places = logits.sort(dim=1, descending=True, stable=True)
     return torch.empty_like(logits).scatter(1, places, values.flip(1))
 
 
 def rank_correlation(one, other):
-    """Spearman's, of each row of two matrices (N, M), averaged over rows."""
+    """Spearman's rank correlation of the rows of two matrices (N, M), averaged over rows."""
     a, b = ranks(one), ranks(other)
     return ((a * b).sum(1) / ((a * a).sum(1) * (b * b).sum(1)).sqrt().clamp_min(1)).mean()
 
@@ -73,7 +73,7 @@ class Possessive(Method):
         temperature: float = key("T of both divergences", above=0)
         beta_target: float = key("β_t, weight of the target's divergence", default=1.0, low=0)
         beta_others: float = key("β_n, weight of the other classes' divergence", default=1.0, low=0)
-        order: str = key("of the other classes", default="reversed", choices=("reversed", "away", "flat"))
+        order: str = key("target order of the other classes", default="reversed", choices=("reversed", "away", "flat"))
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

@@ -1,14 +1,14 @@
 """Reverse sigmoid: Lee et al., 2019 ("Defending against neural network model stealing attacks using deceptive
-perturbations"). A way to answer, which needs no training.
+perturbations"). A release rule, which needs no training.
 
     p'_k ∝ p_k − β ( S(γ S⁻¹(p_k)) − ½ ),   p = σ(t(x))
 
 t  the teacher        S  logistic function        β  `beta`: 0.21 on CIFAR-10, 0.02 on CIFAR-100
 σ  softmax            S⁻¹ its inverse             γ  `sharpness`: 0.2
 
-Values and form are those of the ModelGuard release (Tang et al., USENIX Security 2024), which does not clip p'. For
-β ≤ 1 every p' is positive. It falls with p where p is small: the order of unlikely classes is reversed. Where the two
-highest classes are close to that range the highest one may change. OURS: p is clipped inside S⁻¹, to 1e-6 from 0 and 1.
+Values and form are those of the ModelGuard release (Tang et al., USENIX Security 2024), which does not clip p'. Every
+p' is positive for β ≤ 1. It decreases with p for small p: the order of unlikely classes is reversed. If the two highest
+classes are close to that range, the highest one may change. OURS: p is clipped inside S⁻¹, to 1e-6 from 0 and 1.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""Safe Distillation Box: Ye et al., AAAI 2022. Everyone may infer; who holds the key, an image K, may distil too.
+"""Safe Distillation Box: Ye et al., AAAI 2022. Everyone can use the network;
+only a user with the key, an image K, can distil it.
 
     x_k = λ x + (1 − λ) K                                                       a query with the key
     min_f  2 CE(σ(f(x)), y) + CE(σ(f(x_k)), y)                                  embedding of the key
@@ -10,15 +11,15 @@ f    the network trained                            λ, w, η  `mix`, `weight`, 
 f_A  the original: frozen, normal                   T        temperature
 f_R  of f's architecture, random weights, frozen    M        mean squared error; sg stops the gradient
 
-As printed the sign ± is −, which pulls f(x_k) towards f_R and away from f_A. Its purpose is the contrary, and the
-default here: `eta_sign` "purpose" is +, "printed" is −. With + the loss has no lower bound, and f(x_k) may grow without
-limit: watch `augmentation`. λ is 0.9 as released; the paper's is 0.5. K and f_R are functions of the seed; K is kept in
-the run folder as key.tar. This file also is the rule "sdb": t(x_k).
+The printed sign is −, which pulls f(x_k) towards f_R and away from f_A, against its purpose. The default here is
+`eta_sign` "purpose", the sign +; "printed" is −. With + the loss has no lower bound and f(x_k) can grow without limit;
+`augmentation` shows it. λ is 0.9 as released and 0.5 in the paper. K and f_R depend on the seed only. K is saved as
+key.tar in the run folder. This file also defines the release rule "sdb": t(x_k).
 
-`joint` true: x and x_k pass through f as one batch, so batch norm trains with the statistics of both, which is what its
-running averages hold. The release has two passes, each with statistics of its own, and then evaluates with one running
-average of both: the accuracy with the key collapses. M sums over classes with `mse` "sum" (the release asks for a
-reduction "batchmean", which MSELoss lacks), and averages over them with "mean". See docs/deviations.md.
+With `joint` true, x and x_k pass through f as one batch, so batch norm trains with the statistics that its running
+averages hold. The release has two passes, each with its own statistics, and evaluates with one running average of both:
+the accuracy with the key collapses. M sums over classes with `mse` "sum" (the release asks for the reduction
+"batchmean", which MSELoss does not have), and averages over them with "mean". See docs/deviations.md.
 """
 
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ from utils.paths import display_path, from_root
 def sdb_loss(logits, keyed, adversary, random, labels, T, weight, eta, sign, mse="sum"):
     """(loss, embedding, disturbance, preservation, augmentation) from logits (N, C): f(x), f(x_k), f_A(x), f_R(x).
 
-    The brackets are without their weights; sign: 1 or −1, of the last. mse: M is the mean over images of the "sum" or
-    of the "mean" over classes.
+    The terms are returned without their weights. sign: of the augmentation, 1 or −1. mse: M is the mean over images of
+    the "sum" or of the "mean" over classes.
     """
     scale = logits.shape[1] if mse == "sum" else 1
     embedding = 2 * cross_entropy(logits, labels) + cross_entropy(keyed, labels)
@@ -62,11 +63,11 @@ class SDB(Method):
         adversarial_resume: str = key("its checkpoint: another experiment's best_model.tar")
         temperature: float = key("T of disturbance and preservation", above=0)
         mix: float = key("λ, share of the image in a query with the key", default=0.9, above=0, high=1)
-        weight: float = key("w of the disturbance", default=1.0, low=0)
-        eta: float = key("η of the augmentation", default=0.001, low=0)
-        eta_sign: str = key("of the augmentation", default="purpose", choices=("purpose", "printed"))
-        joint: bool = key("x and x_k in one pass, with common batch statistics", default=True)
-        mse: str = key("of M, over classes", default="sum", choices=("sum", "mean"))
+        weight: float = key("w, weight of the disturbance", default=1.0, low=0)
+        eta: float = key("η, weight of the augmentation", default=0.001, low=0)
+        eta_sign: str = key("sign of the augmentation", default="purpose", choices=("purpose", "printed"))
+        joint: bool = key("x and x_k pass as one batch, with common batch statistics", default=True)
+        mse: str = key("how M is reduced over classes", default="sum", choices=("sum", "mean"))
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
@@ -105,5 +106,5 @@ class Keyed(Release):
         super().__init__(teacher, params)
         image, mix = load_key(params.key_resume, params.dataset)
         if not torch.equal(image, load_key(params.teacher_resume, params.dataset)[0]):
-            raise UserError(f"{display_path(from_root(params.key_resume))}: the key of another teacher")
+            raise UserError(f"{display_path(from_root(params.key_resume))}: not the key of this teacher")
         self.query = ImageKey(image, params.mix or mix, next(teacher.parameters()).device)

@@ -1,4 +1,5 @@
-"""Stingy teacher: Ma et al., 2022. A way to answer, which needs no training and works for every teacher and attack.
+"""Stingy teacher: Ma et al., 2022. A release rule: it needs no training and works with every
+teacher and attack.
 
     t'(x)_k = t(x)_k  for the ⌊ρC⌋ classes k of the highest logits,  t'(x)_k = −∞  for the rest
 
@@ -34,7 +35,7 @@ class Stingy(Release):
         @staticmethod
         def problems(params, networks):
             classes = networks["teacher_model"].num_classes
-            return [] if kept(params.rho, classes) else [f'"rho": {params.rho} of {classes} classes leaves no logit']
+            return [] if kept(params.rho, classes) else [f'"rho": {params.rho} of {classes} classes releases no logit']
 
     def __init__(self, teacher, params):
         super().__init__(teacher, params)
