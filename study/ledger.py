@@ -89,10 +89,10 @@ class Local:
         }
 
     def summary(self, wanted):
-        """The Summary of the runs of the Spec `wanted`, whatever its seed."""
+        """The Summary of the runs of the Spec `wanted`, whatever its seed. Runs with validation images are left out."""
         summary = Summary()
         for seed, folder in self.folders(wanted).items():
-            accuracies = [epoch["test"]["acc"] for epoch in read_metrics(folder / "metrics.jsonl")]
+            accuracies = [epoch["test"]["acc"] for epoch in read_metrics(folder / "metrics.jsonl") if "test" in epoch]
             length = read_json(folder / "params.json").get("num_epochs")
             if not isinstance(length, int):
                 raise UserError(f'{display_path(folder)}/params.json: "num_epochs": must be a whole number')

@@ -50,6 +50,8 @@ def test_a_released_file_needs_no_new_key():
         "clip_grad_norm": 0.0,
         "seed": 0,
         "resume": None,
+        "validation": 0.0,
+        "test_at_end": False,
     }
     assert vars(check()) == RELEASED | defaults | {"augmentation": True, "cuda": True}
 
@@ -76,7 +78,7 @@ def test_the_old_name_of_a_key_is_read():
     assert key_changes.apply({"compile": True}, {"cuda_graph": False}) == {"cuda_graph": False}
     assert key_changes.apply({"cuda_graph": True}, {"compile": False}) == {"cuda_graph": False}
     for values in ((True, False), (True, True)):
-        with pytest.raises(UserError, match='unknown key "compile"'):
+        with pytest.raises(UserError, match='"compile" is the old name of "cuda_graph"'):
             check(**dict(zip(("compile", "cuda_graph"), values, strict=True)))
 
 
