@@ -81,11 +81,11 @@ class Local:
         return self.listed[parent]
 
     def histories(self, wanted):
-        """As `Recorded.histories`, of all runs that have finished an epoch."""
+        """As `Recorded.histories`, of all runs that have finished an epoch, without those with validation images."""
         return {
             seed: columns(metrics)
             for seed, folder in self.folders(wanted).items()
-            if (metrics := read_metrics(folder / "metrics.jsonl"))
+            if (metrics := read_metrics(folder / "metrics.jsonl")) and "test" in metrics[0]
         }
 
     def summary(self, wanted):

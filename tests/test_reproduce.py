@@ -68,7 +68,7 @@ def test_dry_run_lists_each_run_once_after_what_it_needs(target):
 BENCHMARKS = {
     # teachers: rows with one of their own, of 5 seeds and the tuning seed; searches and finals: of 3 presets
     "benchmark_digits": f"{2 * 6} teachers, {3 * (3 + 2)} searches of 9 draws, {3 * (2 * 3 + 2) * 5} final students",
-    "benchmark_CIFAR10-small": f"{5 * 6} teachers, {3 * (8 + 2)} searches of 9 draws, {3 * (2 * 8 + 2) * 5} final students",
+    "benchmark_CIFAR10-small": f"{5 * 6} teachers, {3 * (8 + 2)} searches of 9 draws, {3 * 18 * 5} final students",
 }
 
 
