@@ -82,6 +82,14 @@ def test_the_old_name_of_a_key_is_read():
             check(**dict(zip(("compile", "cuda_graph"), values, strict=True)))
 
 
+def test_the_default_method_is_no_change_and_is_not_written():
+    raw = TINY | {"teacher_model": "net", "teacher_resume": "x.tar", "temperature": 4, "alpha": 0.9}
+    before = dict(raw)
+    assert key_changes.effective(raw, {"method": "kd"}) == {}
+    assert key_changes.effective(raw, {"method": "htc", "alpha": 0.9}) == {"method": "htc"}
+    assert "method" not in key_changes.apply(raw, {"alpha": 0.5}) and raw == before
+
+
 def test_options_of_the_network_are_keys():
     assert (check(model_name="net").num_channels, check(model_name="net").dropout_rate) == (32, 0.0)
     assert check(model_name="net", num_channels=8, dropout_rate=0).num_channels == 8
