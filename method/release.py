@@ -69,5 +69,12 @@ class LabelOnly:
         self.rule, self.teacher = rule, rule.teacher
 
     def __call__(self, images):
-        logits = self.rule(images)
-        return torch.full_like(logits, WITHHELD).scatter(1, logits.argmax(1, keepdim=True), 0.0)
+        return only_label(self.rule(images))
+
+    def answer(self, logits):
+        return only_label(self.rule.answer(logits))
+
+
+def only_label(logits):
+    """0 for the highest of logits (N, C) in each row, WITHHELD for all others."""
+    return torch.full_like(logits, WITHHELD).scatter(1, logits.argmax(1, keepdim=True), 0.0)

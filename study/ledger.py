@@ -81,18 +81,18 @@ class Local:
         return self.listed[parent]
 
     def histories(self, wanted):
-        """As `Recorded.histories`, of all runs that have finished an epoch."""
+        """As `Recorded.histories`, of all runs that have finished an epoch, without those with validation images."""
         return {
             seed: columns(metrics)
             for seed, folder in self.folders(wanted).items()
-            if (metrics := read_metrics(folder / "metrics.jsonl"))
+            if (metrics := read_metrics(folder / "metrics.jsonl")) and "test" in metrics[0]
         }
 
     def summary(self, wanted):
-        """The Summary of the runs of the Spec `wanted`, whatever its seed."""
+        """The Summary of the runs of the Spec `wanted`, whatever its seed. Runs with validation images are left out."""
         summary = Summary()
         for seed, folder in self.folders(wanted).items():
-            accuracies = [epoch["test"]["acc"] for epoch in read_metrics(folder / "metrics.jsonl")]
+            accuracies = [epoch["test"]["acc"] for epoch in read_metrics(folder / "metrics.jsonl") if "test" in epoch]
             length = read_json(folder / "params.json").get("num_epochs")
             if not isinstance(length, int):
                 raise UserError(f'{display_path(folder)}/params.json: "num_epochs": must be a whole number')

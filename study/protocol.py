@@ -27,9 +27,11 @@ class Preset:
 
 DATA_FREE = ("dafl", "dfad", "deepinversion", "fast_datafree")
 PRESETS = {
-    "insider": Preset("all training images with their labels, and logits", {}),
+    "insider": Preset("all training images with their labels, and logits", {"subset_percent": 1}),
     "few": Preset("10 % of the training images with their labels, and logits", {"subset_percent": 0.1}),
-    "label_only": Preset("all training images with their labels, and the teacher's label", {"answers": "label"}),
+    "label_only": Preset(
+        "all training images with their labels, and the teacher's label", {"subset_percent": 1, "answers": "label"}
+    ),
     "no_data": Preset("no images, but the teacher's network", {}, DATA_FREE),
 }
 

@@ -40,6 +40,8 @@ def make_record(run, folder):
     if wanted["precision"] == "auto":
         wanted["precision"] = state["params"]["precision"]
     where = display_path(folder)
+    if wanted["validation"]:
+        raise UserError(f"{where}: has validation images; records hold test accuracies of every epoch, and it has none")
     if lines := differences_to_run(state["params"], wanted):
         raise UserError(f"{where}: its parameters are not those of its definition: {'; '.join(lines)}")
     commit = state["environment"].rpartition("commit ")[2]

@@ -61,7 +61,12 @@ bad_params("learning rate NaN", '"learning_rate": must be finite, not NaN', lear
 bad_params("learning rate infinite", '"learning_rate": must be finite, not Infinity', learning_rate=float("inf"))
 bad_params("number beyond float", '"batch_size"', batch_size=10**400)
 bad_params("negative clip", '"clip_grad_norm": must be at least 0, not -1', clip_grad_norm=-1)
-bad_params("both names of a key", 'unknown key "compile"', cuda_graph=True, compile=True)
+bad_params(
+    "both names of a key",
+    '"compile" is the old name of "cuda_graph", which is given as well',
+    cuda_graph=True,
+    compile=True,
+)
 bad_params("share of samples 0", '"subset_percent": must be ', "above 0", "at most 1", subset_percent=0)
 bad_params("share of samples above 1", '"subset_percent": must be ', "above 0", "at most 1", subset_percent=90)
 bad_params("precision", '"precision": "fp16" is none of fp32, bf16, auto', precision="fp16")
@@ -323,7 +328,8 @@ reproduce("seed below 0", ["reproduce.py", "{root}", "--seeds", "-1"], "seed", "
 reproduce("folder without experiments", ["reproduce.py", "{root}/empty"], "empty: contains no experiment")
 reproduce("table of nothing", ["results.py", "{root}/empty"], "empty: contains no experiment")
 reproduce("unknown table", ["results.py", "omga"], 'unknown target "omga"', 'did you mean "omega"?')
-reproduce("unknown format", ["results.py", "{root}", "--format", "html"], "--format", "'html'", "csv")
+reproduce("unknown format", ["results.py", "{root}", "--format", "xml"], "--format", "'xml'", "csv")
+reproduce("html of a folder", ["results.py", "{root}", "--format", "html"], "--format html: ", " is not a benchmark")
 
 
 @case

@@ -31,7 +31,9 @@ def cloned(tmp_path_factory):
 def test_a_clone_has_no_output(cloned):
     names = git(cloned, "ls-files").stdout.splitlines()
     assert not [name for name in names if name.endswith((".log", "metrics.jsonl", ".tar")) or "," in name]
-    assert len(names) < 450 + 5  # those of experiments/tiny
+    definitions = [Path(name).name for name in names if name.startswith("experiments/")]
+    assert set(definitions) == {"params.json", "tables.json"} and definitions.count("tables.json") == 1
+    assert len(definitions) < 260 + 5  # those of experiments/tiny
     assert git(cloned, "status", "--short").stdout == ""
 
 

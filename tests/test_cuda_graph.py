@@ -12,7 +12,6 @@ from test_methods import build, every_case
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from method import inversion
 from training import engine, experiment
 from utils import cuda_graph, data, losses
 
@@ -87,8 +86,7 @@ def device(request, monkeypatch):
         pytest.skip("needs a GPU")
     if request.param == "cpu":
         monkeypatch.setattr(engine, "pick_device", lambda gpu_id=None: torch.device("cpu"))
-        for module in (cuda_graph, inversion):
-            monkeypatch.setattr(module, "hindrance", lambda device: None)
+        monkeypatch.setattr(cuda_graph, "hindrance", lambda device: None)
         monkeypatch.setattr(cuda_graph, "Graph", Tape)
     return request.param
 

@@ -193,7 +193,7 @@ def test_generator_has_the_released_eps(run, eps, trained):
 
 
 def test_generator_that_does_not_fit_the_image_size():
-    with pytest.raises(UserError, match="30 pixels a side are not divisible by 4"):
+    with pytest.raises(UserError, match="needs an image size that is divisible by 4, not 30"):
         Generator(30, 100)
 
 

@@ -275,7 +275,10 @@ def test_sdb_starts_from_the_weights_of_its_seed_and_its_random_network_is_anoth
     one, again, other = learner(0), learner(0), learner(1)
     seed_everything(0, epoch=-1)
     plain = model.build("net", 10, num_channels=4)
-    digest = checkpoint.weights_digest
+
+    def digest(network):
+        return checkpoint.weights_digest(network.state_dict())
+
     assert digest(one.model) == digest(plain) != digest(one.random)
     assert digest(one.random) == digest(again.random) != digest(other.random)
     for network in (one.random, one.adversary):

@@ -12,10 +12,11 @@ import torch
 from conftest import TINY
 
 import method
-from method.datafree import Generating
+from method.datafree import DataFree, Generating
 from training import engine, experiment, params
 from training.zoo import Zoo
 from utils import checkpoint, data
+from utils.errors import UserError
 from utils.seeds import seed_everything
 
 pytestmark = pytest.mark.usefixtures("few_test_images")
@@ -74,7 +75,24 @@ def cases():
     return dict(sorted(found.items()))
 
 
-CASES = cases()
+def raw_params(name, keys, frozen):
+    """What a params.json of the method `name` may say, `keys` in it; frozen: the checkpoint of another network."""
+    parts = [method.find(name).Params, *([method.find_release(keys["release"]).Params] if "release" in keys else [])]
+    needed = [f for part in parts for f in dataclasses.fields(part) if f.default is dataclasses.MISSING]
+    examples = {field.name: example(field, frozen) for field in needed}
+    return TINY | {"method": name} | SMALL.get(name, {}) | examples | keys
+
+
+def refusal(name, keys):
+    """What `params.check` says of these keys, or None. It reads no checkpoint."""
+    try:
+        params.check(raw_params(name, keys, "unread"), Path("params.json"))
+    except UserError as error:
+        return str(error)
+
+
+REFUSED = {case: why for case, keys in cases().items() if (why := refusal(*keys))}
+CASES = {case: keys for case, keys in cases().items() if case not in REFUSED}
 
 
 def every_case(test):
@@ -103,14 +121,6 @@ class Witness(Zoo):
         return self.made[-1]
 
 
-def raw_params(name, keys, frozen):
-    """A valid params.json of the method `name` with `keys`; frozen: the checkpoint of another network."""
-    parts = [method.find(name).Params, *([method.find_release(keys["release"]).Params] if "release" in keys else [])]
-    needed = [f for part in parts for f in dataclasses.fields(part) if f.default is dataclasses.MISSING]
-    examples = {field.name: example(field, frozen) for field in needed}
-    return TINY | {"method": name} | SMALL.get(name, {}) | examples | keys
-
-
 def build(name, keys, frozen, bf16=False):
     """(the method, a loader, an optimizer)"""
     checked = params.check(raw_params(name, keys, frozen), Path("params.json"))
@@ -129,6 +139,11 @@ def steps(learner, optimizer, batches):
         terms["loss"].backward()
         optimizer.step()
         yield {name: value.detach() for name, value in terms.items()}
+
+
+def test_only_labels_for_data_free_attacks_are_refused():
+    data_free = [name for name in method.names()["attack"] if issubclass(method.find(name), DataFree)]
+    assert {f"{name} label": f'params.json: "answers": {name} needs logits' for name in data_free} == REFUSED
 
 
 @every_case

@@ -50,6 +50,8 @@ def test_a_released_file_needs_no_new_key():
         "clip_grad_norm": 0.0,
         "seed": 0,
         "resume": None,
+        "validation": 0.0,
+        "test_at_end": False,
     }
     assert vars(check()) == RELEASED | defaults | {"augmentation": True, "cuda": True}
 
@@ -76,8 +78,16 @@ def test_the_old_name_of_a_key_is_read():
     assert key_changes.apply({"compile": True}, {"cuda_graph": False}) == {"cuda_graph": False}
     assert key_changes.apply({"cuda_graph": True}, {"compile": False}) == {"cuda_graph": False}
     for values in ((True, False), (True, True)):
-        with pytest.raises(UserError, match='unknown key "compile"'):
+        with pytest.raises(UserError, match='"compile" is the old name of "cuda_graph"'):
             check(**dict(zip(("compile", "cuda_graph"), values, strict=True)))
+
+
+def test_the_default_method_is_no_change_and_is_not_written():
+    raw = TINY | {"teacher_model": "net", "teacher_resume": "x.tar", "temperature": 4, "alpha": 0.9}
+    before = dict(raw)
+    assert key_changes.effective(raw, {"method": "kd"}) == {}
+    assert key_changes.effective(raw, {"method": "htc", "alpha": 0.9}) == {"method": "htc"}
+    assert "method" not in key_changes.apply(raw, {"alpha": 0.5}) and raw == before
 
 
 def test_options_of_the_network_are_keys():

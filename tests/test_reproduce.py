@@ -65,8 +65,22 @@ def test_dry_run_lists_each_run_once_after_what_it_needs(target):
     assert all(order.index(need) < order.index(run) for run, needs in found.items() for need in needs)
 
 
+BENCHMARKS = {
+    # teachers: rows with one of their own, of 5 seeds and the tuning seed; searches and finals: of 3 presets
+    "benchmark_digits": f"{2 * 6} teachers, {3 * (3 + 2)} searches of 9 draws, {3 * (2 * 3 + 2) * 5} final students",
+    "benchmark_CIFAR10-small": f"{5 * 6} teachers, {3 * (8 + 2)} searches of 9 draws, {3 * 18 * 5} final students",
+}
+
+
+@pytest.mark.parametrize("target", BENCHMARKS)
+def test_dry_run_of_a_benchmark_is_one_line(target):
+    done = script("reproduce.py", target, "--dry_run")
+    assert done.status == 0 and done.out.count("\n") == 1 and done.out.endswith(f": {BENCHMARKS[target]}\n")
+
+
 def test_every_target_is_counted_above():
-    assert set(tables.read_targets()) == set(RUNS)
+    assert set(tables.read_targets()) == set(RUNS) | set(BENCHMARKS)
+    assert {name for name in tables.read_targets() if tables.is_benchmark(name)} == set(BENCHMARKS)
 
 
 def test_a_folder_is_all_that_is_in_it():
@@ -250,7 +264,7 @@ def test_metrics_of_an_earlier_run_are_no_progress(tmp_path):
     class Slow:
         room = 1
 
-        def start(self, _):
+        def start(self, _, until):
             self.waits = 0
 
         def wait(self, seconds):
@@ -259,9 +273,6 @@ def test_metrics_of_an_earlier_run_are_no_progress(tmp_path):
                 (folder / "metrics.jsonl").write_text("{}\n")
             seen.append(at_work.done[str(folder)])
             return [(str(folder), None)] if self.waits == 4 else []
-
-        def stop(self):
-            pass
 
     at_work.run(Slow())
     assert seen == [0, 0, 1, 1] and at_work.done[str(folder)] == 3

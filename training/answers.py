@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import uuid
 
 import torch
 from torch import nn
@@ -74,6 +75,9 @@ class StoredAnswers:
                 self.asked.append(self.current)
         return self.current
 
+    def answer(self, logits):
+        return self.rule.answer(logits)
+
     def batches(self, loader):
         """The batches of `loader`. Its current images are answered from the file."""
         self.stored, self.asked, self.first = self.read(loader), [], 0
@@ -106,12 +110,11 @@ class StoredAnswers:
 
     def write(self, epoch, answers):
         size = answers.numel() * answers.element_size()
-        used = sum(path.stat().st_size for path in self.folder.rglob("*.tar"))
-        if used + size > self.limit:
-            return
         file = self.file(epoch)
-        unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")  # other students may write the same answers
+        unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")  # other students may write the same answers
         try:
+            if sum(path.stat().st_size for path in self.folder.rglob("*.tar")) + size > self.limit:
+                return
             file.parent.mkdir(parents=True, exist_ok=True)
             checkpoint.save(unfinished, {"answers": answers.cpu(), "digest": self.digest})
             os.replace(unfinished, file)

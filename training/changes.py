@@ -7,6 +7,7 @@ from training.params import Common, defaults, schema, with_method, with_new_name
 from utils.errors import UserError, suggest
 from utils.keys import shorten
 
+LONGEST_VALUE = 400  # characters of a value in `differences`: paths often differ in their last parts
 IGNORED = ("cuda", "num_workers", "stored_answers_gib")
 
 
@@ -64,7 +65,8 @@ def differences(old, new):
         before, after = old.get(name), new.get(name)
         grown = name == "num_epochs" and isinstance(before, int) and isinstance(after, int) and after > before
         if name not in IGNORED and before != after and not grown:
-            lines.append(f'"{name}": {shorten(json.dumps(before))} in that run, {shorten(json.dumps(after))} now')
+            before, after = (shorten(json.dumps(value), LONGEST_VALUE) for value in (before, after))
+            lines.append(f'"{name}": {before} in that run, {after} now')
     return lines
 
 

@@ -133,7 +133,11 @@ def schema(raw):
     """{name: dataclass field} of all keys of a run with this `method`, `release` and `model_name`."""
     fields = {field.name: field for part in (Common, *own_params(raw)) for field in dataclasses.fields(part)}
     if isinstance(raw.get("model_name"), str):
-        for name, default in model.options(raw["model_name"]).items():
+        try:
+            options = model.options(raw["model_name"])
+        except UserError as error:
+            raise UserError(f'"model_name": {error}') from None
+        for name, default in options.items():
             fields[name] = key(f"of {raw['model_name']}", default=default)
             fields[name].name, fields[name].type = name, type(default)
     return fields

@@ -47,9 +47,9 @@ def wrong(name, value, field):
     return [f'"{name}": must be {rule}, not {shown}'] if bad else []
 
 
-def shorten(text):
-    """`text`, cut after LONGEST characters."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+def shorten(text, longest=LONGEST):
+    """`text`, cut after `longest` characters."""
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
 
 
 TYPE_NAMES = {

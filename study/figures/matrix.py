@@ -79,8 +79,8 @@ def frame(ax, row, column):
 def find_matrix(target):
     """The Matrix of this name. Raises UserError with the names of all matrices if there is none."""
     targets = tables.read_targets()
-    matrices = [name for name, data in targets.items() if "defences" in data]
-    table = tables.load_table(target) if target in targets else None
+    matrices = [name for name, data in targets.items() if "defences" in data and "presets" not in data]
+    table = tables.load_table(target) if target in targets and not tables.is_benchmark(target) else None
     if not isinstance(table, tables.Matrix):
         raise UserError(f'"{target}" is no matrix; there are {", ".join(matrices)}{suggest(target, matrices)}')
     return table

@@ -1,0 +1,328 @@
+"""The benchmark: the search for a thief, verdicts, cards, and a tiny benchmark from end to end."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from conftest import experiment, grow, metrics, same_weights, train
+from projects import command, commands, copy_code, set_root
+
+from method.attack import Attack
+from study import autosteal, benchmark, cards, launch, plan, protocol
+from training import experiment as runs
+from training import params, spec
+from utils.errors import UserError
+
+STUDENT = {"learning_rate": 0.001, "num_epochs": 9}
+
+# AutoSteal
+
+
+def test_draws_are_a_function_of_the_seed():
+    attacks = ("kd", "htc", "averager")
+    one, again, other = (autosteal.draw_thieves(attacks, 9, STUDENT, seed) for seed in (0, 0, 1))
+    assert one == again != other and len(one) == 9
+    assert one[0] == other[0] == protocol.PASSIVE
+    assert autosteal.draw_thieves(attacks, 5, STUDENT, 0) == one[:5]  # more draws do not change the first ones
+    assert [drawn["method"] for drawn in one] == ["kd", "htc", "averager"] * 3
+
+
+def test_draws_lie_in_the_search_space():
+    space = autosteal.space_of("kd")
+    assert set(space) == {"temperature", "alpha"} and not set(space) & set(vars(Attack.Params))
+    for drawn in autosteal.draw_thieves(["kd"], 40, STUDENT, 0)[1:]:
+        assert drawn.keys() == {"method", "temperature", "alpha", "learning_rate"}
+        assert all(drawn[name] in values for name, values in space.items())
+        assert drawn["learning_rate"] in (0.0005, 0.001, 0.002)
+
+
+def test_students_without_a_teacher_get_as_many_draws():
+    alone, smooth = (autosteal.draw_students(9, STUDENT, 100, smoothing) for smoothing in (False, True))
+    assert len(alone) == len(smooth) == 9 and alone[0] == {} and smooth[0] == {"label_smoothing": 0.1}
+    assert all(drawn.keys() == {"learning_rate"} for drawn in alone[1:])
+    assert all(drawn["label_smoothing"] in protocol.SMOOTHING[1:] for drawn in smooth)
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs", "expected"),
+    [
+        (9, 9, [(9, 3), (3, 9)]),
+        (10, 9, [(10, 1), (4, 3), (2, 9)]),
+        (27, 90, [(27, 10), (9, 30), (3, 90)]),
+        (4, 3, [(4, 1), (2, 3)]),
+        (3, 5, [(3, 5)]),
+        (1, 5, [(1, 5)]),
+        (9, 2, [(9, 1), (3, 2)]),
+    ],
+)
+def test_rungs_by_hand(count, epochs, expected):
+    """A third of the draws go on, rounded up, three times as far; the last rung trains all epochs."""
+    assert autosteal.rungs(count, epochs) == expected
+
+
+def test_ties_go_to_the_earlier_draw():
+    assert autosteal.best({2: 50.0, 0: 50.0, 1: 60.0, 3: 50.0}, 3) == [1, 0, 2]
+
+
+def test_values_at_the_edge_of_the_space():
+    assert autosteal.at_edge({"method": "kd", "temperature": 50, "alpha": 1}) == ["temperature"]  # 0 and 1 bound alpha
+    assert autosteal.at_edge({"method": "kd", "temperature": 8, "alpha": 0.5}) == []
+
+
+def test_a_run_until_an_epoch_is_continued_exactly(tmp_path):
+    """What successive halving does: epoch 2, then 5, against 5 at once, with a schedule between them."""
+    keys = {"num_epochs": 5, "schedule": [3], "validation": 0.2, "learning_rate": 0.01}
+    whole, cut = (experiment(tmp_path / name, **keys) for name in ("whole", "cut"))
+    train(whole)
+    for until, epochs in ((2, 2), (1, 2), (5, 5)):
+        runs.train(cut, params.load(cut), "", until=until)
+        assert len(metrics(cut)) == epochs
+    for name in ("best_model.tar", "last_model.tar"):
+        assert same_weights(whole / name, cut / name)
+    assert metrics(whole) == metrics(cut)
+
+
+class Here:
+    """An executor that trains in this process."""
+
+    room = 1
+
+    def __init__(self):
+        self.trained, self.ended = [], []
+
+    def start(self, folder, until):
+        self.trained.append((folder, until))
+        runs.train(plan.from_root(folder), params.load(plan.from_root(folder)), "", until=until)
+        self.ended.append((folder, None))
+
+    def wait(self, seconds):
+        ended, self.ended = self.ended, []
+        return ended
+
+
+def test_a_runner_stops_where_it_is_told(tmp_path):
+    folder = experiment(tmp_path / "x", num_epochs=3, validation=0.2, test_at_end=True)
+    run, at_work = spec.make(folder), Here()
+    for until, epochs, scored in ((2, 2, False), (2, 2, False), (1, 2, False), (None, 3, True), (None, 3, True)):
+        runner = launch.Runner(plan.Plan([run]), {run.folder: until} if until else {})
+        runner.run(at_work)
+        assert not runner.unfinished() and len(metrics(folder)) == epochs
+        assert (folder / "test.json").exists() == scored
+    assert [until for _, until in at_work.trained] == [2, 3]
+    (folder / "test.json").unlink()  # killed between the last epoch and the score
+    launch.Runner(plan.Plan([run])).run(at_work)
+    assert len(at_work.trained) == 3 and (folder / "test.json").exists()
+
+
+# Verdicts
+
+
+def test_paired_interval_by_hand():
+    """Differences 1, 2, 3: mean 2, deviation 1, t of two degrees of freedom 4.303."""
+    found = protocol.paired([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
+    half = 4.303 / math.sqrt(3)
+    assert (found["mean"], found["n"]) == (2.0, 3)
+    assert (found["low"], found["high"]) == pytest.approx((2 - half, 2 + half))
+    assert protocol.paired([1.0], [2.0]) == {"mean": -1.0, "low": None, "high": None, "n": 1}
+    with pytest.raises(ValueError):
+        protocol.paired([1.0], [1.0, 2.0])
+
+
+def between(low, high):
+    return {"mean": (low + high) / 2, "low": low, "high": high, "n": 5}
+
+
+@pytest.mark.parametrize(
+    ("score", "price", "void", "expected"),
+    [
+        (between(0.1, 2), between(0.8, 1.2), False, "holds"),
+        (between(0.1, 2), between(0.9, 1.2), False, "holds, at a price"),
+        (between(0.0, 2), between(0, 0.1), False, "does not hold"),
+        (between(-3, -1), between(0, 0.1), False, "does not hold"),
+        (protocol.interval([5.0]), between(0, 0.1), False, "does not hold"),
+        (between(0.1, 2), between(0, 0.1), True, "not shown"),
+    ],
+)
+def test_verdicts(score, price, void, expected):
+    assert protocol.verdict(score, price, void) == expected
+
+
+# Cards
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    set_root(monkeypatch, tmp_path)
+    made = [{"defence": name, "preset": "few", "score": {"mean": 0.1 + 0.2}} for name in ("nasty", "none")]
+    cards.write_cards("mine", [card | {"digest": cards.digest(card)} for card in made])
+    return tmp_path / "results/mine.cards.jsonl"
+
+
+def test_cards_are_written_and_read(written):
+    found = cards.read_cards("mine")
+    assert [card["defence"] for card in found] == ["nasty", "none"]
+    new = {"defence": "none", "preset": "few", "score": {"mean": 7}}
+    cards.write_cards("mine", [new | {"digest": cards.digest(new)}])
+    assert [card["score"]["mean"] for card in cards.read_cards("mine")] == [0.1 + 0.2, 7]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("0.30000000000000004", "0.4", "line 1: the card was edited, its digest differs"),
+        ('"defence": "nasty"', '"defence": "better"', "line 1: the card was edited, its digest differs"),
+        ('"digest": "', '"digest": "0', "line 1: the card was edited, its digest differs"),
+        ('"digest"', '"other"', "line 1 is not a card"),
+        ("{", "", "line 1 is not a card"),
+    ],
+)
+def test_a_card_edited_by_hand_is_refused(old, new, words, written):
+    written.write_text(written.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=words):
+        cards.read_cards("mine")
+    with pytest.raises(UserError, match=words):
+        cards.write_cards("mine", [])
+
+
+def test_no_cards_yet(tmp_path, monkeypatch):
+    set_root(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match=r"python reproduce\.py mine"):
+        cards.read_cards("mine")
+
+
+# A benchmark
+
+MINI = {
+    "title": "Miniature",
+    "source": "nobody, 2031",
+    "template": {"defended": "mini/kd_nasty/student", "undefended": "mini/kd_normal/student"},
+    "alone": "mini/baseline/student",
+    "attacks": ["kd", "htc"],
+    "presets": ["insider", "label_only"],
+    "draws": 4,
+    "seeds": [0, 1],
+    "tuning_seed": 100,
+    "defences": {
+        "none": {"student": "mini/kd_normal/student"},
+        "nasty": {"student": "mini/kd_nasty/student", "strengths": {"weight": [0.5, 0.1]}},
+        "stingy": {"student": "mini/kd_normal/student", "changes": {"release": "stingy", "rho": 0.2}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = copy_code(tmp_path_factory.mktemp("project"))
+    grow(root / "experiments/mini", Path("experiments/mini"), num_epochs=3)
+    (root / "experiments/tables.json").write_text(json.dumps({"mini": MINI}))
+    return root
+
+
+@pytest.fixture
+def inside(project, monkeypatch):
+    set_root(monkeypatch, project)
+    return project
+
+
+def test_runs_of_a_benchmark(inside):
+    """Planned only: who holds back images, whose test images are scored, and with which seeds."""
+    mini = benchmark.Benchmark("mini", None)
+    assert mini.rows == ["none", "nasty", "stingy"]
+    insider, labels = (benchmark.Contest("nasty", preset) for preset in ("insider", "label_only"))
+    tuned, final = mini.student(insider, {"alpha": 0.5}, 100), mini.student(labels, {}, 1, final=True)
+    assert (tuned.raw["validation"], tuned.raw.get("test_at_end", False), tuned.raw["seed"]) == (0.2, False, 100)
+    assert (final.raw["answers"], final.raw["test_at_end"], final.raw["seed"]) == ("label", True, 1)
+    for student in (tuned, final):
+        teacher = student.sources["teacher_resume"]
+        assert teacher.raw["validation"] == 0.1 and teacher.raw["seed"] == student.raw["seed"]
+    alone = mini.student(benchmark.Contest(benchmark.ALONE, "label_only"), {}, 1, final=True)
+    assert "answers" not in alone.raw and alone.raw["validation"] == 0.2
+    assert mini.teacher("none", 0) == mini.teacher("stingy", 0) != mini.teacher("nasty", 0)
+    assert mini.teacher("nasty", 0, {"weight": 0.5}).raw["weight"] == 0.5
+
+
+@pytest.mark.parametrize(("accuracies", "weight"), [((79, 79), 0.5), ((78.9, 79), 0.1), ((10, 10), 0.1)])
+def test_the_largest_strength_within_the_price_is_chosen(accuracies, weight, inside, monkeypatch):
+    """The undefended teacher has 80 %; if none is within the price, the weakest is taken."""
+    found = {0.5: accuracies[0], 0.1: accuracies[1]}
+    monkeypatch.setattr(benchmark, "validation_accuracy", lambda run, until=None: found.get(run.raw.get("weight"), 80))
+    executed = []
+    mini = benchmark.Benchmark("mini", executed.extend)
+    mini.choose_strengths()
+    assert mini.strength == {"none": {}, "nasty": {"weight": weight}, "stingy": {}}
+    assert len(executed) == 3 and all(run.seed == 100 for run, _ in executed)
+
+
+def test_the_search_halves_by_validation_accuracy(inside, monkeypatch):
+    """Later draws are better here until epoch 1; of the two that go on, the later one is worse at the end."""
+    mini, executed, numbers = benchmark.Benchmark("mini", lambda runs: executed.append(runs)), [], {}
+    contest = benchmark.Contest("none", "insider")
+    for number, drawn in enumerate(mini.draws(contest)):
+        numbers[mini.student(contest, drawn, 100).folder] = number
+    assert len(numbers) == 4
+    monkeypatch.setattr(
+        benchmark, "validation_accuracy", lambda run, until=None: numbers[run.folder] * (1 if until == 1 else -1)
+    )
+    mini.search([contest])
+    assert [[(numbers[run.folder], until) for run, until in rung] for rung in executed] == [
+        [(0, 1), (1, 1), (2, 1), (3, 1)],
+        [(3, 3), (2, 3)],
+    ]
+    assert mini.chosen == {contest: mini.draws(contest)[2]}
+
+
+def test_mistakes_of_a_benchmark(inside):
+    with pytest.raises(UserError, match="unknown preset"):
+        benchmark.Benchmark("mini", None, presets=["insidr"])
+    with pytest.raises(UserError, match=r'no such defence; .* did you mean "nasty"'):
+        benchmark.Benchmark("mini", None, ["nastu"])
+
+
+@pytest.fixture(scope="module")
+def ran(project):
+    return command(project, "reproduce.py", "mini", "--jobs", "1", "--rows", "nasty")
+
+
+@pytest.mark.slow
+def test_from_end_to_end(project, ran, inside):
+    assert ran.status == 0, ran.err
+    found = cards.read_cards("mini")
+    assert [(card["defence"], card["preset"]) for card in found] == [
+        ("nasty", "insider"), ("nasty", "label_only"), ("none", "insider"), ("none", "label_only"),
+    ]  # fmt: skip
+    for card in found:
+        thief, alone, smooth = (card[part]["accuracy"] for part in ("thief", "alone", "yardstick"))
+        assert card["score"] == protocol.paired(smooth, thief) and card["seeds"] == [0, 1] and len(alone) == 2
+        assert card["gap"] == protocol.paired(thief, card["passive"]["accuracy"])
+        assert card["thief"]["queries"] == 3 * 71  # 89 images without 18 that are held back
+        assert card["verdict"] in ("holds", "holds, at a price", "does not hold", "not shown")
+        assert card["thief"]["attack"] in MINI["attacks"] and len(set(card["teacher"]["weights"])) == 2
+    nasty, none = found[0], found[2]
+    assert nasty["alone"] == none["alone"] and none["teacher"]["price"]["mean"] == 0
+    assert nasty["teacher"]["settings"]["weight"] in (0.5, 0.1)
+
+
+@pytest.mark.slow
+def test_tuning_reads_no_test_images(project, ran):
+    assert ran.status == 0, ran.err
+    checked = 0
+    for path in (project / "experiments/mini").rglob("metrics.jsonl"):
+        raw = json.loads((path.parent / "params.json").read_text())
+        assert all("test" not in line for line in metrics(path.parent))
+        complete = len(metrics(path.parent)) == 3
+        assert (path.parent / "test.json").exists() == (bool(raw.get("test_at_end")) and complete)
+        checked += not complete
+    assert checked > 0  # draws that did not go on
+
+
+@pytest.mark.slow
+def test_repeated_it_trains_nothing_and_writes_the_same_cards(project, ran):
+    assert ran.status == 0, ran.err
+    before = (project / "results/mini.cards.jsonl").read_bytes()
+    written = {path: path.stat().st_mtime_ns for path in (project / "experiments").rglob("last_model.tar")}
+    again, printed = commands(project, "reproduce.py mini --jobs 1 --rows nasty", "results.py mini")
+    assert again.status == printed.status == 0, again.err + printed.err
+    assert (project / "results/mini.cards.jsonl").read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in (project / "experiments").rglob("last_model.tar")} == written
+    assert sorted(printed.out.split()) == sorted(again.out.split()) and "nasty" in printed.out
