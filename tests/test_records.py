@@ -32,7 +32,7 @@ def test_records_are_of_experiments_that_exist_and_each_of_another_run():
         assert run == spec.make(run.experiment, *map(dict, (run.changes, run.teacher_changes, run.common)), run.seed)
         assert run.folder not in folders, where
         folders.add(run.folder)
-    assert len(folders) == len(LINES) >= 482
+    assert len(folders) == len(LINES) > 0
 
 
 def test_records_hold_what_their_definition_says():

@@ -26,7 +26,12 @@ from training import spec
 RUNS = {
     "table1": 4 + 1 + 8,
     "table1_CIFAR10-small": 3 + 1 + 6,
-    "table1_digits": 3 + 1 + 6,
+    "table1_digits": 3 + 1 + 4,
+    "table1_digits-all-images": 3 + 1 + 6,
+    "defences_CIFAR10": 5 + 3 * 6,
+    "defences_CIFAR100": 1 + 4 + 3 * 4 + 2 + 3 * 3,
+    "stingy_TinyImageNet": 1 + 3,
+    "width": 3 * 2 + 1,
     "table2": 3 + (3 + 1 + 3) + 2 * (1 + 4 + 1 + 4),
     "table3": 3 + (3 + 1 + 3) + 2 * (1 + 4 + 1 + 4),
     "table4": 3 + 2 + 4 + 3 * (1 + 4),
@@ -162,7 +167,7 @@ def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
     done = script("reproduce.py", root / "kd_normal", "--seeds", "4", "--jobs", "1")
     assert done.status == 1 and "Traceback" not in done.err
     assert (
-        f'student,seed=4: holds a run with other parameters: "teacher_resume": there "{root}/baseline/stu' in done.err
+        f'student,seed=4: holds a run with other parameters: "teacher_resume": "{root}/baseline/stu' in done.err
     )
     assert (root / "baseline/teacher,seed=4/last_model.tar").exists()
 

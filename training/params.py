@@ -103,7 +103,7 @@ def check(raw, path):
 
 def unknown_key(name, fields):
     if name in OLD_NAMES:
-        return f'"{name}" is the old name of "{OLD_NAMES[name]}", which the file has too'
+        return f'"{name}" is the old name of "{OLD_NAMES[name]}", which is given as well'
     return f'unknown key "{shorten(name)}"{suggest(name, fields)}'
 
 
