@@ -138,11 +138,11 @@ bad_teacher("teacher with code", saved({"state_dict": {}, "x": Evil()}), "more t
 bad_teacher("pickled code", lambda file: file.write_bytes(pickle.dumps(Evil(), 2)), "more than plain tensors")
 bad_teacher("pickled code of our day", lambda file: file.write_bytes(pickle.dumps(Evil())))
 bad_teacher("network as teacher", saved(torch.nn.Linear(1, 1)), "more than plain tensors")
-bad_teacher("teacher is a tensor", saved(torch.zeros(3)), "no checkpoint")
-bad_teacher("teacher is a list", saved([1, 2]), "no checkpoint")
-bad_teacher("weights are a number", saved({"state_dict": 3}), "no checkpoint")
-bad_teacher("weights are a tensor", saved({"state_dict": torch.zeros(3)}), "no checkpoint")
-bad_teacher("weights are numbers", saved({"state_dict": {"fc1.weight": 1}}), "no checkpoint")
+bad_teacher("teacher is a tensor", saved(torch.zeros(3)), "not a checkpoint")
+bad_teacher("teacher is a list", saved([1, 2]), "not a checkpoint")
+bad_teacher("weights are a number", saved({"state_dict": 3}), "not a checkpoint")
+bad_teacher("weights are a tensor", saved({"state_dict": torch.zeros(3)}), "not a checkpoint")
+bad_teacher("weights are numbers", saved({"state_dict": {"fc1.weight": 1}}), "not a checkpoint")
 bad_teacher("no weights", saved({}), "released/best_model.tar")
 
 
@@ -279,7 +279,9 @@ used_folder(
     '"seed": 0 in that run',
 )
 used_folder("fewer epochs", rewrite(num_epochs=1), '"num_epochs": 2 in that run, 1 now')
-used_folder("own checkpoint truncated", own(truncated), "last_model.tar: truncated", "move it away")
+used_folder(
+    "own checkpoint truncated", own(truncated), "last_model.tar: not a checkpoint, or truncated", "move it away"
+)
 used_folder("own checkpoint with code", own(saved({"x": Evil()})), "last_model.tar: holds more than plain tensors")
 used_folder(
     "checkpoint of the released code",
