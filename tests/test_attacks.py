@@ -183,7 +183,7 @@ def test_heads_are_trained_but_not_part_of_the_student(trained):
     [
         ({"loc": 0}, '"loc": must be at least 1'),
         ({"loc": 3, "kd_delay": 0}, '"loc": net has 3 stages; must be below that, not 3'),
-        ({"kd_delay": 2}, '"kd_delay": 2 of 2 epochs: the teacher is never heard'),
+        ({"kd_delay": 2}, '"kd_delay": 2 of 2 epochs: no head ever learns from the teacher'),
         ({}, '"kd_delay": 20 of 2 epochs'),
     ],
 )

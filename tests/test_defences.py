@@ -370,7 +370,7 @@ REFUSED = {  # name: (keys, from the folders of an SDB teacher, of the trained e
     "no key file": (lambda s, t, f: keyed(f / "text"), "text/key.tar: not a checkpoint, or truncated"),
     "a tensor for a key": (lambda s, t, f: keyed(f / "tensor"), "tensor/key.tar: has no key"),
     "a number for an image": (lambda s, t, f: keyed(f / "number"), "a key of shape (), not (1, 3, 32, 32)"),
-    "λ in the key file": (lambda s, t, f: keyed(f / "mixed"), "mixed/key.tar: a key with λ = 5.0, which must be"),
+    "λ in the key file": (lambda s, t, f: keyed(f / "mixed"), "mixed/key.tar: λ = 5.0 of the key must be above 0"),
     "file without a key": (lambda s, t, f: keyed(f / "empty"), "empty/key.tar: has no key"),
     "key of another shape": (
         lambda s, t, f: keyed(f / "large"),

@@ -166,9 +166,7 @@ def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
     file.write_text(file.read_text().replace("baseline/teacher,seed=4", "baseline/student"))
     done = script("reproduce.py", root / "kd_normal", "--seeds", "4", "--jobs", "1")
     assert done.status == 1 and "Traceback" not in done.err
-    assert (
-        f'student,seed=4: holds a run with other parameters: "teacher_resume": "{root}/baseline/stu' in done.err
-    )
+    assert f'student,seed=4: holds a run with other parameters: "teacher_resume": "{root}/baseline/stu' in done.err
     assert (root / "baseline/teacher,seed=4/last_model.tar").exists()
 
 

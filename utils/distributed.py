@@ -22,7 +22,7 @@ def leave():
 
 
 class Step(nn.Module):
-    """`method.losses` as a module that owns what is trained, for DistributedDataParallel to wrap."""
+    """`method.losses` as a module with the trained weights, which DistributedDataParallel wraps."""
 
     def __init__(self, method):
         super().__init__()

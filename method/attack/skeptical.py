@@ -7,7 +7,7 @@
 
 o_0  the student s, trained                              t    the teacher, frozen
 o_1  its deepest auxiliary head: on the last stage but   y    the label
-     one; o_2 is one stage shallower, and so on          T    temperature;  σ_T  softmax(·/T)
+     one; o_2 is one stage shallower, o_3 two, …         T    temperature;  σ_T  softmax(·/T)
 o_l  the head that learns from t, l = `loc`              α    share of the teacher in that head's loss
 h    the heads o_1 and o_l                               D    `kd_delay`, counted from 0
 
