@@ -284,7 +284,7 @@ used_folder(
     '"seed": 0 in that run',
 )
 used_folder("fewer epochs", rewrite(num_epochs=1), '"num_epochs": 2 in that run, 1 now')
-used_folder("own checkpoint truncated", own(truncated), "last_model.tar: not a checkpoint, or truncated", "move it away")
+used_folder("own checkpoint truncated", own(truncated), "last_model.tar: not a checkpoint, or trunc", "move it away")
 used_folder("own checkpoint with code", own(saved({"x": Evil()})), "last_model.tar: holds more than plain tensors")
 used_folder(
     "checkpoint of the released code",

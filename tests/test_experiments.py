@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from training import params
+
 ROOT = Path(__file__).resolve().parents[1] / "experiments"
 DATASETS = {"CIFAR10": "cifar10", "CIFAR100": "cifar100", "TinyImageNet": "tiny_imagenet"}
 TREE = {
@@ -155,8 +157,8 @@ def test_the_release_is_complete():
 
 
 def test_params_follow_the_settings_table():
-    for experiment, params in TREE.items():
-        assert list(params.items()) == list(expected(experiment).items()), experiment
+    for experiment, raw in TREE.items():
+        assert list(raw.items()) == list(expected(experiment).items()), experiment
 
 
 def test_resume_is_an_experiment_with_that_model():
