@@ -1,5 +1,6 @@
 """Data sets, loaders and augmentation, compared with torchvision on PIL images."""
 
+import itertools
 import pickle
 from pathlib import Path
 
@@ -137,6 +138,18 @@ def test_epochs_and_seeds_differ():
             loader.set_epoch(epoch)
             orders.add(tuple(torch.cat([labels for _, labels in loader]).tolist()))
     assert len(orders) == 16
+
+
+def test_roles_differ_in_order_and_augmentation():
+    orders, crops = set(), set()
+    for seed, epoch, role in itertools.product(range(3), repeat=3):
+        loader = make(seed=seed, role=role)
+        loader.set_epoch(epoch)
+        order, draws = loader.plan()
+        orders.add(tuple(order.tolist()))
+        crops.add(tuple(draws["top"].tolist()))
+    assert len(orders) == len(crops) == 27
+    assert equal(list(make()), list(make(role=0)))
 
 
 def test_an_image_is_augmented_anew_in_each_epoch():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, experiment, files, metrics, script, train, weights
+from conftest import ROOT, SCRIPTS, experiment, files, metrics, script, train, weights
 from torch import nn
 
 from method import Method
@@ -231,3 +231,16 @@ def test_the_commit_in_the_log_is_dirty_where_source_files_differ(tmp_path, monk
         (tmp_path / name).write_text("2\n")
         assert environment.commit() == f"{head}-dirty"
         environment.git("checkout", "--quiet", "method.py")
+
+
+def test_a_defence_sees_batches_in_another_order_than_its_adversary(trained, tmp_path, monkeypatch):
+    orders = {}
+    for name in SCRIPTS:
+        folder = experiment(tmp_path / name, **json.loads((trained / name / "params.json").read_text()))
+        loaders = []
+        monkeypatch.setattr(engine, "train", lambda method, loader, *rest, kept=loaders: kept.append(loader))
+        train(folder)
+        orders[name] = loaders[0].plan()[0].tolist()
+    assert orders["baseline/teacher"] == orders["baseline/student"] == orders["kd_normal/student"]
+    assert orders["baseline/teacher"] != orders["kd_nasty/nasty"]
+    assert sorted(orders["baseline/teacher"]) == sorted(orders["kd_nasty/nasty"])

@@ -60,10 +60,10 @@ class Dataset:
     test: Split
     summary: str  # one line for the log
 
-    def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1, ahead=False):
+    def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1, ahead=False, role=0):
         """Shuffled batches. UserError where a process would be left with one image, too few for batch norm.
 
-        ahead: on a GPU, assemble several batches at once.
+        ahead: on a GPU, assemble several batches at once. role: see `Loader`.
         """
         smallest = (len(self.train) % batch_size or batch_size) // world_size
         if smallest < 2:
@@ -72,7 +72,7 @@ class Dataset:
                 "batch norm needs 2: choose another batch_size or subset_percent"
             )
         kinds = self.spec.augmentation if augmentation else ()
-        loader = Loader(self.train, self.spec, batch_size, kinds, True, seed, rank, world_size)
+        loader = Loader(self.train, self.spec, batch_size, kinds, True, seed, rank, world_size, role=role)
         if ahead and self.train.images.is_cuda:
             loader.together = max(1, AHEAD // batch_size)
         return loader
@@ -84,16 +84,17 @@ class Dataset:
 class Loader:
     """Batches of a split: every image once an epoch; the last batch may be smaller.
 
-    Order and augmentation are a function of (seed, epoch) alone, the same on every device. Of several processes,
-    process `rank` is given every `world_size`-th image of each batch: together they see what one would. `weight` is
-    what the loss of the current share must be multiplied by for its mean over processes to be that of the batch.
-    `together` is how many batches are assembled at once, which changes no pixel of them.
+    Order and augmentation are a function of (seed, epoch, role), the same on every device. Loaders with one seed and
+    different roles shuffle and augment independently of each other. Of several processes, process `rank` is given
+    every `world_size`-th image of each batch: together they see what one would. `weight` is what the loss of the
+    current share must be multiplied by for its mean over processes to be that of the batch. `together` is how many
+    batches are assembled at once, which changes no pixel of them.
     """
 
-    def __init__(self, split, spec, batch_size, augmentation=(), shuffle=False, seed=0, rank=0, world_size=1):
+    def __init__(self, split, spec, batch_size, augmentation=(), shuffle=False, seed=0, rank=0, world_size=1, role=0):
         self.split, self.batch_size = split, batch_size
         self.augmentation, self.shuffle = augmentation, shuffle
-        self.seed, self.epoch = seed, 0
+        self.seed, self.epoch, self.role = seed, 0, role
         self.rank, self.world_size, self.weight = rank, world_size, 1.0
         self.mean = torch.tensor(spec.mean, device=split.images.device)
         self.std = torch.tensor(spec.std, device=split.images.device)
@@ -121,8 +122,9 @@ class Loader:
     def plan(self):
         """The epoch's order, int64 (N,), and its draws, in that order; drawn on the CPU, sent once."""
         count, device = len(self.split), self.split.images.device
-        # One number out of two, so that seed 0's epoch 1 is not seed 1's epoch 0.
-        state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
+        # A hash, so that seed 0's epoch 1 is not seed 1's epoch 0.
+        numbers = (self.seed, self.epoch, self.role) if self.role else (self.seed, self.epoch)
+        state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         draws = draw(self.augmentation, count, generator)

@@ -144,7 +144,11 @@ def train(folder, params, data_dir, gpu_id=None, download=False):
     learner.folder, learner.log = run.folder, run.log
     run.check_origins(learner.zoo.origins)
     share = distributed.RANK, distributed.WORLD_SIZE
-    loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share, ahead=params.compile)
+    # A defence and its adversarial network share a seed. The role gives the defence another order of batches.
+    role = 1 if method.kind(params.method) == "defend" else 0
+    loader = dataset.train_loader(
+        params.batch_size, params.augmentation, params.seed, *share, ahead=params.compile, role=role
+    )
     with run.opened(environment.describe(device, params.precision)):
         run.log(f"Data: {dataset.summary}")
         engine.train(learner, loader, dataset.test_loader(), params, run)
