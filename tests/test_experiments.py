@@ -162,15 +162,15 @@ def test_params_follow_the_settings_table():
 
 
 def test_resume_is_an_experiment_with_that_model():
-    for experiment, params in TREE.items():
+    for experiment, raw in TREE.items():
         for role in ("adversarial", "teacher"):
-            if f"{role}_resume" in params:
+            if f"{role}_resume" in raw:
                 network = source(params, role)
-                assert Path(params[f"{role}_resume"]).name == "best_model.tar", experiment
-                assert TREE[network]["dataset"] == params["dataset"], experiment
-                assert TREE[network]["model_name"] == params[f"{role}_model"], experiment
-        if "key_resume" in params:
-            assert params["key_resume"] == params["teacher_resume"].replace("best_model", "key"), experiment
+                assert Path(raw[f"{role}_resume"]).name == "best_model.tar", experiment
+                assert TREE[network]["dataset"] == raw["dataset"], experiment
+                assert TREE[network]["model_name"] == raw[f"{role}_model"], experiment
+        if "key_resume" in raw:
+            assert raw["key_resume"] == raw["teacher_resume"].replace("best_model", "key"), experiment
             assert TREE[network]["method"] == "sdb", experiment
 
 
