@@ -73,10 +73,10 @@ def conclude(table, source, rows):
     if any(entry is None or entry["best"] is None for entry in wanted):
         return None
     seeds = min(entry["n"] for entry in wanted)
-    price = normal[0]["best"] - nasty[0]["best"]
+    price = normal[0]["last"] - nasty[0]["last"]
     from_normal, from_nasty = (mean([entry["difference"] for entry in row[1:]]) for row in (normal, nasty))
     return (
-        f"{source} ({seeds} seed{'s' * (seeds > 1)}): the nasty teacher is {abs(price):.1f} points "
+        f"{source} ({seeds} seed{'s' * (seeds > 1)}): at its last epoch, the nasty teacher is {abs(price):.1f} points "
         f"{'less' if price >= 0 else 'more'} accurate than the normal one. Students lose {-from_nasty:.1f} points by "
         f"learning from it, while the normal teacher changes them by {from_normal:+.1f} points."
     )

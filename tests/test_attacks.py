@@ -151,7 +151,7 @@ def test_the_teacher_is_heard_from_kd_delay_on(trained):
 def test_one_head_may_have_both_roles(trained):
     learner, loader, optimizer = build(trained, "skeptical", loc=1, kd_delay=0)
     assert len(learner.heads) == 1
-    first, *_, last = (engine.train_epoch(learner, learner.losses, loader, optimizer, "").values() for _ in range(6))
+    first, *_, last = (engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].values() for _ in range(6))
     assert last["distillation"] < first["distillation"] and last["ce"] < first["ce"]
 
 

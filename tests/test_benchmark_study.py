@@ -20,18 +20,19 @@ STUDENT = {"learning_rate": 0.001, "num_epochs": 9}
 
 
 def test_draws_are_a_function_of_the_seed():
-    attacks = ("kd", "htc", "averager")
+    attacks = {"kd": {}, "htc": {}, "averager": {"seed": 3}}
     one, again, other = (autosteal.draw_thieves(attacks, 9, STUDENT, seed) for seed in (0, 0, 1))
     assert one == again != other and len(one) == 9
     assert one[0] == other[0] == protocol.PASSIVE
     assert autosteal.draw_thieves(attacks, 5, STUDENT, 0) == one[:5]  # more draws do not change the first ones
     assert [drawn["method"] for drawn in one] == ["kd", "htc", "averager"] * 3
+    assert [drawn.get("seed") for drawn in one] == [None, None, 3] * 3  # a key that all draws of an attack have
 
 
 def test_draws_lie_in_the_search_space():
     space = autosteal.space_of("kd")
     assert set(space) == {"temperature", "alpha"} and not set(space) & set(vars(Attack.Params))
-    for drawn in autosteal.draw_thieves(["kd"], 40, STUDENT, 0)[1:]:
+    for drawn in autosteal.draw_thieves({"kd": {}}, 40, STUDENT, 0)[1:]:
         assert drawn.keys() == {"method", "temperature", "alpha", "learning_rate"}
         assert all(drawn[name] in values for name, values in space.items())
         assert drawn["learning_rate"] in (0.0005, 0.001, 0.002)
@@ -198,7 +199,7 @@ MINI = {
     "source": "nobody, 2031",
     "template": {"defended": "mini/kd_nasty/student", "undefended": "mini/kd_normal/student"},
     "alone": "mini/baseline/student",
-    "attacks": ["kd", "htc"],
+    "attacks": {"kd": {}, "htc": {}},
     "presets": ["insider", "label_only"],
     "draws": 4,
     "seeds": [0, 1],
@@ -295,7 +296,7 @@ def test_from_end_to_end(project, ran, inside):
         thief, alone, smooth = (card[part]["accuracy"] for part in ("thief", "alone", "yardstick"))
         assert card["score"] == protocol.paired(smooth, thief) and card["seeds"] == [0, 1] and len(alone) == 2
         assert card["gap"] == protocol.paired(thief, card["passive"]["accuracy"])
-        assert card["thief"]["queries"] == 3 * 71  # 89 images without 18 that are held back
+        assert card["thief"]["queries"] == 3 * 718  # 89 images without 18 that are held back
         assert card["verdict"] in ("holds", "holds, at a price", "does not hold", "not shown")
         assert card["thief"]["attack"] in MINI["attacks"] and len(set(card["teacher"]["weights"])) == 2
     nasty, none = found[0], found[2]

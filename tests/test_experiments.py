@@ -165,7 +165,7 @@ def test_resume_is_an_experiment_with_that_model():
     for experiment, raw in TREE.items():
         for role in ("adversarial", "teacher"):
             if f"{role}_resume" in raw:
-                network = source(params, role)
+                network = source(raw, role)
                 assert Path(raw[f"{role}_resume"]).name == "best_model.tar", experiment
                 assert TREE[network]["dataset"] == raw["dataset"], experiment
                 assert TREE[network]["model_name"] == raw[f"{role}_model"], experiment

@@ -188,7 +188,7 @@ def test_plans(project):
 
 
 MISTAKES = {
-    "--rows fre": '--rows fre: no such defence; there are against, cmim, free, mad, mildly_nasty, modelguard, nasty, none, poe, possessive, reverse_sigmoid, rule, sdb, stingy; did you mean "free"?',  # noqa: E501
+    "--rows fre": '--rows fre: no such defence; there are against, cmim, free, mad, mildly_nasty, modelguard, nasty, none, perturb, poe, possessive, reverse_sigmoid, rule, sdb, stingy; did you mean "free"?',  # noqa: E501
     "--columns theif": '--columns theif: no such attack; there are averager, dafl, deepinversion, dfad, dkd, fast_datafree, hard_label, htc, kd, logit_std, mkd, recover, scm, skeptical, thief; did you mean "thief"?',  # noqa: E501
     "--rows thief": "; use --columns thief",
     "--columns free": "; use --rows free",
