@@ -60,8 +60,8 @@ def run_benchmark(args):
             return
         benchmark.run()
     cards = make_cards(benchmark)
-    write_cards(benchmark.name, cards)
     print(show(cards))
+    write_cards(benchmark.name, cards)
 
 
 def executor(args):

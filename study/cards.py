@@ -177,7 +177,13 @@ def file_of(name):
 
 
 def write_cards(name, cards):
-    """Write the cards of the benchmark `name`, in place of older ones of the same defence and preset."""
+    """Write the cards of the benchmark `name`, in place of older ones of the same defence and preset.
+
+    Raises UserError if a card was measured with modified code.
+    """
+    if modified := [card["defence"] for card in cards if card["commit"].endswith("-dirty")]:
+        defences = ", ".join(dict.fromkeys(modified))
+        raise UserError(f"{name}: cards not written: {defences}: measured with modified code; commit it and run again")
     kept = {(card["defence"], card["preset"]): card for card in (read_cards(name) if file_of(name).exists() else [])}
     kept |= {(card["defence"], card["preset"]): card for card in cards}
     file_of(name).parent.mkdir(exist_ok=True)

@@ -3,7 +3,6 @@
 import os
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -100,7 +99,7 @@ def test_printing_a_table_takes_hardly_longer_than_importing_pytorch():
     scripts = {"table": ("results.py", "table1"), "import": ("-c", "import torch, torchvision")}
     seconds(ROOT, *scripts["table"])  # which writes the .pyc files
     taken = {name: [] for name in scripts}
-    for _ in range(3):
+    for _ in range(2):
         for name, argv in scripts.items():
             taken[name].append(seconds(ROOT, *argv))
-    assert statistics.median(taken["table"]) <= 1.3 * statistics.median(taken["import"]), taken
+    assert min(taken["table"]) <= 1.3 * min(taken["import"]), taken

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import experiment as write
 from conftest import metrics, same_weights, train, with_teacher
-from test_methods import build, every_case
+from test_methods import build, every_method
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -170,7 +170,7 @@ def test_several_processes_take_the_plain_path(monkeypatch):
     assert "several processes" in cuda_graph.hindrance(torch.device("cuda"))
 
 
-@every_case
+@every_method
 def test_every_method(name, keys, device, trained, tmp_path):
     """One recording serves both epochs, so Python branches in `losses` must be the same in both."""
     keys = keys | {"precision": "fp32" if device == "cpu" else "bf16"}
