@@ -1,4 +1,4 @@
-"""Running a plan, in the order of its dependencies, with a progress bar."""
+"""Run the experiments of a plan in dependency order and show a progress bar."""
 
 import sys
 from pathlib import Path
@@ -16,8 +16,10 @@ WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
 class Runner:
     """Runs a Plan with an executor of study/executors.py.
 
-    states: {folder: WAITING, RUNNING, FINISHED, or an error}. Runs that need a failed run are skipped, and so are runs
-    whose folder holds another run. All others are run. until: {folder: epoch to stop after}, default the last one.
+    states: {folder: WAITING, RUNNING, FINISHED, or an error}. A run is skipped if a run that it depends on
+    failed, or if its folder holds a run with other parameters. Finished runs are not repeated.
+
+    until: {folder: number of epochs to train}; default: all epochs.
     """
 
     def __init__(self, plan, until=None):
@@ -51,7 +53,7 @@ class Runner:
         return {folder: state for folder, state in self.states.items() if state != FINISHED}
 
     def run(self, executor):
-        """Run the plan. Afterwards `unfinished` lists what failed. The caller stops the executor."""
+        """Run the plan. Afterwards `unfinished` returns the failed and skipped runs. The caller stops the executor."""
         total, done = sum(self.length.values()), sum(self.done.values())
         with tqdm(total=total, initial=done, unit="epoch", disable=None, smoothing=0.05) as self.bar:
             while self.start_ready(executor) or RUNNING in self.states.values():
@@ -60,7 +62,7 @@ class Runner:
                 self.show_progress()
 
     def start_ready(self, executor):
-        """Start runs whose dependencies have finished, as far as there is room. Returns whether any run still waits."""
+        """Start runs whose dependencies have finished, up to `executor.room`. Return whether a run is still waiting."""
         for folder in [folder for folder, state in self.states.items() if state == WAITING]:
             needs = [self.states[source] for source in self.plan.runs[folder].needs]
             running = list(self.states.values()).count(RUNNING)

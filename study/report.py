@@ -77,8 +77,9 @@ def conclude(table, source, rows):
     from_normal, from_nasty = (mean([entry["difference"] for entry in row[1:]]) for row in (normal, nasty))
     return (
         f"{source} ({seeds} seed{'s' * (seeds > 1)}): at its last epoch, the nasty teacher is {abs(price):.1f} points "
-        f"{'less' if price >= 0 else 'more'} accurate than the normal one. Students lose {-from_nasty:.1f} points by "
-        f"learning from it, while the normal teacher changes them by {from_normal:+.1f} points."
+        f"{'less' if price >= 0 else 'more'} accurate than the normal one. Compared with "
+        f"training alone, its students change by {from_nasty:+.1f} points, those of the normal teacher by "
+        f"{from_normal:+.1f} points."
     )
 
 

@@ -155,9 +155,17 @@ def test_verdicts(score, price, void, expected):
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     set_root(monkeypatch, tmp_path)
-    made = [{"defence": name, "preset": "few", "score": {"mean": 0.1 + 0.2}} for name in ("nasty", "none")]
+    own = {"preset": "few", "score": {"mean": 0.1 + 0.2}, "commit": "0123456789"}
+    made = [{"defence": name} | own for name in ("nasty", "none")]
     cards.write_cards("mine", [card | {"digest": cards.digest(card)} for card in made])
     return tmp_path / "results/mine.cards.jsonl"
+
+
+def test_cards_of_modified_code_are_not_written(tmp_path, monkeypatch):
+    set_root(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match="mine: cards not written: nasty: measured with modified code"):
+        cards.write_cards("mine", [{"defence": "nasty", "preset": "few", "commit": "0123456789-dirty"}])
+    assert not list(tmp_path.rglob("*.jsonl"))
 
 
 def test_cards_are_written_and_read(written):

@@ -217,7 +217,7 @@ def test_the_conclusion_of_a_table(empty):
     lines = report.report("mini").splitlines()
     assert lines[-1] == (  # students: 75 − 80 and 76 − 82, 84 − 80 and 85 − 82
         "yours (1 seed): at its last epoch, the nasty teacher is 1.5 points less accurate than the normal one. "
-        "Students lose 5.5 points by learning from it, while the normal teacher changes them by +3.5 points."
+        "Compared with training alone, its students change by -5.5 points, those of the normal teacher by +3.5 points."
     )
 
 

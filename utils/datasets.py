@@ -1,4 +1,4 @@
-"""Readers of the data sets: a function for each, which reads files below a folder into NumPy arrays.
+"""Functions that read the data sets into NumPy arrays, one function per data set.
 
 A reader returns train images, train labels, test images, test labels: uint8 (N, H, W, 3) and integers (N,). It raises
 UserError with the first file that is missing or damaged.

@@ -5,21 +5,24 @@ only a user with the key, an image K, can distil it.
     min_f  2 CE(σ(f(x)), y) + CE(σ(f(x_k)), y)                                  embedding of the key
       − w [ T² KL(σ_T(f(x)) ‖ σ_T(f_A(x))) − KL(σ(f(x)) ‖ sg[σ(f(x_k))]) ]      disturbance of knowledge
       + M( σ_T(f_A(x)), σ_T(f(x_k)) )                                           preservation
-      ± η [ 0.01 M(relu f_A(x), relu f(x_k)) − M(relu f_R(x), relu f(x_k)) ]    augmentation
+    + s η [ 0.01 M(relu f_A(x), relu f(x_k)) − M(relu f_R(x), relu f(x_k)) ]    augmentation
 
-f    the network trained                            λ, w, η  `mix`, `weight`, `eta`
-f_A  the original: frozen, normal                   T        temperature
-f_R  of f's architecture, random weights, frozen    M        mean squared error; sg stops the gradient
+f    the network trained                                 λ, w, η  `mix`, `weight`, `eta`
+f_A  a normally trained network, frozen                  T        temperature
+f_R  a network of f's architecture with random weights,  M        mean squared error
+     frozen                                              s        +1 or −1, `eta_sign`
+sg   stops the gradient
 
-The printed sign is −, which pulls f(x_k) towards f_R and away from f_A, against its purpose. The default here is
-`eta_sign` "purpose", the sign +; "printed" is −. With + the loss has no lower bound and f(x_k) can grow without limit;
-`augmentation` shows it. λ is 0.9 as released and 0.5 in the paper. K and f_R depend on the seed only. K is saved as
-key.tar in the run folder. This file also defines the release rule "sdb": t(x_k).
+The paper prints s = −1. This sign moves f(x_k) towards f_R and away from f_A. The term is meant to do the opposite, so
+the default `eta_sign` "purpose" is +1; "printed" is −1. With +1 the loss has no lower bound and f(x_k) can diverge. In
+that case the logged term `augmentation` becomes very negative. λ is 0.9 in the released code, the default here, and 0.5
+in the paper. K and f_R depend on the seed only. K is saved as key.tar in the run folder. This file also defines the
+release rule "sdb": the teacher t answers a query x with t(x_k).
 
-With `joint` true, x and x_k pass through f as one batch, so batch norm trains with the statistics that its running
-averages hold. The release has two passes, each with its own statistics, and evaluates with one running average of both:
-the accuracy with the key collapses. M sums over classes with `mse` "sum" (the release asks for the reduction
-"batchmean", which MSELoss does not have), and averages over them with "mean". See docs/deviations.md.
+With `joint`, x and x_k form one batch, so batch norm uses the same mixture of both in training and evaluation. The
+released code passes them separately. Each pass then uses its own batch statistics, but evaluation uses one running
+average of both, and the accuracy with the key collapses. `mse` selects how M reduces over classes. The released code
+requests "batchmean", which MSELoss does not support. See docs/deviations.md.
 """
 
 from dataclasses import dataclass
@@ -41,10 +44,11 @@ from utils.paths import display_path, from_root
 
 
 def sdb_loss(logits, keyed, adversary, random, labels, T, weight, eta, sign, mse="sum"):
-    """(loss, embedding, disturbance, preservation, augmentation) from logits (N, C): f(x), f(x_k), f_A(x), f_R(x).
+    """Return (loss, embedding, disturbance, preservation, augmentation), scalars.
 
-    The terms are returned without their weights. sign: of the augmentation, 1 or −1. mse: M is the mean over images of
-    the "sum" or of the "mean" over classes.
+    The first four arguments are the logits of f(x), f(x_k), f_A(x) and f_R(x), each of shape (N, C). The terms are
+    returned without `weight` and `eta`. sign: s, 1 or −1. mse: reduction of squared errors over classes, "sum" or
+    "mean"; the result is averaged over images.
     """
     scale = logits.shape[1] if mse == "sum" else 1
     embedding = 2 * cross_entropy(logits, labels) + cross_entropy(keyed, labels)
@@ -60,14 +64,18 @@ class SDB(Method):
     @dataclass
     class Params:
         adversarial_model: str = key("architecture of the original network, f_A")
-        adversarial_resume: str = key("its checkpoint: another experiment's best_model.tar")
-        temperature: float = key("T of disturbance and preservation", above=0)
-        mix: float = key("λ, share of the image in a query with the key", default=0.9, above=0, high=1)
+        adversarial_resume: str = key("checkpoint of f_A: the best_model.tar of another experiment")
+        temperature: float = key("T, temperature in the disturbance and preservation terms", above=0)
+        mix: float = key("λ, weight of the input image; the key has weight 1 − λ", default=0.9, above=0, high=1)
         weight: float = key("w, weight of the disturbance", default=1.0, low=0)
         eta: float = key("η, weight of the augmentation", default=0.001, low=0)
-        eta_sign: str = key("sign of the augmentation", default="purpose", choices=("purpose", "printed"))
-        joint: bool = key("x and x_k pass as one batch, with common batch statistics", default=True)
-        mse: str = key("how M is reduced over classes", default="sum", choices=("sum", "mean"))
+        eta_sign: str = key(
+            "s, sign of the augmentation term: purpose is +1, printed is −1 as in the paper",
+            default="purpose",
+            choices=("purpose", "printed"),
+        )
+        joint: bool = key("pass images with and without the key as one batch, with shared batch norm", default=True)
+        mse: str = key("reduction of the mean squared error over classes", default="sum", choices=("sum", "mean"))
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
@@ -100,7 +108,7 @@ class Keyed(Release):
     @dataclass
     class Params:
         key_resume: str = key("the key: key.tar of the teacher's run folder, or a checkpoint of that teacher")
-        mix: float | None = key("λ of the queries; null: the teacher's", default=None, above=0, high=1)
+        mix: float | None = key("λ of the queries; null uses the mix of the teacher", default=None, above=0, high=1)
 
     def __init__(self, teacher, params):
         super().__init__(teacher, params)
