@@ -171,7 +171,7 @@ def test_cards_of_modified_code_are_not_written(tmp_path, monkeypatch):
 def test_cards_are_written_and_read(written):
     found = cards.read_cards("mine")
     assert [card["defence"] for card in found] == ["nasty", "none"]
-    new = {"defence": "none", "preset": "few", "score": {"mean": 7}}
+    new = {"defence": "none", "preset": "few", "score": {"mean": 7}, "commit": "0123456789"}
     cards.write_cards("mine", [new | {"digest": cards.digest(new)}])
     assert [card["score"]["mean"] for card in cards.read_cards("mine")] == [0.1 + 0.2, 7]
 
