@@ -86,10 +86,12 @@ class Processes:
         return ended
 
     def close(self):
-        for process, pipe, _ in (*self.idle, *(worker for worker, _ in self.busy.values())):
+        for _, pipe, _ in self.idle:
+            pipe.close()  # upon which `serve` ends
+        for (process, _, _), _ in self.busy.values():
             process.terminate()
+        for process, _, _ in (*self.idle, *(worker for worker, _ in self.busy.values())):
             process.join()
-            pipe.close()
         self.idle, self.busy = [], {}
 
 
