@@ -11,6 +11,7 @@ from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Contest, test_scores
 from study.intervals import mean
 from study.ledger import read_metrics
 from study.protocol import VERSION, paired, verdict
+from study.publish import file_digest
 from utils import checkpoint
 from utils.errors import UserError
 from utils.paths import display_path, from_root, write_file
@@ -58,7 +59,7 @@ def make_card(benchmark, row, preset):
             "accuracy": accuracies(teachers),
             "undefended": accuracies(undefended),
             "price": paired(accuracies(undefended), accuracies(teachers)),
-            "weights": [weights_of(run) for run in teachers],
+            "weights": [file_digest(from_root(run.folder) / "best_model.tar") for run in teachers],
         },
         "thief": student_part(chosen, thief)
         | {"agreement": [test_scores(run)["agreement"] for run in thief], "queries": queries(thief[0])},
@@ -105,11 +106,6 @@ def still_improving(run):
 def deterministic(run):
     """Whether the release rule gives equal answers to equal images."""
     return method.find_release(run.raw.get("release", "logits")).deterministic
-
-
-def weights_of(run):
-    path = from_root(run.folder) / "best_model.tar"
-    return checkpoint.weights_digest(checkpoint.state_dict(checkpoint.load(path), path))
 
 
 def provenance(run):

@@ -29,12 +29,13 @@ class Runner:
             for folder, run in plan.runs.items()
         }
         self.done = {folder: min(plans.epochs_done(folder), self.length[folder]) for folder in plan.runs}
-        self.states = {
-            folder: plan.conflict(folder)
-            or (FINISHED if plans.is_done(folder, plan.runs[folder].raw, epochs) else WAITING)
-            for folder, epochs in self.length.items()
-        }
+        self.states = {folder: plan.conflict(folder) or self.first_state(folder) for folder in plan.runs}
         self.metrics_before = {}  # {folder: time of the last write to metrics.jsonl before the run began}
+
+    def first_state(self, folder):
+        epochs = self.length[folder]
+        finished = self.done[folder] == epochs and plans.is_scored(folder, self.plan.runs[folder].raw, epochs)
+        return FINISHED if finished else WAITING
 
     def overview(self):
         """The plan as a table: each run with its progress and what it needs."""

@@ -60,10 +60,10 @@ class Plan:
         return f"holds a run with other parameters: {'; '.join(lines)}" if lines else None
 
 
-def is_done(folder, raw, epochs):
-    """Whether the run in `folder` has finished `epochs` epochs, and test.json exists if they are its last ones."""
+def is_scored(folder, raw, epochs):
+    """Whether the run in `folder` has test.json, or needs none after `epochs` epochs."""
     due = raw.get("validation") and raw.get("test_at_end") and epochs == raw["num_epochs"]
-    return epochs_done(folder) >= epochs and (not due or (from_root(folder) / "test.json").exists())
+    return not due or (from_root(folder) / "test.json").exists()
 
 
 def epochs_done(folder):

@@ -18,14 +18,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def pair(shape, kernel_size, bias=True):
     """(ours, PyTorch's with the same weights), and (images, gradient of the outputs) that bf16 represents exactly."""
     generator = torch.Generator().manual_seed(0)
