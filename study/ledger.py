@@ -14,6 +14,8 @@ from utils.errors import UserError
 from utils.jsonfile import read_json
 from utils.paths import display_path, from_root
 
+SCORED = ("test", "validation")  # images on which a run is scored in every epoch
+
 
 @dataclass
 class Summary:
@@ -37,16 +39,19 @@ class Recorded:
         """The specs of all recorded runs of an experiment, without their seeds."""
         return [run for run in records_beside(experiment) if run.experiment == experiment]
 
-    def histories(self, wanted):
-        """{seed: {"train" or "test": {term: values per epoch}}} of the runs of the Spec `wanted`, whatever its seed."""
-        records = records_beside(wanted.experiment).get(wanted.any_seed, [])
-        return {record["seed"]: record for record in sorted(records, key=lambda record: record["seed"])}
+    def histories(self, wanted, part="test"):
+        """{seed: {"train" or `part`: {term: values per epoch}}} of the runs of the Spec `wanted`, whatever its seed.
 
-    def summary(self, wanted):
-        """The Summary of the runs of the Spec `wanted`, whatever its seed."""
+        part: "test" or "validation". Runs that were not scored on these images in every epoch are left out.
+        """
+        records = records_beside(wanted.experiment).get(wanted.any_seed, [])
+        return {record["seed"]: record for record in sorted(records, key=lambda x: x["seed"]) if part in record}
+
+    def summary(self, wanted, part="test"):
+        """The Summary of the runs of the Spec `wanted`, whatever its seed. part: as in `histories`."""
         summary = Summary()
-        for seed, record in self.histories(wanted).items():
-            accuracies = record["test"]["acc"]
+        for seed, record in self.histories(wanted, part).items():
+            accuracies = record[part]["acc"]
             if "planned_epochs" in record:
                 summary.unfinished.append(f"{len(accuracies)}/{record['planned_epochs']} epochs")
             else:
@@ -80,19 +85,19 @@ class Local:
                 self.listed[parent].setdefault(found.any_seed, {})[found.seed] = path.parent
         return self.listed[parent]
 
-    def histories(self, wanted):
-        """As `Recorded.histories`, of all runs that have finished an epoch, without those with validation images."""
+    def histories(self, wanted, part="test"):
+        """As `Recorded.histories`, of all runs that have finished an epoch."""
         return {
             seed: columns(metrics)
             for seed, folder in self.folders(wanted).items()
-            if (metrics := read_metrics(folder / "metrics.jsonl")) and "test" in metrics[0]
+            if (metrics := read_metrics(folder / "metrics.jsonl")) and part in metrics[0]
         }
 
-    def summary(self, wanted):
-        """The Summary of the runs of the Spec `wanted`, whatever its seed. Runs with validation images are left out."""
+    def summary(self, wanted, part="test"):
+        """The Summary of the runs of the Spec `wanted`, whatever its seed. part: as in `histories`."""
         summary = Summary()
         for seed, folder in self.folders(wanted).items():
-            accuracies = [epoch["test"]["acc"] for epoch in read_metrics(folder / "metrics.jsonl") if "test" in epoch]
+            accuracies = [epoch[part]["acc"] for epoch in read_metrics(folder / "metrics.jsonl") if part in epoch]
             length = read_json(folder / "params.json").get("num_epochs")
             if not isinstance(length, int):
                 raise UserError(f'{display_path(folder)}/params.json: "num_epochs": must be a whole number')
@@ -123,11 +128,17 @@ def read_metrics(path):
 
 
 def columns(metrics):
-    """{"train": {term: values per epoch}, "test": …} of the lines of a metrics.jsonl."""
+    """{"train": {term: values per epoch}, "test" or "validation": …} of the lines of a metrics.jsonl."""
     return {
-        part: {term: [epoch[part].get(term) for epoch in metrics] for term in metrics[0].get(part, {})}
-        for part in ("train", "test")
+        part: {term: [epoch[part].get(term) for epoch in metrics] for term in metrics[0][part]}
+        for part in ("train", *SCORED)
+        if part in metrics[0]
     }
+
+
+def scored_part(found):
+    """The images on which a record, or a line of a metrics.jsonl, has accuracies: "test" or "validation"."""
+    return next(part for part in SCORED if part in found)
 
 
 def file_of(experiment):
@@ -160,8 +171,8 @@ def read_records(path, version):
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             record = json.loads(line)
-            float(record["test"]["acc"][-1]), int(record["seed"])
+            float(record[scored_part(record)]["acc"][-1]), int(record["seed"])
             found.setdefault(spec.from_json(record).any_seed, []).append(record)
-        except (ValueError, TypeError, KeyError, IndexError, UserError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, StopIteration, UserError) as error:
             raise UserError(f"{display_path(path)}: line {number} is not a record: {error}") from None
     return found

@@ -7,7 +7,7 @@ command, and digests of the weights of the run and of the networks that it loade
 import json
 
 from study import tables
-from study.ledger import Local, columns, file_of, read_metrics
+from study.ledger import Local, columns, file_of, read_metrics, scored_part
 from training import params
 from training.changes import differences_to_run
 from utils import checkpoint
@@ -40,8 +40,6 @@ def make_record(run, folder):
     if wanted["precision"] == "auto":
         wanted["precision"] = state["params"]["precision"]
     where = display_path(folder)
-    if wanted["validation"]:
-        raise UserError(f"{where}: has validation images; records hold test accuracies of every epoch, and it has none")
     if lines := differences_to_run(state["params"], wanted):
         raise UserError(f"{where}: its parameters are not those of its definition: {'; '.join(lines)}")
     commit = state["environment"].rpartition("commit ")[2]
@@ -61,7 +59,7 @@ def make_record(run, folder):
 
 def record(run, metrics):
     """The part of a record that follows from the spec and the lines of metrics.jsonl."""
-    accuracies = [epoch["test"]["acc"] for epoch in metrics]
+    accuracies = [epoch[scored_part(epoch)]["acc"] for epoch in metrics]
     history = {
         part: {term: [rounded(term, value) for value in values] for term, values in terms.items()}
         for part, terms in columns(metrics).items()

@@ -22,7 +22,7 @@ from training import spec
 from utils.errors import UserError
 
 ABOUT = (
-    "Test accuracy in %. paper: published. here: the records of this repository. yours: run folders on this machine.\n"
+    "{} accuracy in %. paper: published. here: the records of this repository. yours: run folders on this machine.\n"
     "In brackets: minus the same student without a teacher, over the seeds that both have."
 )
 
@@ -59,7 +59,8 @@ def report_table(table, style, common, sources):
                 block.append(["last", *(entry and show(entry["last"], entry["last_sd"]) for entry in entries)])
         block = block or [["not yet run", *(cell and "–" for cell in cells)]]
         lines += [[name if i == 0 else "", *line] for i, line in enumerate(block)]
-    text = titled(table, ABOUT, common, draw(lines, ["", "", *table.columns], style), style)
+    parts = " and ".join(dict.fromkeys(cell.part for cell in table.cells()))
+    text = titled(table, ABOUT.format(parts.capitalize()), common, draw(lines, ["", "", *table.columns], style), style)
     sentences = [conclude(table, source.name, [rows[i] for rows in found]) for i, source in enumerate(sources)]
     return "\n\n".join([text, *filter(None, sentences)]) if style != "latex" else text
 
@@ -152,7 +153,7 @@ def entry_of(cell, source, alone=None):
 
     alone: the Spec to which the difference is taken; default: for a student, its baseline.
     """
-    summary = source.summary(cell.spec)
+    summary = source.summary(cell.spec, cell.part)
     raw = cell.spec.raw
     teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")
     if alone is None and "teacher_resume" in raw:

@@ -2,9 +2,10 @@
 
 An entry of tables.json is one of
 - a table: `rows` of `cells` [experiment, published accuracy], below `columns`; instead of cells, a row may have
-  `experiments`, in which its `changes` are made, and its `teacher_changes` in their teachers; `teacher` replaces the
-  teacher of all students of a row;
-- a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed;
+  `experiments`, in which its `changes` are made, and its `teacher_changes` in teachers; `teacher`, an experiment or
+  a checkpoint, replaces the teacher of all students of a row;
+- a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed,
+  beside other `changes`; `part` "validation" shows the accuracy on validation images;
 - a matrix: `defences`, each the student of a defended teacher, and `attacks`, keys to change in that student; `alone`
   is the student without a teacher, `yardstick` the keys to change in it; `template` names the
   students from which rows of new defences are made: "defended", in whose teacher the method is replaced, and
@@ -29,11 +30,16 @@ NO_MATRIX = "--rows and --columns need a matrix; {} is not a matrix"
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a table, whatever its seed. published: accuracy in percent. epoch: "best" or "last", which counts."""
+    """One run of a table, whatever its seed.
+
+    published: accuracy in percent. epoch: "best" or "last", which counts. part: images that are scored, "test" or
+    "validation".
+    """
 
     spec: Spec
     published: float | None = None
     epoch: str = "best"
+    part: str = "test"
 
 
 @dataclass(frozen=True)
@@ -116,15 +122,23 @@ def row_of_table(row, entry, common):
 
 def make_in_row(row, experiment, common):
     """The Spec of an experiment in a row of a table, with the changes of the row."""
-    changes, teacher = row.get("changes", {}), row.get("teacher")
-    if teacher and "teacher_resume" in spec.definition(f"experiments/{experiment}"):
-        changes = changes | {"teacher_resume": f"experiments/{teacher}/best_model.tar"}
-    return make(experiment, changes=changes, teacher_changes=row.get("teacher_changes"), common=common)
+    changes, teacher, teacher_changes = row.get("changes", {}), row.get("teacher"), row.get("teacher_changes", {})
+    if "teacher_resume" not in spec.definition(f"experiments/{experiment}"):  # a teacher
+        return make(experiment, changes=changes | teacher_changes, common=common)
+    if teacher:
+        file = teacher if teacher.endswith(".tar") else f"{teacher}/best_model.tar"
+        changes = changes | {"teacher_resume": f"experiments/{file}"}
+    return make(experiment, changes=changes, teacher_changes=teacher_changes, common=common)
 
 
 def row_of_sweep(row, entry, common):
-    argument = {"own": "changes", "teacher": "teacher_changes"}[row["change"]]
-    return [Cell(make(row["experiment"], common=common, **{argument: {entry["key"]: v}})) for v in entry["values"]]
+    cells = []
+    for value in entry["values"]:
+        changes = {"own": row.get("changes", {}), "teacher": {}}
+        changes[row["change"]] = changes[row["change"]] | {entry["key"]: value}
+        run = make(row["experiment"], changes=changes["own"], teacher_changes=changes["teacher"], common=common)
+        cells.append(Cell(run, part=entry.get("part", "test")))
+    return cells
 
 
 def make(experiment, **arguments):

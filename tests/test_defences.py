@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, experiment, metrics, script, with_teacher
+from conftest import TINY, experiment, metrics, same_weights, script, train, with_teacher
 from test_losses import LABELS, check, logits, softmax, written_ce, written_kl
 from test_methods import SMALL
 
@@ -502,3 +502,19 @@ def test_a_light_teacher_is_an_ordinary_teacher_and_resumes(variant, trained, tm
     assert script("train_kd.py", "--save_path", student(tmp_path / "student", whole)).status == 0
     scored = script("train_nasty.py", "--save_path", whole, "--evaluate")
     assert f"acc: {max(line['test']['acc'] for line in metrics(whole)):.2f}" in scored.out
+
+
+def test_a_nasty_teacher_sees_other_batches_than_its_original(trained, tmp_path):
+    """With weight 0 the loss is the cross-entropy and the initial weights are equal, but the runs differ."""
+    teacher = trained / "baseline/teacher"
+    nasty = experiment(tmp_path / "nasty", **with_teacher(teacher, "adversarial", weight=0), num_epochs=1)
+    train(nasty)
+    assert metrics(nasty)[0]["train"]["loss"] != metrics(teacher)[0]["train"]["loss"]
+    assert not same_weights(nasty / "last_model.tar", teacher / "last_model.tar")
+
+
+def test_a_student_sees_the_batches_of_its_baseline(trained, tmp_path):
+    """With alpha 0 the loss is the cross-entropy, so the student is its baseline, bit by bit."""
+    student = experiment(tmp_path / "student", **with_teacher(trained / "kd_nasty/nasty", alpha=0))
+    train(student)
+    assert same_weights(student / "last_model.tar", trained / "baseline/student/last_model.tar")

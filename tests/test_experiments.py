@@ -1,4 +1,4 @@
-"""The experiment tree against the settings table of the release and the papers' tables; needs no torch."""
+"""The experiment tree against the settings table of the release and the papers' tables."""
 
 import json
 from itertools import chain
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from study.intervals import mean
+from study.ledger import Recorded
+from study.tables import load_table
 from training import params
 
 ROOT = Path(__file__).resolve().parents[1] / "experiments"
@@ -194,7 +197,8 @@ def test_htc_has_its_control(matrix):
 
 def test_tables_and_tree_name_the_same_experiments():
     in_tables = {experiment for table in TABLES.values() for experiment, _ in cells(table)}
-    in_tables |= {row["teacher"] for table in TABLES.values() for row in table["rows"] if "teacher" in row}
+    teachers = (row["teacher"] for table in TABLES.values() for row in table["rows"] if "teacher" in row)
+    in_tables |= {str(Path(teacher).parent) if teacher.endswith(".tar") else teacher for teacher in teachers}
     assert all((ROOT / experiment / "params.json").exists() for experiment in in_tables)
     rest = set(TREE) - in_tables - set(RELEASED) - OTHERS
     assert not rest
@@ -280,3 +284,13 @@ def test_sweeps_start_from_experiments(sweep):
         if row["change"] == "teacher":
             changed = read(source(changed, "teacher"))
         assert sweep["key"] in params.schema(params.with_method(changed)), sweep["title"]
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name.startswith("yardstick_")])
+def test_the_yardstick_of_a_matrix_is_the_best_by_validation(name):
+    sweep, matrix = load_table(name), TARGETS[name.replace("yardstick", "matrix")]
+    [(_, cells)] = sweep.rows
+    means = [mean(Recorded().summary(cell.spec, "validation").best.values()) for cell in cells]
+    best = max(range(len(means)), key=lambda i: means[i])
+    assert matrix["yardstick"] == {"label_smoothing": TARGETS[name]["values"][best]}
+    assert matrix["alone"] == TARGETS[name]["rows"][0]["experiment"]

@@ -2,6 +2,7 @@
 
 import json
 
+import projects
 import pytest
 import torch
 from conftest import experiment, files, metrics, same_weights, script, train, with_teacher
@@ -138,13 +139,22 @@ def test_nothing_held_back_or_nothing_left_is_refused(share, tmp_path):
     assert done.status == 2 and done.err.count("\n") == 1 and f"validation {share} holds back" in done.err
 
 
-def test_such_runs_are_in_no_table_and_no_record(tmp_path):
+def test_their_accuracies_are_not_shown_as_test_accuracies(tmp_path):
     folder = experiment(tmp_path / "x", **HELD_BACK)
     train(folder)
-    run = spec.make(folder)
-    local = ledger.Local()
+    run, local = spec.make(folder), ledger.Local()
     assert local.summary(run) == ledger.Summary() and local.histories(run) == {}
+    accuracies = [line["validation"]["acc"] for line in metrics(folder)]
+    assert local.summary(run, "validation") == ledger.Summary({0: max(accuracies)}, {0: accuracies[-1]})
     done = script("results.py", tmp_path)
-    assert done.status == 0 and "Traceback" not in done.err
-    with pytest.raises(publish.UserError, match="has validation images"):
-        publish.make_record(run, folder)
+    assert done.status == 0 and f"{max(accuracies):.2f}" not in done.out
+
+
+def test_their_records_hold_validation_accuracies(tmp_path, monkeypatch):
+    projects.set_root(monkeypatch, tmp_path)
+    run = spec.make(experiment(tmp_path / "experiments/some/x", validation=0.2))
+    lines = [{"train": {"loss": 1.0}, "validation": {"acc": acc, "loss": 1.0}} for acc in (50.0, 40.0)]
+    publish.write_records(ledger.file_of(run.experiment), [publish.record(run, lines)])
+    recorded = ledger.Recorded()
+    assert recorded.summary(run) == ledger.Summary() and recorded.histories(run) == {}
+    assert recorded.summary(run, "validation") == ledger.Summary({0: 50.0}, {0: 40.0})
