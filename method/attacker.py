@@ -38,8 +38,16 @@ class Attack(Method):
             self.teacher = LabelOnly(self.teacher)
 
     def final(self, loader):
-        """As `evaluate`, and "agreement": percentage of images for which student and teacher predict the same class."""
-        return evaluate(self.model, loader, lambda x, _, z: {"agreement": accuracy(z, self.teacher(x).argmax(1))})
+        """As `evaluate`, with two more percentages of images.
+
+        "agreement": student and teacher predict the same class. "teacher_acc": the teacher's answer is correct.
+        """
+
+        def scores(images, labels, logits):
+            answers = self.teacher(images)
+            return {"agreement": accuracy(logits, answers.argmax(1)), "teacher_acc": accuracy(answers, labels)}
+
+        return evaluate(self.model, loader, scores)
 
     def queries(self, batch):
         return len(batch[0])

@@ -13,7 +13,7 @@ from study.launch import Runner
 from study.ledger import read_metrics
 from study.plan import Plan
 from study.protocol import LARGEST_PRICE, PRESETS, TEACHER, VALIDATION
-from study.tables import make, read_target
+from study.tables import loaded_epoch, make, read_target
 from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
 from utils.paths import from_root
@@ -84,9 +84,10 @@ class Benchmark:
         }
         undefended = self.teacher(UNDEFENDED, self.tuning_seed)
         self.execute([(teacher, None) for teacher in (undefended, *teachers.values())])
-        lowest = validation_accuracy(undefended) - LARGEST_PRICE
+        lowest = validation_accuracy(undefended, epoch=self.loaded_epoch(UNDEFENDED)) - LARGEST_PRICE
         for row, found in options.items():
-            kept = [option for i, option in enumerate(found) if validation_accuracy(teachers[row, i]) >= lowest]
+            epoch = self.loaded_epoch(row)
+            kept = [v for i, v in enumerate(found) if validation_accuracy(teachers[row, i], epoch=epoch) >= lowest]
             self.strength[row] = kept[0] if kept else found[-1] if found else {}
 
     def search(self, contests):
@@ -154,11 +155,16 @@ class Benchmark:
         """The Spec of the teacher of a defence."""
         return self.student(Contest(row, "insider"), {}, seed, strength=strength).sources["teacher_resume"]
 
+    def loaded_epoch(self, row):
+        """The epoch of the teacher of a defence that its students load: "best" or "last"."""
+        return loaded_epoch(self.student(Contest(row, "insider"), {}, self.tuning_seed))
 
-def validation_accuracy(run, until=None):
-    """The best accuracy of a run on its validation images, up to epoch `until`."""
+
+def validation_accuracy(run, until=None, epoch="best"):
+    """The accuracy of a run on its validation images, of the best or last epoch up to `until`."""
     metrics = read_metrics(from_root(run.folder) / "metrics.jsonl")[:until]
-    return max((epoch["validation"]["acc"] for epoch in metrics), default=float("-inf"))
+    accuracies = [line["validation"]["acc"] for line in metrics]
+    return (max(accuracies) if epoch == "best" else accuracies[-1]) if accuracies else float("-inf")
 
 
 def test_scores(run):

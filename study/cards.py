@@ -44,7 +44,7 @@ def make_card(benchmark, row, preset):
     others = {
         name: [benchmark.finals(Contest(name, preset), seed)["thief"] for seed in seeds] for name in (ALONE, YARDSTICK)
     }
-    teachers, undefended = ([benchmark.teacher(name, seed) for seed in seeds] for name in (row, UNDEFENDED))
+    undefended = [benchmark.finals(Contest(UNDEFENDED, preset), seed)["passive"] for seed in seeds]
     chosen = benchmark.chosen[contest]
     card = {
         "protocol": VERSION,
@@ -56,13 +56,13 @@ def make_card(benchmark, row, preset):
         "seeds": seeds,
         "teacher": {
             "settings": benchmark.defences[row].get("teacher_changes", {}) | benchmark.strength[row],
-            "accuracy": accuracies(teachers),
-            "undefended": accuracies(undefended),
-            "price": paired(accuracies(undefended), accuracies(teachers)),
-            "weights": [file_digest(from_root(run.folder) / "best_model.tar") for run in teachers],
+            "accuracy": accuracies(passive, "teacher_acc"),
+            "undefended": accuracies(undefended, "teacher_acc"),
+            "price": paired(accuracies(undefended, "teacher_acc"), accuracies(passive, "teacher_acc")),
+            "weights": [file_digest(from_root(run.raw["teacher_resume"])) for run in passive],
         },
         "thief": student_part(chosen, thief)
-        | {"agreement": [test_scores(run)["agreement"] for run in thief], "queries": queries(thief[0])},
+        | {"agreement": accuracies(thief, "agreement"), "queries": queries(thief[0])},
         "passive": student_part(autosteal.passive(benchmark.attacks(preset)), passive),
         ALONE: student_part(benchmark.chosen[Contest(ALONE, preset)], others[ALONE]),
         YARDSTICK: student_part(benchmark.chosen[Contest(YARDSTICK, preset)], others[YARDSTICK]),
@@ -89,8 +89,8 @@ def student_part(settings, runs):
     return {"attack": attack, "settings": settings, "accuracy": accuracies(runs)}
 
 
-def accuracies(runs):
-    return [test_scores(run)["acc"] for run in runs]
+def accuracies(runs, term="acc"):
+    return [test_scores(run)[term] for run in runs]
 
 
 def queries(run):

@@ -9,7 +9,7 @@ from study.intervals import half_width, mean
 
 VERSION = 1
 VALIDATION = 0.2  # share of a student's images that it holds back
-TEACHER = {"validation": 0.1, "test_at_end": True}  # keys of all teachers and of the networks they depend on
+TEACHER = {"validation": 0.1}  # keys of all teachers and of the networks they depend on
 LARGEST_PRICE = 1.0  # points of accuracy that a teacher may lose
 PASSIVE = {"method": "kd", "temperature": 4, "alpha": 0.9}
 SMOOTHING = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)

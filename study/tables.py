@@ -172,13 +172,17 @@ def row_of_matrix(defence, attacks, common):
     """The cells of a row: the teacher as its students load it, and the student of each attack."""
     student, changes = defence["student"], defence.get("changes", {})
     plain = make(student, changes=changes, teacher_changes=defence.get("teacher_changes"), common=common)
-    file = plain.raw["teacher_resume"]
-    teacher = Cell(plain.sources["teacher_resume"], epoch="last" if file.endswith("last_model.tar") else "best")
+    teacher = Cell(plain.sources["teacher_resume"], epoch=loaded_epoch(plain))
     specs = [
         make(student, changes=changes | attack, teacher_changes=defence.get("teacher_changes"), common=common)
         for attack in attacks.values()
     ]
     return [teacher, *map(Cell, specs)]
+
+
+def loaded_epoch(student):
+    """The epoch of the teacher that the student of a Spec loads: "best" or "last"."""
+    return "last" if student.raw["teacher_resume"].endswith("last_model.tar") else "best"
 
 
 def located(target):

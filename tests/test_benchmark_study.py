@@ -255,7 +255,7 @@ def test_runs_of_a_benchmark(inside):
 def test_the_largest_strength_within_the_price_is_chosen(accuracies, weight, inside, monkeypatch):
     """The undefended teacher has 80 %; if none is within the price, the weakest is taken."""
     found = {0.5: accuracies[0], 0.1: accuracies[1]}
-    monkeypatch.setattr(benchmark, "validation_accuracy", lambda run, until=None: found.get(run.raw.get("weight"), 80))
+    monkeypatch.setattr(benchmark, "validation_accuracy", lambda run, epoch: found.get(run.raw.get("weight"), 80))
     executed = []
     mini = benchmark.Benchmark("mini", executed.extend)
     mini.choose_strengths()

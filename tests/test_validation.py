@@ -122,7 +122,7 @@ def test_a_run_that_ended_before_it_was_scored_is_scored(tmp_path, monkeypatch):
     assert (folder / "last_model.tar").read_bytes() == last
 
 
-def test_a_student_is_scored_with_its_agreement(trained, tmp_path):
+def test_a_student_is_scored_with_its_agreement_and_the_accuracy_of_the_answers(trained, tmp_path):
     folder = experiment(tmp_path / "x", num_epochs=1, **with_teacher(trained / "baseline/teacher"), **HELD_BACK)
     train(folder)
     zoo = runs.Zoo(data.DATASETS["digits"], torch.device("cpu"))
@@ -131,6 +131,7 @@ def test_a_student_is_scored_with_its_agreement(trained, tmp_path):
     same = sum(int((student(x).argmax(1) == teacher(x).argmax(1)).sum()) for x, _ in batches)
     found = json.loads((folder / "test.json").read_text())
     assert found["agreement"] == pytest.approx(100 * same / 899)
+    assert found["teacher_acc"] == pytest.approx(measure.evaluate(teacher, load().test_loader())["acc"])
 
 
 @pytest.mark.parametrize("share", [0.001, 0.999])
