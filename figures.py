@@ -6,12 +6,13 @@
     python figures.py inversion --teacher FOLDER FOLDER                 images from their batch norm; needs no data
     python figures.py sweep omega                                       an ablation of experiments/tables.json
     python figures.py matrix matrix_digits                              its defences × attacks, as a heat map
+    python figures.py adaptive benchmark_digits                         scores before and after the search for a thief
 
 matplotlib is required, and scikit-learn for t-SNE. The same command on the same runs writes identical files.
 """
 
 from method.inversion import invert
-from study.figures import curves, inversion, matrix, responses, style, sweep, tsne
+from study.figures import adaptive, curves, inversion, matrix, responses, style, sweep, tsne
 from training.cli import Parser, add_data_flags, at_least, one_line_errors
 
 
@@ -30,6 +31,7 @@ DRAW = {
     "inversion": lambda args: inversion.inversion(args.teacher, args.labels, args.per_class, **settings(args)),
     "sweep": lambda args: sweep.sweep(args.target),
     "matrix": lambda args: matrix.matrix(args.target),
+    "adaptive": lambda args: adaptive.adaptive(args.target),
 }
 INVERSION = {
     "steps": "of the optimizer",
@@ -80,6 +82,11 @@ def parse():
 
     add = flags(figures, "matrix", "the gain of students over the student alone, for each defence and attack")
     add("target", metavar="TARGET", help="a matrix of experiments/tables.json: matrix_digits, ...")
+
+    add = flags(
+        figures, "adaptive", "scores of a benchmark's defences against plain distillation and the chosen attack"
+    )
+    add("target", metavar="TARGET", help="a benchmark with cards: benchmark_digits, ...")
     return parser.parse_args()
 
 

@@ -5,7 +5,7 @@ An entry of tables.json is one of
   `experiments`, in which its `changes` are made, and its `teacher_changes` in teachers; `teacher`, an experiment or
   a checkpoint, replaces the teacher of all students of a row;
 - a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed,
-  beside other `changes`; `part` "validation" shows the accuracy on validation images;
+  beside other `changes` and `teacher_changes`; `part` "validation" shows the accuracy on validation images;
 - a matrix: `defences`, each the student of a defended teacher, and `attacks`, keys to change in that student; `alone`
   is the student without a teacher, `yardstick` the keys to change in it; `template` names the
   students from which rows of new defences are made: "defended", in whose teacher the method is replaced, and
@@ -134,7 +134,7 @@ def make_in_row(row, experiment, common):
 def row_of_sweep(row, entry, common):
     cells = []
     for value in entry["values"]:
-        changes = {"own": row.get("changes", {}), "teacher": {}}
+        changes = {"own": row.get("changes", {}), "teacher": row.get("teacher_changes", {})}
         changes[row["change"]] = changes[row["change"]] | {entry["key"]: value}
         run = make(row["experiment"], changes=changes["own"], teacher_changes=changes["teacher"], common=common)
         cells.append(Cell(run, part=entry.get("part", "test")))
