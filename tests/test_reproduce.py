@@ -49,6 +49,12 @@ RUNS = {
     "matrix_CIFAR10-small": 2 + 7 + 10 * 5,
     "matrix_digits": 2 + 7 + 10 * 5,
     "matrix": 2 + 7 + 10 * 5,
+    "yardstick_digits": 7,
+    "yardstick_CIFAR10-small": 7,
+    "sdb_digits": 1 + 6 + 6 * 4,
+    "sdb_CIFAR10-small": 1 + 4 + 4 * 4,
+    "budget_digits": 2 + 9 * 5,
+    "frontier_digits": 1 + 6 * 6,
     "adversary": 3 + 2 + 4 + 3 * (1 + 4),
     "students": 4 + 4 + 4 + 2 * 2,
 }
