@@ -10,12 +10,14 @@ import pytest
 import torch
 from conftest import experiment, grow, script
 from projects import local, log, recorded, set_root
+from test_page import CARDS
 
 import model
 from method.datafree import pixels
 from method.inversion import invert
+from study import cards
 from study.baselines import baseline
-from study.figures import curves, inversion, matrix, responses, style, sweep, teachers, tsne
+from study.figures import adaptive, curves, inversion, matrix, responses, style, sweep, teachers, tsne
 from study.ledger import preferred, read_metrics
 from training import engine, spec
 from utils import checkpoint, data
@@ -161,6 +163,23 @@ def test_a_matrix_has_gains_and_frames_the_strongest(project):
     with style.sheet():
         ax = matrix.matrix("other").axes[0]
     assert [patch.get_xy() for patch in ax.patches] == [(-0.5, -0.5), (1.5, 0.5)]
+
+
+def test_adaptive_has_the_scores_of_both_thieves(empty):
+    """The mean and the interval of the chosen thief are those of the card; the passive one's are computed."""
+    cards.write_cards("mini", [card | {"digest": cards.digest(card)} for card in CARDS])
+    found = {(card["preset"], card["defence"]): card for card in CARDS}
+    for card in CARDS:  # both thieves have the same accuracies
+        assert adaptive.passive_score(card)["mean"] == pytest.approx(card["score"]["mean"])
+    with style.sheet():
+        axes = adaptive.adaptive("mini").axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["insider", "few"]
+    for ax in axes:
+        names = [label.get_text() for label in ax.get_yticklabels()]
+        scores = [found[ax.get_title(loc="left"), name]["score"] for name in names]
+        assert [score["mean"] for score in scores] == sorted(score["mean"] for score in scores)
+        whiskers = [bar.get_segments()[0][:, 0].tolist() for bar in ax.collections]
+        assert whiskers[1::2] == [pytest.approx([score["low"], score["high"]]) for score in scores]
 
 
 def test_responses_are_softened_probabilities(trained):
