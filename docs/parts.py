@@ -10,6 +10,8 @@ from tabulate import tabulate
 
 import model
 from method.attack import Attack
+from study.cards import read_cards
+from study.leaderboard import make_markdown
 from study.ledger import Recorded
 from study.report import read_matrix, report, show, show_best, show_gain, strongest
 from study.tables import load_table
@@ -17,7 +19,7 @@ from training import params
 from training.changes import parse_change
 from utils.keys import TYPE_NAMES, key
 
-NAMES = ("keys", "networks", "equation", "defence", "attack", "datafree", "trials", "speed")
+NAMES = ("leaderboard", "keys", "networks", "equation", "defence", "attack", "datafree", "trials", "speed")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 SIZES = {"digits": "digits", "CIFAR-10 in small": "CIFAR10-small"}
 LIMITS = {"low": "≥", "above": ">", "high": "≤", "below": "<"}
@@ -35,6 +37,11 @@ def target(name, *options):
     lines = [line for line in lines if "last" in options or not line.replace(" ", "").startswith("||last|")]
     table, sentences = ([line for line in lines if line.startswith(start)] for start in ("|", "here"))
     return "\n\n".join(["\n".join(table), *sentences])
+
+
+def leaderboard(*benchmarks):
+    """The cards of benchmarks, as results.py --format markdown prints them."""
+    return make_markdown([card for name in benchmarks for card in read_cards(name)], root="../").rstrip()
 
 
 def keys(path):

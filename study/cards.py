@@ -10,7 +10,7 @@ from study import autosteal
 from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Contest, test_scores
 from study.intervals import mean
 from study.ledger import read_metrics
-from study.protocol import VERSION, paired, verdict
+from study.protocol import MISSED, VERSION, paired, verdict
 from study.publish import file_digest
 from utils import checkpoint
 from utils.errors import UserError
@@ -30,7 +30,7 @@ def make_cards(benchmark):
         if void:
             card["flags"].append("the undefended teacher does not help its student either: the preset shows nothing")
         if card["preset"] == "label_only" and insider:
-            if mean(card["thief"]["accuracy"]) > mean(insider["thief"]["accuracy"]):
+            if mean(card["thief"]["accuracy"]) > mean(insider["thief"]["accuracy"]) + MISSED:
                 card["flags"].append("the student is better with labels only than with logits: the search missed one")
         card["verdict"] = verdict(card["score"], card["teacher"]["price"], void)
         card["digest"] = digest(card)
@@ -45,17 +45,17 @@ def make_card(benchmark, row, preset):
         name: [benchmark.finals(Contest(name, preset), seed)["thief"] for seed in seeds] for name in (ALONE, YARDSTICK)
     }
     undefended = [benchmark.finals(Contest(UNDEFENDED, preset), seed)["passive"] for seed in seeds]
-    chosen = benchmark.chosen[contest]
+    chosen, defence = benchmark.chosen[contest], benchmark.defences[row]
     card = {
         "protocol": VERSION,
         "benchmark": benchmark.name,
         "defence": row,
         "preset": preset,
-        "source": benchmark.defences[row].get("source"),
-        "reported": benchmark.defences[row].get("reported"),
+        "source": defence.get("source"),
+        "reported": defence.get("reported"),
         "seeds": seeds,
         "teacher": {
-            "settings": benchmark.defences[row].get("teacher_changes", {}) | benchmark.strength[row],
+            "settings": defence.get("changes", {}) | defence.get("teacher_changes", {}) | benchmark.strength[row],
             "accuracy": accuracies(passive, "teacher_acc"),
             "undefended": accuracies(undefended, "teacher_acc"),
             "price": paired(accuracies(undefended, "teacher_acc"), accuracies(passive, "teacher_acc")),
@@ -99,8 +99,9 @@ def queries(run):
 
 
 def still_improving(run):
-    """Whether the best epoch of a run by validation accuracy is its last one."""
-    return test_scores(run)["epoch"] == run.raw["num_epochs"]
+    """Whether the last epoch of a run has a higher validation accuracy than all epochs before."""
+    *before, last = (epoch["validation"]["acc"] for epoch in read_metrics(from_root(run.folder) / "metrics.jsonl"))
+    return last > max(before, default=0)
 
 
 def deterministic(run):

@@ -11,6 +11,7 @@ VERSION = 1
 VALIDATION = 0.2  # share of a student's images that it holds back
 TEACHER = {"validation": 0.1}  # keys of all teachers and of the networks they depend on
 LARGEST_PRICE = 1.0  # points of accuracy that a teacher may lose
+MISSED = 0.2  # points by which labels must beat logits for a flag; AutoAttack uses this number for black-box attacks
 PASSIVE = {"method": "kd", "temperature": 4, "alpha": 0.9}
 SMOOTHING = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 COMMON_SPACE = {"learning_rate": (0.5, 1, 2)}  # factors of the student's own value, with and without a teacher
