@@ -19,7 +19,7 @@ from utils.keys import TYPE_NAMES, key
 
 NAMES = ("keys", "networks", "equation", "defence", "attack", "datafree", "trials", "speed")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
-SIZES = {"digits": "digits", "CIFAR-10 in small": "CIFAR10-small"}
+SIZES = {"digits": "digits", "CIFAR-10, small networks": "CIFAR10-small"}
 LIMITS = {"low": "≥", "above": ">", "high": "≤", "below": "<"}
 SPEED = {"images_per_second": ".0f", "reference_images_per_second": ".0f", "ratio": ".2f", "epoch_seconds": ".0f"}
 SPEED |= {"loading_percent": ".1f", "peak_percent": ".0f"}
