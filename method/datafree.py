@@ -42,7 +42,7 @@ class DataFree(Attack):
 
     @dataclass
     class Params(Attack.Params):
-        grid_every: int = key("write images/epochN.png every so many epochs; 0: never", default=50, low=0)
+        grid_every: int = key("epochs between two files images/epochN.png; 0: no files", default=50, low=0)
 
         @staticmethod
         def problems(params, networks):
@@ -92,11 +92,15 @@ class Generating(DataFree):
     @dataclass
     class Params(DataFree.Params):
         iterations_per_epoch: int = key("iterations per epoch; there is no training set", low=1)
-        noise_size: int = key("length of z", low=1)
-        generator_channels: int = key("channels of the first convolution; the second has half", default=128, low=2)
-        generator_eps: float = key("eps of the batch norms after its convolutions", default=1e-5, above=0)
-        generator_learning_rate: float = key("initial learning rate of the generator's Adam", above=0)
-        generator_gamma: float = key("factor of that learning rate at the epochs of schedule", above=0)
+        noise_size: int = key("length of the noise vector z", low=1)
+        generator_channels: int = key(
+            "channels of the generator's first convolution; the second has half", default=128, low=2
+        )
+        generator_eps: float = key(
+            "eps of the batch norms after the generator's first two convolutions", default=1e-5, above=0
+        )
+        generator_learning_rate: float = key("initial learning rate of the generator", above=0)
+        generator_gamma: float = key("factor of the generator's learning rate at the epochs of schedule", above=0)
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

@@ -37,13 +37,17 @@ class DAFL(Generating):
     @dataclass
     class Params(Generating.Params):
         iterations_per_epoch: int = key("training steps per epoch; there is no training set", default=120, low=1)
-        noise_size: int = key("length of z", default=1000, low=1)
-        generator_eps: float = key("eps of the batch norms after its convolutions", default=0.8, above=0)
-        generator_learning_rate: float = key("learning rate of the generator's Adam", default=0.02, above=0)
-        generator_gamma: float = key("factor of that learning rate at the epochs of schedule", default=1.0, above=0)
+        noise_size: int = key("length of the noise vector z", default=1000, low=1)
+        generator_eps: float = key(
+            "eps of the batch norms after the generator's first two convolutions", default=0.8, above=0
+        )
+        generator_learning_rate: float = key("initial learning rate of the generator", default=0.02, above=0)
+        generator_gamma: float = key(
+            "factor of the generator's learning rate at the epochs of schedule", default=1.0, above=0
+        )
         a_oh: float = key("weight of the one-hot term", default=0.05, low=0)
-        a_ie: float = key("weight of the information entropy", default=5.0, low=0)
-        a_act: float = key("weight of the activation", default=0.01, low=0)
+        a_ie: float = key("weight of the information entropy term", default=5.0, low=0)
+        a_act: float = key("weight of the activation term", default=0.01, low=0)
 
     def losses(self, noise):
         images = self.generator(noise)

@@ -27,16 +27,16 @@ IMAGES = 5  # makes the seeds of images differ from other seeds of the run
 class DeepInversion(DataFree):
     @dataclass
     class Params(DataFree.Params):
-        temperature: float = key("T of the distillation and of JS", default=3.0, above=0)
-        image_batches: int = key("total number of batches of images, of batch_size each", default=1000, low=1)
-        new_batches: int = key("batches of images made at the start of an epoch", default=10, low=1)
-        inversion_steps: int = key("steps on the pixels of a batch of images", default=2000, low=1)
-        inversion_learning_rate: float = key("learning rate of the pixels' Adam", default=0.05, above=0)
-        jitter: int = key("largest shift of the images in a step, in pixels", default=2, low=0)
+        temperature: float = key("T, temperature of the distillation and of JS", default=3.0, above=0)
+        image_batches: int = key("total number of batches of images, each with batch_size images", default=1000, low=1)
+        new_batches: int = key("number of batches of images that are made at the start of an epoch", default=10, low=1)
+        inversion_steps: int = key("number of optimizer steps on the pixels of a batch", default=2000, low=1)
+        inversion_learning_rate: float = key("learning rate of the steps on the pixels", default=0.05, above=0)
+        jitter: int = key("largest random shift of the images in a step, in pixels", default=2, low=0)
         flip: bool = key("mirror the images at random in each step", default=False)
-        a_tv: float = key("weight of the total variation", default=2.5e-5, low=0)
-        a_l2: float = key("weight of the L2 norm", default=0.0, low=0)
-        a_f: float = key("weight of the batch-norm statistics", default=10.0, low=0)
+        a_tv: float = key("weight of the total variation of the images", default=2.5e-5, low=0)
+        a_l2: float = key("weight of the L2 norm of the images", default=0.0, low=0)
+        a_f: float = key("weight of the distance of the batch-norm statistics", default=10.0, low=0)
         a_c: float = key("weight of 1 − JS; if above 0, the images depend on the student", default=0.0, low=0)
 
         @staticmethod

@@ -30,9 +30,11 @@ class DFAD(Generating):
     class Params(Generating.Params):
         iterations_per_epoch: int = key("iterations per epoch; there is no training set", default=50, low=1)
         student_steps: int = key("steps of the student per step of the generator", default=5, low=1)
-        noise_size: int = key("length of z", default=256, low=1)
-        generator_learning_rate: float = key("initial learning rate of the generator's Adam", default=0.001, above=0)
-        generator_gamma: float = key("factor of that learning rate at the epochs of schedule", default=0.1, above=0)
+        noise_size: int = key("length of the noise vector z", default=256, low=1)
+        generator_learning_rate: float = key("initial learning rate of the generator", default=0.001, above=0)
+        generator_gamma: float = key(
+            "factor of the generator's learning rate at the epochs of schedule", default=0.1, above=0
+        )
 
     @property
     def student_steps(self):

@@ -42,11 +42,15 @@ def dkd_loss(logits, teacher_logits, labels, T, beta_target, beta_others, standa
 class DKD(Attack):
     @dataclass
     class Params(Attack.Params):
-        temperature: float = key("T of both divergences", above=0, search=(1, 2, 4, 8))
-        beta_target: float = key("β_t, weight of the target's divergence", default=1.0, low=0)
-        beta_others: float = key("β_n, weight of the other classes' divergence", default=8.0, low=0, search=(0.5, 2, 8))
-        warm_up: int = key("epochs in which the divergences' weight rises to 1; 0: none", default=20, low=0)
-        standardise: bool = key("standardise the logits of teacher and student", default=False, search=(False, True))
+        temperature: float = key("T, temperature of both KL divergences", above=0, search=(1, 2, 4, 8))
+        beta_target: float = key("β_t, weight of the KL divergence of the label's probability", default=1.0, low=0)
+        beta_others: float = key(
+            "β_n, weight of the KL divergence of the wrong classes", default=8.0, low=0, search=(0.5, 2, 8)
+        )
+        warm_up: int = key("epochs in which w rises to 1; 0: w = 1 from the start", default=20, low=0)
+        standardise: bool = key(
+            "standardise the logits of teacher and student, as logit_std does", default=False, search=(False, True)
+        )
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

@@ -29,20 +29,24 @@ from utils.losses import kl
 class FastDataFree(DataFree):
     @dataclass
     class Params(DataFree.Params):
-        temperature: float = key("T of the distillation", default=20.0, above=0)
-        rounds_per_epoch: int = key("batches of images made in an epoch", default=1, low=1)
+        temperature: float = key("T, temperature of the distillation", default=20.0, above=0)
+        rounds_per_epoch: int = key(
+            "number of batches of images that are made in an epoch, one per round", default=1, low=1
+        )
         student_steps: int = key("steps of the student after each round", default=400, low=1)
-        warm_up_rounds: int = key("rounds before the first epoch, without the student's term", default=20, low=0)
-        generator_steps: int = key("k, steps of generator and noise in a round", default=5, low=1)
+        warm_up_rounds: int = key("rounds before the first epoch, with a_adv = 0", default=20, low=0)
+        generator_steps: int = key("k, steps on the generator G' and the noise z in a round", default=5, low=1)
         generator_learning_rate: float = key(
-            "learning rate of G' in a round; G has k times that", default=0.003, above=0
+            "learning rate of G' in a round; that of G is k times as large", default=0.003, above=0
         )
         noise_learning_rate: float = key("learning rate of z in a round", default=0.01, above=0)
-        noise_size: int = key("length of z", default=256, low=1)
-        generator_channels: int = key("channels of the first convolution; the second has half", default=128, low=2)
-        a_bn: float = key("weight of the batch-norm statistics", default=10.0, low=0)
+        noise_size: int = key("length of the noise vector z", default=256, low=1)
+        generator_channels: int = key(
+            "channels of the generator's first convolution; the second has half", default=128, low=2
+        )
+        a_bn: float = key("weight of the distance of the batch-norm statistics", default=10.0, low=0)
         a_oh: float = key("weight of the one-hot term", default=0.5, low=0)
-        a_adv: float = key("weight of the student's disagreement", default=1.33, low=0)
+        a_adv: float = key("weight of A, the divergence between teacher and student", default=1.33, low=0)
 
         @staticmethod
         def problems(params, networks):

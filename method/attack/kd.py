@@ -24,9 +24,11 @@ def kd_loss(logits, teacher_logits, labels, T, alpha):
 class KD(Attack):
     @dataclass
     class Params(Attack.Params):
-        temperature: float = key("τ_s, temperature of both distributions", above=0, search=(1, 2, 4, 8, 20, 50))
+        temperature: float = key(
+            "τ_s, temperature of teacher and student (htc: of the teacher only)", above=0, search=(1, 2, 4, 8, 20, 50)
+        )
         alpha: float = key(
-            "α, weight of the teacher; 1 − α is that of the labels",
+            "α, weight of the distillation term; the cross-entropy with the labels has the weight 1 − α",
             low=0,
             high=1,
             search=(0, 0.1, 0.3, 0.5, 0.7, 0.9, 1),

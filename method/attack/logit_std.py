@@ -42,7 +42,7 @@ def logit_std_loss(logits, teacher_logits, labels, T, alpha, strength):
 class LogitStd(KD):
     @dataclass
     class Params(KD.Params):
-        strength: float = key("λ, factor of the distillation", default=10.0, low=0, search=(1, 3, 10))
+        strength: float = key("λ, factor of the distillation term", default=10.0, low=0, search=(1, 3, 10))
 
     def losses(self, images, labels):
         p = self.params

@@ -60,10 +60,13 @@ class Matrices(nn.Module):
 class MKD(KD):
     @dataclass
     class Params(KD.Params):
-        rank: int = key("n, rank of U Vᵀ: 3 on CIFAR, 5 on Tiny-ImageNet", default=3, low=1)
-        matrix_learning_rate: float = key("learning rate of the matrices' Adam, constant", default=0.001, low=0)
+        rank: int = key("n, rank of the matrices U Vᵀ: 3 on CIFAR, 5 on Tiny-ImageNet", default=3, low=1)
+        matrix_learning_rate: float = key("constant learning rate of the matrices", default=0.001, low=0)
         diagonal: float | None = key(
-            "β, initial diagonal of the matrices; null: as released", default=None, above=0, below=1
+            "β, initial diagonal of the matrices; null: nearly uniform matrices, as in the released code of CMIM",
+            default=None,
+            above=0,
+            below=1,
         )
 
     def __init__(self, params, zoo):

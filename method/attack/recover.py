@@ -42,9 +42,13 @@ def recover(q, table, answers):
 class Recover(KD):
     @dataclass
     class Params(KD.Params):
-        samples: int = key("rows drawn for the table of an answer", default=256, low=1)
-        concentration: float = key("c, concentration of the prior", default=8.0, above=0)
-        prior: str = key("center of the tables", default="answers", choices=("answers", "student"))
+        samples: int = key("number of random rows in the table of an answer", default=256, low=1)
+        concentration: float = key("c, concentration of the Dirichlet distribution of the rows", default=8.0, above=0)
+        prior: str = key(
+            "mean of the rows: the teacher's answers or the student's output",
+            default="answers",
+            choices=("answers", "student"),
+        )
 
     def losses(self, images, labels):
         T, alpha, logits = self.params.temperature, self.params.alpha, self.model(images)

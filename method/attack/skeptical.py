@@ -47,8 +47,12 @@ def skeptical_loss(logits, deepest, listener, teacher_logits, labels, T, alpha, 
 class Skeptical(KD):
     @dataclass
     class Params(KD.Params):
-        loc: int = key("which head learns from the teacher: 1 is on the last stage but one", default=2, low=1)
-        kd_delay: int = key("epochs of cross-entropy only, before a head learns from the teacher", default=20, low=0)
+        loc: int = key(
+            "l, the head that learns from the teacher: 1 is on the second to last stage, 2 one stage before",
+            default=2,
+            low=1,
+        )
+        kd_delay: int = key("number of first epochs in which no head learns from the teacher", default=20, low=0)
 
         @staticmethod
         def problems(params, networks):

@@ -59,10 +59,10 @@ class Centroids(nn.Module):
 class CMIM(Method):
     @dataclass
     class Params:
-        weight: float = key("λ of the conditional mutual information", default=0.1, low=0)
+        weight: float = key("λ, weight of the conditional mutual information", default=0.1, low=0)
         temperatures: int = key("number of temperatures", default=5, low=1)
-        hottest: float = key("the highest temperature; the lowest is 1", default=20.0, low=1)
-        centroid_momentum: float = key("share of the past in the moving averages", default=0.95, low=0, below=1)
+        hottest: float = key("highest temperature; the lowest is 1", default=20.0, low=1)
+        centroid_momentum: float = key("weight of earlier batches in the averages for Q", default=0.95, low=0, below=1)
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

@@ -39,9 +39,14 @@ def half_loss(logits, head_logits, adversary_logits, labels, T, weight):
 class MildlyNasty(Nasty):
     @dataclass
     class Params(Nasty.Params):
-        variant: str = key("the part that is trained with the divergence", choices=("half", "light", "light_deep"))
-        width: int | None = key("L of light_deep, outputs of its first layer; null: C", default=None, low=1)
-        body: str = key("mode of the frozen body of light, light_deep", default="train", choices=("train", "eval"))
+        variant: str = key(
+            "part of the network that the KL divergence trains: the last layer, or two new layers in light_deep",
+            choices=("half", "light", "light_deep"),
+        )
+        width: int | None = key(
+            "L, outputs of the first new layer of light_deep; null: the number of classes", default=None, low=1
+        )
+        body: str = key("mode of the frozen layers of light and light_deep", default="train", choices=("train", "eval"))
 
         @staticmethod
         def problems(params, networks):

@@ -27,9 +27,9 @@ class Nasty(Method):
     @dataclass
     class Params:
         adversarial_model: str = key("architecture of the adversarial network")
-        adversarial_resume: str = key("its checkpoint: another experiment's best_model.tar")
-        temperature: float = key("τ_A, temperature of the divergence", above=0)
-        weight: float = key("ω, weight of the divergence", low=0)
+        adversarial_resume: str = key("checkpoint of the adversarial network: another experiment's best_model.tar")
+        temperature: float = key("τ_A, temperature of the KL divergence", above=0)
+        weight: float = key("ω, weight of the KL divergence", low=0)
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

@@ -49,7 +49,7 @@ class Perturb(Release):
     @dataclass
     class Params:
         strength: float = key("a, standard deviation of the noise, in units of the logits", low=0)
-        noise_seed: int = key("seed of the noise, secret of the defender", default=0, low=0, below=2**31)
+        noise_seed: int = key("seed of the noise, which the defender keeps secret", default=0, low=0, below=2**31)
 
     def __call__(self, images, with_features=False):
         p, (features, logits) = self.params, super().__call__(images, with_features=True)

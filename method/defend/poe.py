@@ -23,9 +23,11 @@ def product(logits, proxy_logits, gamma):
 class PoE(Release):
     @dataclass
     class Params:
-        proxy_model: str = key("architecture of the proxy")
-        proxy_resume: str = key("its checkpoint: another experiment's best_model.tar")
-        proxy_share: float = key("γ, share of the proxy in the answer", default=0.6, low=0, high=1)
+        proxy_model: str = key("architecture of the proxy, a small network that is trained normally")
+        proxy_resume: str = key("checkpoint of the proxy: another experiment's best_model.tar")
+        proxy_share: float = key(
+            "γ, weight of the proxy's logits; 1 − γ is that of the teacher's", default=0.6, low=0, high=1
+        )
 
     def prepare(self, zoo):
         self.proxy = zoo.frozen(self.params.proxy_model, self.params.proxy_resume)

@@ -69,11 +69,15 @@ class Possessive(Method):
     @dataclass
     class Params:
         adversarial_model: str = key("architecture of the original network, f_A")
-        adversarial_resume: str = key("its checkpoint: another experiment's best_model.tar")
-        temperature: float = key("T of both divergences", above=0)
-        beta_target: float = key("β_t, weight of the target's divergence", default=1.0, low=0)
-        beta_others: float = key("β_n, weight of the other classes' divergence", default=1.0, low=0)
-        order: str = key("target order of the other classes", default="reversed", choices=("reversed", "away", "flat"))
+        adversarial_resume: str = key("checkpoint of the original network: another experiment's best_model.tar")
+        temperature: float = key("T, temperature of both KL divergences", above=0)
+        beta_target: float = key("β_t, weight of the KL divergence of the label's probability", default=1.0, low=0)
+        beta_others: float = key("β_n, weight of the KL divergence of the wrong classes", default=1.0, low=0)
+        order: str = key(
+            "target of the wrong classes: the original order reversed, far away from the original, or flat (uniform)",
+            default="reversed",
+            choices=("reversed", "away", "flat"),
+        )
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

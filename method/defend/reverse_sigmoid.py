@@ -32,7 +32,7 @@ class ReverseSigmoid(Release):
     @dataclass
     class Params:
         beta: float = key("β, size of the perturbation", default=0.21, above=0, high=1)
-        sharpness: float = key("γ, factor of the inverse sigmoid", default=0.2, above=0, high=1)
+        sharpness: float = key("γ, factor of the inverse sigmoid of a probability", default=0.2, above=0, high=1)
 
     def answer(self, logits):
         return reverse_sigmoid(logits, self.params.beta, self.params.sharpness)

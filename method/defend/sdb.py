@@ -67,8 +67,8 @@ class SDB(Method):
         adversarial_resume: str = key("checkpoint of f_A: the best_model.tar of another experiment")
         temperature: float = key("T, temperature in the disturbance and preservation terms", above=0)
         mix: float = key("λ, weight of the input image; the key has weight 1 − λ", default=0.9, above=0, high=1)
-        weight: float = key("w, weight of the disturbance", default=1.0, low=0)
-        eta: float = key("η, weight of the augmentation", default=0.001, low=0)
+        weight: float = key("w, weight of the disturbance term", default=1.0, low=0)
+        eta: float = key("η, weight of the augmentation term", default=0.001, low=0)
         eta_sign: str = key(
             "s, sign of the augmentation term: purpose is +1, printed is −1 as in the paper",
             default="purpose",
@@ -107,8 +107,13 @@ class SDB(Method):
 class Keyed(Release):
     @dataclass
     class Params:
-        key_resume: str = key("the key: key.tar of the teacher's run folder, or a checkpoint of that teacher")
-        mix: float | None = key("λ of the queries; null uses the mix of the teacher", default=None, above=0, high=1)
+        key_resume: str = key("file with the key: key.tar in the teacher's run folder, or a checkpoint of the teacher")
+        mix: float | None = key(
+            "λ, weight of the image in a query with the key; null: the mix of the teacher",
+            default=None,
+            above=0,
+            high=1,
+        )
 
     def __init__(self, teacher, params):
         super().__init__(teacher, params)
