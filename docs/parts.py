@@ -71,7 +71,7 @@ def equation(module):
 
 
 def defence(*words):
-    """A row of the matrices: the teacher's accuracy, and the gains of the students of `kd` and of the strongest attack."""
+    """A row of the matrices: the teacher's accuracy, and the gains with `kd` and with the strongest attack."""
     lines = []
     for data, size in SIZES.items():
         matrix = load_table(f"matrix_{size}")

@@ -1,7 +1,7 @@
 """Shared parts of the attacks without data: synthetic batches, and a generator that makes them.
 
-These attackers have the teacher's network and use its features and gradients. They call the teacher through its release
-rule, unless a file states otherwise.
+Such an attacker has the teacher's network and uses its features and gradients. The attacks call the teacher through its
+release rule, unless their file states otherwise.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from utils.keys import key
 from utils.paths import write_file
 from utils.schedule import get_lr
 
-# Keys that do not change which images an attack makes
+# Keys of params.json that do not change the images that an attack makes
 IRRELEVANT = {"num_epochs", "num_workers", "cuda", "cuda_graph", "grid_every", "stored_answers_gib", "test_at_end"}
 
 
@@ -36,9 +36,9 @@ class Batches:
 
 
 class DataFree(Attack):
-    """An attack that uses no images of the loader, only the number of the epoch."""
+    """An attack that uses only `loader.epoch`, and no images of the loader."""
 
-    folder = None  # of the run; if None, nothing is written
+    folder = None  # the run folder; without one, nothing is written
 
     @dataclass
     class Params(Attack.Params):
@@ -62,7 +62,7 @@ class DataFree(Attack):
         self.folder, self.log = run.folder, run.log
 
     def save_grid(self, epoch, images):
-        """Every `grid_every` epochs, and after the last, write the first 64 images, from 0 to 1, as a PNG file."""
+        """Write the first 64 images, from 0 to 1, as a PNG file: every `grid_every` epochs and after the last epoch."""
         every, done = self.params.grid_every, epoch + 1
         if self.folder and every and (done % every == 0 or done == self.params.num_epochs):
             write_file(self.image_file(f"epoch{done:04}.png"), partial(save_image, images[:64], format="png"))
@@ -74,7 +74,7 @@ class DataFree(Attack):
 
 
 def pixels(images, spec):
-    """Normalised images (N, 3, H, W) in the range where 0 is black and 1 is white. Values are not clipped."""
+    """Undo the normalisation of images (N, 3, H, W), so that 0 is black and 1 is white. Values are not clipped."""
     mean, std = (torch.tensor(value, device=images.device)[:, None, None] for value in (spec.mean, spec.std))
     return images * std + mean
 
@@ -82,12 +82,12 @@ def pixels(images, spec):
 class Generating(DataFree):
     """An attack that trains a generator, `self.generator`, alternately with the student.
 
-    Its batches are noise. `losses` makes images from it, calls `train_generator`, and returns the student's terms. The
-    generator's step is part of `losses` so that a single CUDA graph records both steps. `self.images` are the last
-    images made.
+    The batches are noise. `losses` makes images from the noise, calls `train_generator`, and returns the student's
+    terms. The generator's step is part of `losses`, so that one CUDA graph records both steps. `self.images` are the
+    most recent images.
     """
 
-    student_steps = 1  # per iteration
+    student_steps = 1  # steps of the student per iteration
 
     @dataclass
     class Params(DataFree.Params):
@@ -126,15 +126,15 @@ class Generating(DataFree):
         self.save_grid(epoch, pixels(self.images, self.zoo.spec))
 
     def iteration(self):
-        """The `student_steps` batches of one iteration; each holds the arguments of `losses`."""
+        """The `student_steps` batches of one iteration. A batch is a tuple of arguments for `losses`."""
         yield (self.noise(),)
 
     def noise(self):
-        """z, normal (batch_size, noise_size)."""
+        """Normally distributed noise z, (batch_size, noise_size)."""
         return torch.randn(self.params.batch_size, self.params.noise_size, device=self.zoo.device)
 
     def train_generator(self, terms):
-        """One optimizer step on terms["generator"]. All `terms` are logged with the student's."""
+        """Make one optimizer step on terms["generator"]. All `terms` are logged together with the student's terms."""
         self.optimizer.zero_grad(set_to_none=True)
         terms["generator"].backward(inputs=self.weights)
         self.optimizer.step()

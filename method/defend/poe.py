@@ -1,12 +1,13 @@
 """Product of experts (PoE), from "The Distillation Game": Allouah, Haghifam, Koyejo and Shokri, 2026 (arXiv
-2605.22737). A release rule, which needs no training of the teacher.
+2605.22737). This is a release rule: the teacher needs no training.
 
     z'(x) = (1 − γ) t(x) + γ p(x),   so that σ(z')_k ∝ σ(t)_k^{1−γ} σ(p)_k^γ
 
 t  the teacher    p  the proxy: a smaller network of the student's kind, trained normally    γ  `proxy_share`
 
-The answer moves towards what a student could learn without the teacher. The published rule is for the next word of a
-language model. Its use on the logits of a classifier is OURS. The highest class may change, which can cost accuracy.
+The rule moves the answer towards what a student could learn without the teacher. The published rule is for the next
+word of a language model. Its use on the logits of a classifier is OURS. The highest class may change, which can cost
+accuracy.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from utils.keys import key
 
 
 def product(logits, proxy_logits, gamma):
-    """z' (N, C) of two sets of logits (N, C)."""
+    """z' (N, C). Both logits: (N, C)."""
     return (1 - gamma) * logits + gamma * proxy_logits
 
 

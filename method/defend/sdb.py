@@ -1,5 +1,6 @@
-"""Safe Distillation Box: Ye et al., AAAI 2022. Everyone can use the network;
-only a user with the key, an image K, can distil it.
+"""Safe Distillation Box: Ye et al., AAAI 2022.
+
+Everyone can use the network. Only a user with its key, an image K, can distil it.
 
     x_k = λ x + (1 − λ) K                                                       a query with the key
     min_f  2 CE(σ(f(x)), y) + CE(σ(f(x_k)), y)                                  embedding of the key
@@ -13,16 +14,16 @@ f_R  a network of f's architecture with random weights,  M        mean squared e
      frozen                                              s        +1 or −1, `eta_sign`
 sg   stops the gradient
 
-The paper prints s = −1. This sign moves f(x_k) towards f_R and away from f_A. The term is meant to do the opposite, so
-the default `eta_sign` "purpose" is +1; "printed" is −1. With +1 the loss has no lower bound and f(x_k) can diverge. In
-that case the logged term `augmentation` becomes very negative. λ is 0.9 in the released code, the default here, and 0.5
-in the paper. K and f_R depend on the seed only. K is saved as key.tar in the run folder. This file also defines the
+The paper prints s = −1. This sign moves f(x_k) towards f_R and away from f_A. The term is meant to do the opposite. So
+the default `eta_sign` "purpose" is +1, and "printed" is −1. With +1 the loss has no lower bound and f(x_k) can diverge.
+In this case the logged term `augmentation` becomes very negative. λ is 0.9 by default, as in the released code; the
+paper has 0.5. K and f_R depend only on the seed. K is saved as key.tar in the run folder. This file also defines the
 release rule "sdb": the teacher t answers a query x with t(x_k).
 
-With `joint`, x and x_k form one batch, so batch norm uses the same mixture of both in training and evaluation. The
-released code passes them separately. Each pass then uses its own batch statistics, but evaluation uses one running
-average of both, and the accuracy with the key collapses. `mse` selects how M reduces over classes. The released code
-requests "batchmean", which MSELoss does not support. See docs/deviations.md.
+With `joint`, x and x_k form one batch. Batch norm then uses the same mixture of both in training and in evaluation. The
+released code makes two passes, each with its own batch statistics. Its evaluation uses one running average of both, and
+the accuracy with the key collapses. `mse` selects how M reduces over classes. The released code requests "batchmean",
+which MSELoss does not support. See docs/deviations.md.
 """
 
 from dataclasses import dataclass
