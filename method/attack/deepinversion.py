@@ -1,12 +1,13 @@
-"""DeepInversion: Yin et al., CVPR 2020. Images from the teacher's batch-norm statistics, then distillation.
+"""DeepInversion: Yin et al., CVPR 2020. It makes images from the teacher's batch-norm statistics, then distils.
 
-min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images, by the equation in method/inversion.py
+min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images that minimise the loss in method/inversion.py
 s      the student, trained                  t  the teacher, frozen        σ_T  softmax(·/T)
 
 At the start of each epoch, `new_batches` batches of images are made, until there are `image_batches`. An epoch is a
 pass over all images made so far. With a_c > 0 (Adaptive DeepInversion), the images also depend on the current student.
-Each batch is saved in the run folder, images/N.tar, so that an interruption loses none. An attacker who reads batch
-norm has the network, so the images are made without the release rule. The student learns from the rule's answers.
+Each batch is saved in the run folder, images/N.tar, so that an interrupted run keeps it. An attacker who can read batch
+norm has the network itself, so the images are made without the release rule. The student learns from the rule's
+answers.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from utils.keys import key
 from utils.losses import kl
 from utils.seeds import derive_seed
 
-IMAGES = 5  # makes the seeds of images differ from other seeds of the run
+IMAGES = 5  # part of the seeds of images, so that they differ from other seeds of the run
 
 
 class DeepInversion(DataFree):
@@ -48,7 +49,7 @@ class DeepInversion(DataFree):
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        self.pool = []  # (images, half (N, H, W, 3) from 0 to 255 but not clipped, labels (N,))
+        self.pool = []  # pairs of images, half (N, H, W, 3), from 0 to 255 but not clipped, and labels (N,)
 
     def losses(self, images, labels):
         divergence = kl(self.teacher(images), self.model(images), self.params.temperature)
@@ -77,7 +78,7 @@ class DeepInversion(DataFree):
         return batch if batch.get("made_from") == self.made_from() else None
 
     def make(self, number, epoch):
-        """Synthesise batch `number`, a function of the seed and, with a_c > 0, of the student."""
+        """Make batch `number`. It is a function of the seed and, with a_c > 0, of the student."""
         p, name = self.params, f"{number:04}.tar"
         if p.a_c > 0 and number < epoch * p.new_batches:
             raise UserError(
@@ -106,7 +107,7 @@ class DeepInversion(DataFree):
         return own | {"a_tv": p.a_tv, "a_l2": p.a_l2, "a_f": p.a_f, "a_c": p.a_c}
 
     def made_from(self):
-        """All parameters that the images depend on. With a_c > 0 these include the student's."""
+        """All parameters that the images depend on. With a_c > 0 they include those of the student's training."""
         keys, own = vars(self.params), {"seed", "batch_size", "precision", "dataset"}
         if self.params.a_c > 0:
             own = keys.keys() - IRRELEVANT

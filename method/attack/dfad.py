@@ -5,8 +5,9 @@ min_s max_G  D,   D = E_z mean| s(Gz) − t(Gz) |,  on the logits
 G    the generator; it emits normalised images       s    the student, trained
 z    noise, normal                                   t    the teacher, frozen
 
-An iteration is one step of the generator and five steps of the student, each with new z. In the paper the student's
-steps come first. Over many iterations the order is the same. Here the generator's terms exist from the first step on.
+An iteration is one step of the generator and `student_steps` steps of the student, each with new z. In the paper the
+student's steps come first. Here the generator's step comes first, so that its terms can be logged from the first step
+on. Over many iterations both orders are the same.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from utils.keys import key
 
 
 def dfad_loss(logits, teacher_logits):
-    """D: the mean of |s − t| over a batch and its classes, of logits (N, C); withheld logits are left out."""
+    """D: the mean of |s − t| over all logits (N, C) of a batch that the teacher does not withhold."""
     withheld = teacher_logits <= WITHHELD
     difference = (logits - teacher_logits).masked_fill(withheld, 0.0)
     return difference.abs().sum() / (~withheld).sum()

@@ -1,4 +1,4 @@
-"""Knowledge distillation: Hinton et al., 2015; as eq. 1 of Ma et al., ICLR 2021.
+"""Knowledge distillation: Hinton et al., 2015, in the form of equation 1 of Ma et al., ICLR 2021.
 
 min_s  α T² KL( σ_T(t(x)) ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y)
 
@@ -15,7 +15,7 @@ from utils.losses import cross_entropy, kl
 
 
 def kd_loss(logits, teacher_logits, labels, T, alpha):
-    """Equation 1: (loss, T² KL, cross-entropy), three scalars, from two sets of logits (N, C) and labels (N,)."""
+    """Equation 1: (loss, T² KL, cross-entropy), three scalars. Both logits: (N, C). labels: (N,)."""
     distillation = T**2 * kl(teacher_logits, logits, T)
     ce = cross_entropy(logits, labels)
     return alpha * distillation + (1 - alpha) * ce, distillation, ce
