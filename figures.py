@@ -1,14 +1,14 @@
-"""The papers' figures, from run folders, each as PNG and PDF.
+"""Draw the papers' figures, from run folders or records, each as PNG and PDF.
 
     python figures.py curves experiments/digits/*/cnn                   accuracy and losses, with a band over seeds
     python figures.py responses --normal FOLDER --nasty FOLDER          outputs of two teachers for single images
     python figures.py tsne --normal FOLDER --nasty FOLDER               t-SNE of their features and logits
-    python figures.py inversion --teacher FOLDER FOLDER                 images from their batch norm; needs no data
+    python figures.py inversion --teacher FOLDER FOLDER                 images made from batch-norm statistics, without data
     python figures.py sweep omega                                       an ablation of experiments/tables.json
-    python figures.py matrix matrix_digits                              its defences × attacks, as a heat map
+    python figures.py matrix matrix_digits                              a heat map of defences × attacks
     python figures.py adaptive benchmark_digits                         scores before and after the search for a thief
 
-matplotlib is required, and scikit-learn for t-SNE. The same command on the same runs writes identical files.
+The script needs matplotlib, and scikit-learn for t-SNE. The same command on the same runs writes identical files.
 """
 
 from method.inversion import invert
@@ -34,8 +34,8 @@ DRAW = {
     "adaptive": lambda args: adaptive.adaptive(args.target),
 }
 INVERSION = {
-    "steps": "of the optimizer",
-    "learning_rate": "of the optimizer",
+    "steps": "number of optimizer steps",
+    "learning_rate": "learning rate of the optimizer",
     "a_f": "weight of the batch-norm statistics",
     "a_tv": "weight of the total variation",
     "a_l2": "weight of the L2 norm",
@@ -56,21 +56,33 @@ def parse():
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE", parser_class=subparser)
 
     add = flags(figures, "curves", "accuracy and losses over the epochs, a line for each experiment")
-    add("run", nargs="+", metavar="RUN", help='run folders; one without ",seed=N" stands for all its seeds')
+    add("run", nargs="+", metavar="RUN", help='run folders; a folder without ",seed=N" stands for all seeds')
     add("--labels", nargs="+", metavar="TEXT", help="labels of the lines, in order (default: folder names)")
 
     add = flags(figures, "responses", "softmax(logits / T) of the same test images under two teachers", teachers=True)
-    add("--images", nargs="+", type=int, metavar="N", help="numbers of test images (default: one of classes 0 to 3)")
-    add("--temperature", type=float, default=4.0, metavar="T", help="default: 4")
+    add(
+        "--images",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="numbers of test images (default: one image of each class 0 to 3)",
+    )
+    add("--temperature", type=float, default=4.0, metavar="T", help="temperature (default: 4)")
 
     add = flags(figures, "tsne", "t-SNE of features and logits of two teachers", teachers=True)
-    add("--count", type=int, default=1000, metavar="N", help="test images (default: 1000)")
+    add("--count", type=int, default=1000, metavar="N", help="number of test images (default: 1000)")
 
     add = flags(figures, "inversion", "images of each class, made from the batch norm of teachers")
-    add("--teacher", nargs="+", required=True, metavar="FOLDER", help="run folders; a single defended one adds its f_A")
+    add(
+        "--teacher",
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="run folders; for one defended teacher, f_A is added",
+    )
     add("--labels", nargs="+", metavar="TEXT", help="labels of the panels, in order (default: folder names)")
-    add("--per_class", type=at_least(1), metavar="N", help="images of a class that are drawn (default: as many as fit)")
-    add("--batch_size", type=at_least(1), default=256, metavar="N", help="images made together (default: 256)")
+    add("--per_class", type=at_least(1), metavar="N", help="drawn images of each class (default: as many as fit)")
+    add("--batch_size", type=at_least(1), default=256, metavar="N", help="number of images in a batch (default: 256)")
     for name, about in INVERSION.items():
         default = invert.__kwdefaults__[name]
         low = 1 if name == "steps" else 0
@@ -91,7 +103,7 @@ def parse():
 
 
 def flags(figures, name, about, teachers=False):
-    """Add the subcommand `name`. teachers: add the flags for two teachers. Returns its add_argument."""
+    """Add the subcommand `name`, and return its `add_argument`. teachers: whether to add the flags for two teachers."""
     parser = figures.add_parser(name, help=about, about=about)
     parser.add_argument(
         "--output",

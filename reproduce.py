@@ -1,15 +1,15 @@
 """Run experiments and everything they depend on, then print their table.
 
     python reproduce.py table1_digits                          a table of experiments/tables.json
-    python reproduce.py table1 --seeds 0 1 2 --jobs 4          with three seeds, four runs at once
-    python reproduce.py experiments/digits                     a folder of experiments, or a single one
+    python reproduce.py table1 --seeds 0 1 2 --jobs 4          three seeds, four runs at the same time
+    python reproduce.py experiments/digits                     a folder of experiments, or a single experiment
     python reproduce.py table1 --dry_run                       only list the runs
-    python reproduce.py table1 --set precision=bf16            with a key changed in all runs
-    python reproduce.py matrix_digits --rows mine              the row of method/defend/mine.py in a matrix
-    python reproduce.py benchmark_digits --rows mine           its card in the benchmark, against adaptive thieves
+    python reproduce.py table1 --set precision=bf16            change a key in all runs
+    python reproduce.py matrix_digits --rows mine              add the row of method/defend/mine.py to a matrix
+    python reproduce.py benchmark_digits --rows mine           benchmark this defence against attacks tuned to it
 
-Finished runs are skipped, interrupted runs continue, and a failed run does not stop the others. Seed 0 runs in the
-experiment's own folder, seed 1 beside it in "experiment,seed=1".
+Finished runs are skipped. Interrupted runs continue. A failed run does not stop the others. A run with seed 0 writes to
+the folder of its experiment. A run with seed 1 writes to a folder beside it, "experiment,seed=1".
 """
 
 import contextlib
@@ -73,14 +73,24 @@ def executor(args):
 def arguments():
     parser = Parser(__doc__)
     parser.add_argument("target", nargs="+", help="folders, or names in experiments/tables.json")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[None], metavar="N", help="run each with these seeds")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[None], metavar="N", help="run each experiment with these seeds"
+    )
     jobs = torch.cuda.device_count() or os.cpu_count()
-    parser.add_argument("--jobs", type=at_least(1), default=jobs, metavar="N", help="at once; default: GPUs, or cores")
-    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster, N jobs per GPU")
+    parser.add_argument(
+        "--jobs",
+        type=at_least(1),
+        default=jobs,
+        metavar="N",
+        help="runs at the same time (default: number of GPUs, or of cores)",
+    )
+    parser.add_argument(
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster, with N jobs per GPU"
+    )
     parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
     add_matrix_flags(parser)
-    parser.add_argument("--presets", nargs="+", metavar="NAME", help="of a benchmark: these threat presets")
-    add_set_flag(parser, 'change keys in all runs, which then lie in "FOLDER,all.KEY=VALUE"')
+    parser.add_argument("--presets", nargs="+", metavar="NAME", help="for a benchmark: use only these threat presets")
+    add_set_flag(parser, 'change keys in all runs, and write to folders "FOLDER,all.KEY=VALUE"')
     add_data_flags(parser)
     return parser.parse_args()
 

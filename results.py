@@ -1,13 +1,13 @@
-"""Print accuracies as a table: the papers' numbers, the records of this repository, and runs on this machine.
+"""Print accuracies as a table: the papers' numbers, the records of this repository, and the runs on this machine.
 
     python results.py table1                             a table of experiments/tables.json
     python results.py experiments/digits                 every experiment below a folder (default: experiments)
-    python results.py table1 --format latex              also markdown, csv, json
+    python results.py table1 --format latex              other formats: markdown, csv, json
     python results.py table1_digits --publish            turn finished runs on this machine into records
     python results.py benchmark_digits --format html --output leaderboard.html
 
-Accuracies are those of the best epoch by test accuracy, as published, and of the last epoch; over several seeds, mean
-± standard deviation.
+A table shows the best epoch by test accuracy, as the papers do, and the last epoch. Over several seeds it shows mean ±
+standard deviation.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from utils.paths import write_file
 def main():
     parser = Parser(__doc__)
     parser.add_argument("target", nargs="*", default=["experiments"], help="folders, or names in tables.json")
-    parser.add_argument("--format", choices=(*FORMATS, "html"), default="text", help="html: of a benchmark")
+    parser.add_argument("--format", choices=(*FORMATS, "html"), default="text", help="html is for benchmarks only")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of printing")
     parser.add_argument("--publish", action="store_true", help="write finished local runs of the target to results/")
     add_matrix_flags(parser)

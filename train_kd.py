@@ -1,4 +1,4 @@
-"""Train a student by distillation from a teacher (`method`, default "kd"; see method/attack/).
+"""Train a student by distillation from a teacher. The key `method` (default: "kd") names a file in method/attack/.
 
     python train_kd.py --save_path experiments/CIFAR10/kd_nasty_resnet18/cnn
 
@@ -9,5 +9,7 @@ from training import cli
 
 if __name__ == "__main__":
     parser = cli.training_flags(__doc__)
-    parser.add_argument("--teacher_resume", metavar="FILE", help="the teacher's checkpoint, instead of params.json's")
+    parser.add_argument(
+        "--teacher_resume", metavar="FILE", help="the teacher's checkpoint, instead of that in params.json"
+    )
     cli.main("attack", parser.parse_args())

@@ -1,4 +1,4 @@
-"""Train a teacher with a defence against distillation (`method`, default "nasty"; see method/defend/).
+"""Train a teacher with a defence. The key `method` (default: "nasty") names a file in method/defend/.
 
     python train_nasty.py --save_path experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18
 

@@ -1,4 +1,4 @@
-"""Train a network by cross-entropy: a baseline, a normal teacher, or a nasty teacher's adversarial network.
+"""Train a network with cross-entropy: a baseline, a normal teacher, or an adversarial network for a nasty teacher.
 
     python train_scratch.py --save_path experiments/CIFAR10/baseline/resnet18
 

@@ -1,16 +1,16 @@
-"""Time training steps of this project against the pipeline of the released code, in alternation.
+"""Compare the training speed of this project with that of the released code's pipeline.
 
     python benchmarks/epoch.py                                          net, preresnet20 and resnet18
-    python benchmarks/epoch.py all --kind normal nasty kd               seven networks, other kinds of steps
+    python benchmarks/epoch.py all --kind normal nasty kd               seven networks, three kinds of steps
     python benchmarks/epoch.py resnet18 --kind dafl dfad deepinversion  attacks without data, without a reference
     python benchmarks/epoch.py net --steps 0                            whole epochs
     python benchmarks/epoch.py net preresnet20 --together 1 2 4 8       several runs at once
 
-Each line is the median over rounds. A round consists of some steps of ours (on a GPU nearly an epoch), some steps of
-the reference (reference.py, in a separate process), and one pass over our loader alone. Seconds per epoch are for
-50,000 images. An iteration (it) is a training step. For dafl and dfad it is a step of the generator and the following
-steps of the student; for deepinversion it is a step on the pixels of a batch of images, which takes 2000 steps. Run
-this on an otherwise idle machine.
+Each line is the median over rounds. A round consists of some steps of our pipeline (on a GPU nearly an epoch), some
+steps of the reference (reference.py, in a separate process), and one pass over our loader without training. Seconds per
+epoch are for 50,000 images. An iteration (it) is a training step. For dafl and dfad it is a step of the generator and
+the following steps of the student. For deepinversion it is one of the 2000 steps on the pixels of a batch of images.
+Run this script on an otherwise idle machine.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from training.cli import add_data_flags, at_least, one_line_errors
 from utils import environment
 from utils.errors import UserError
 
-EPOCH = 50_000  # images
+EPOCH = 50_000  # number of images
 NETWORKS = ["net", "preresnet20", "resnet18", "resnet50", "resnext29", "mobilenetv2", "shufflenetv2"]
-STEPS = {"cpu": 30, "cuda": 380}  # of our pipeline in a round
+STEPS = {"cpu": 30, "cuda": 380}  # steps of our pipeline in a round
 REFERENCE_STEPS = {"cpu": 30, "cuda": 60}
 CLOCK_RISES = 1.0  # seconds of work until an idle GPU reaches its full clock rate
 COLUMNS = {
@@ -60,29 +60,52 @@ COLUMNS = {
 def flags():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("network", nargs="*", default=NETWORKS[:3], help=f"as in params.json; all: {', '.join(NETWORKS)}")
+    add("network", nargs="*", default=NETWORKS[:3], help=f"names as in params.json; all: {', '.join(NETWORKS)}")
     add("--kind", nargs="+", default=["normal"], choices=list(KINDS), help="training steps (default: normal)")
-    add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of our pipeline (default: auto)")
+    add(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "bf16"),
+        help="precision of our pipeline (default: auto)",
+    )
     add("--cuda_graph", action="store_true", help="run our pipeline with the key cuda_graph")
-    add("--batch_size", type=at_least(1), metavar="N", help="default: 128; as published for attacks without data")
+    add(
+        "--batch_size",
+        type=at_least(1),
+        metavar="N",
+        help="default: 128, or the published size for attacks without data",
+    )
     add("--steps", type=at_least(0), metavar="N", help="timed steps per round; 0: an epoch (default: 30; 380 on a GPU)")
-    add("--reference_steps", type=at_least(0), metavar="N", help="of the reference (default: --steps; 60 on a GPU)")
-    add("--warmup", type=at_least(1), default=10, metavar="N", help="steps before; prefetches take 8 (default: 10)")
-    add("--rounds", type=at_least(1), default=5, metavar="N", help="the median is taken over these (default: 5)")
+    add(
+        "--reference_steps",
+        type=at_least(0),
+        metavar="N",
+        help="--steps of the reference (default: as ours; 60 on a GPU)",
+    )
+    add(
+        "--warmup",
+        type=at_least(1),
+        default=10,
+        metavar="N",
+        help="steps before the timed ones; prefetching takes 8 (default: 10)",
+    )
+    add("--rounds", type=at_least(1), default=5, metavar="N", help="number of rounds for the median (default: 5)")
     instead = parser.add_mutually_exclusive_group().add_argument
-    instead("--together", nargs="+", type=at_least(1), metavar="N", help="only measure throughput of N runs at once")
-    instead("--profile", type=Path, metavar="FILE", help="write a table of our kernels' times")
+    instead(
+        "--together", nargs="+", type=at_least(1), metavar="N", help="only measure the throughput of N runs at once"
+    )
+    instead("--profile", type=Path, metavar="FILE", help="write the times of our kernels to this file")
     add("--output", type=Path, metavar="FILE", help="write all measurements as JSON")
-    add("--images", type=at_least(1), default=EPOCH, metavar="N", help="random images if CIFAR-10 is missing")
+    add("--images", type=at_least(1), default=EPOCH, metavar="N", help="number of random images if CIFAR-10 is missing")
     add("--matrix", type=at_least(1), metavar="N", help="size of the matrix product that measures the peak")
     add_data_flags(parser)
     return parser
 
 
 def compare(params, kind, dataset, device, args):
-    """One line of the table as {column: value}, with the seconds per image of each round.
+    """One line of the table as {column: value}, including the seconds per image of each round.
 
-    A column that does not apply to this kind of step is None.
+    A column that does not apply to this kind of step has the value None.
     """
     peak = machine.matmul_peak(device, params.precision, args.matrix)
     machine.reset_memory(device)
@@ -136,7 +159,7 @@ def compare(params, kind, dataset, device, args):
 
 
 def steps_of_a_round(args, device):
-    """The steps of a round (ours, reference), from the flags or the default of the device. 0 means a whole epoch."""
+    """Steps of a round (ours, reference), from the flags or the default of the device. 0 means a whole epoch."""
     steps = STEPS[device.type] if args.steps is None else args.steps
     if args.reference_steps is not None:
         return steps, args.reference_steps

@@ -1,4 +1,4 @@
-"""The machine's peak rate, and the floating-point operations and memory of a training step."""
+"""Measure the peak rate of the machine, and the floating-point operations and memory of a training step."""
 
 import gc
 import os
@@ -34,7 +34,7 @@ def matmul_peak(device, precision, size=None):
 
 
 def step_flops(network, kind, spec):
-    """FLOP per image of a training step: that of three forward passes, plus one if there is a frozen network."""
+    """FLOP per image of a training step: three forward passes, and one more if there is a frozen network."""
     with torch.device("meta"):
         built = model.build(network, spec.num_classes, spec.image_size).eval()
         images = torch.empty(1, 3, spec.image_size, spec.image_size)
@@ -51,7 +51,7 @@ def reset_memory(device):
 
 
 def peak_memory(device):
-    """Peak memory in bytes: on a GPU what was allocated since `reset_memory`, otherwise the size of the process."""
+    """Peak memory in bytes: on a GPU the memory allocated since `reset_memory`, otherwise that of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -68,7 +68,7 @@ def processor():
 
 
 def write_profile(path, title, device, work):
-    """Append a table of kernel times during the function `work` to the file `path`."""
+    """Profile the function `work`, and append a table of kernel times to the file `path`."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) as profiler:
         work()

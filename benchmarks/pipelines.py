@@ -1,4 +1,4 @@
-"""The pipelines that `benchmarks/epoch.py` compares. This file has ours; reference.py has that of the released code.
+"""The pipelines that `benchmarks/epoch.py` compares: ours in this file, that of the released code in reference.py.
 
 A pipeline has a `loader` and a method `train(part)`, which runs a training step on each batch of a Part of the loader.
 """
@@ -18,7 +18,7 @@ from utils import data
 from utils.cuda_graph import Recorder
 from utils.errors import UserError
 
-DATA_FREE = {"dafl": 1024, "dfad": 256, "deepinversion": 256}  # attacks without data: published batch size
+DATA_FREE = {"dafl": 1024, "dfad": 256, "deepinversion": 256}  # attacks without data: their published batch sizes
 KINDS = {"normal": "scratch", "nasty": "nasty", "kd": "kd"} | {name: name for name in DATA_FREE}
 
 
@@ -75,7 +75,7 @@ class Ours:
         self.loader = dataset.train_loader(params.batch_size, params.augmentation, prefetch=params.cuda_graph)
         if isinstance(self.method, Generating):
             self.loader = Iterations(self.method, self.loader)
-            self.method.batches = iter  # `loader` already makes the method's batches; a Part times them
+            self.method.batches = iter  # `loader` already yields the batches of the method; a Part measures their time
 
     @property
     def recorded(self):
@@ -87,7 +87,7 @@ class Ours:
 
 
 class Iterations:
-    """The batches of an attack with a generator. Its length counts iterations; one has `per_step` batches."""
+    """The batches of an attack with a generator. The length is the number of iterations of `per_step` batches each."""
 
     def __init__(self, attack, loader):
         self.make, self.loader = attack.batches, loader
@@ -101,9 +101,9 @@ class Iterations:
 
 
 class Inverting:
-    """DeepInversion's steps on the pixels of a batch of images. Its student's steps are those of kd.
+    """The steps of DeepInversion on the pixels of a batch of images. The steps of its student are those of kd.
 
-    A batch takes `inversion_steps` steps, so a Part of n steps counts n / `inversion_steps` of its images.
+    A batch takes `inversion_steps` steps, so n steps count as n / `inversion_steps` of the images of a batch.
     """
 
     def __init__(self, params, dataset, device):
@@ -127,10 +127,11 @@ class Inverting:
 
 
 class Part:
-    """The first `warmup` + `steps` steps of a loader. `start` and `end` are the times around the last `steps`.
+    """The first `warmup` + `steps` steps of a loader. `start` and `end` are the times before and after the last
+    `steps`.
 
     A step has one batch, or `loader.per_step` batches. Times are taken after the device has finished its work. With
-    warmup 0 the start of the epoch is timed too: our random numbers, or the reference's worker processes.
+    warmup 0 they include the start of the epoch: our random numbers, or the worker processes of the reference.
     """
 
     def __init__(self, loader, steps, warmup, device):
@@ -153,7 +154,7 @@ class Part:
         for batch in itertools.islice(batches, self.steps * self.per_step):
             self.images += len(batch[0])
             yield batch
-        # Taken here because a DataLoader stops its workers when this function ends.
+        # The time is taken here, because a DataLoader stops its workers when this function ends.
         self.end = now(self.device)
 
     @property
@@ -169,7 +170,7 @@ def timed(pipeline, steps, warmup, device):
 
 
 def seconds_to_load(loader, device):
-    """Seconds per image of a pass over the loader without training."""
+    """Seconds per image of one pass over the loader without training."""
     start = now(device)
     for _ in loader:
         pass

@@ -1,7 +1,8 @@
 """The reference pipeline: that of the released code of Nasty Teacher, with the installed PyTorch and its defaults.
 
 It has PIL images with torchvision's transforms in a DataLoader with 4 workers, float32, contiguous memory, an optimizer
-that is not fused, and `loss.item()` in each step. It uses this project's networks and losses, which compute the same.
+that is not fused, and `loss.item()` in each step. Networks and losses are those of this project, which are equal to the
+released ones.
 """
 
 import contextlib
@@ -48,7 +49,7 @@ class PilImages(torch.utils.data.Dataset):
 
 class Reference:
     def __init__(self, params, dataset, device):
-        # The number of workers in the released params.json, even if there are fewer cores.
+        # 4 workers as in the released params.json, even if there are fewer cores.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         self.device = device
         self.method = method.find(params.method)(params, ReferenceZoo(dataset.spec, device))

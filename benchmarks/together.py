@@ -9,7 +9,7 @@ from benchmarks.pipelines import Ours, Part, load_data
 from training import engine
 from utils.errors import UserError
 
-PASSES = {"cpu": 1, "cuda": 5}  # repetitions of the timed steps, because processes do not start simultaneously
+PASSES = {"cpu": 1, "cuda": 5}  # repetitions of the timed steps, because processes do not start at the same time
 
 
 def throughput(count, params, data_dir, images, steps, warmup):

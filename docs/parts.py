@@ -21,7 +21,8 @@ from utils.keys import TYPE_NAMES, key
 
 NAMES = ("leaderboard", "keys", "networks", "equation", "defence", "attack", "datafree", "trials", "speed")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
-SIZES = {"digits": "digits", "CIFAR-10 in small": "CIFAR10-small"}
+SIZES = {"digits": "digits", "CIFAR-10, small networks": "CIFAR10-small"}
+OPTIONS = {"num_channels": "channels of the first convolution", "dropout_rate": "dropout before the last layer"}
 LIMITS = {"low": "≥", "above": ">", "high": "≤", "below": "<"}
 SPEED = {"images_per_second": ".0f", "reference_images_per_second": ".0f", "ratio": ".2f", "epoch_seconds": ".0f"}
 SPEED |= {"loading_percent": ".1f", "peak_percent": ".0f"}
@@ -47,7 +48,10 @@ def leaderboard(*benchmarks):
 def keys(path):
     """The keys that a dataclass or a network declares, without those that all attacks share."""
     if path in model.names():
-        fields = [(name, type(value), key(f"of `{path}`", value)) for name, value in model.options(path).items()]
+        fields = [
+            (name, type(value), key(OPTIONS.get(name, f"of `{path}`"), value))
+            for name, value in model.options(path).items()
+        ]
         path = dataclasses.make_dataclass("Options", fields)
     declared = pkgutil.resolve_name(path) if isinstance(path, str) else path
     shared = [field.name for field in dataclasses.fields(Attack.Params)] if declared is not Attack.Params else ()
@@ -68,13 +72,13 @@ def networks():
 
 
 def equation(module):
-    """The paragraphs of a module's docstring that are set in columns: its equation and the meaning of its symbols."""
+    """The equation in a module's docstring and the meaning of its symbols: the paragraphs that have columns."""
     paragraphs = importlib.import_module(module).__doc__.split("\n\n")[1:]
     return "\n".join(["```", "\n\n".join(text.strip("\n") for text in paragraphs if "  " in text.strip()), "```"])
 
 
 def defence(*words):
-    """A row of the matrices: accuracy of the teacher, and what students of `kd` and of the strongest attack gain."""
+    """A row of the matrices: the teacher's accuracy, and the gains with `kd` and with the strongest attack."""
     lines = []
     for data, size in SIZES.items():
         matrix = load_table(f"matrix_{size}")
@@ -88,7 +92,7 @@ def defence(*words):
 
 
 def attack(name):
-    """A column of the matrices: what students of a normal and of a nasty teacher gain."""
+    """A column of the matrices: the gains of the students of a normal and of a nasty teacher."""
     lines = []
     for data, size in SIZES.items():
         matrix = load_table(f"matrix_{size}")
@@ -108,7 +112,10 @@ def datafree(column):
 
 
 def trials(experiment, keys, metric, *students):
-    """All recorded settings of a teacher with seed 0, its accuracy and `metric`, and the best accuracy of students."""
+    """All recorded settings of a teacher with seed 0.
+
+    Each line has the teacher's accuracy and `metric`, and the best accuracy of each of `students`.
+    """
     source, folder, names, lines = Recorded(), Path(experiment).parent, keys.split(","), []
     for run in (run.with_seed(0) for run in source.runs_of(experiment)):
         if 0 not in source.histories(run):
@@ -123,7 +130,7 @@ def trials(experiment, keys, metric, *students):
 
 
 def student_of(teacher, experiment, source):
-    """The best accuracy of the recorded student whose teacher is the run `teacher`, and that has no changed key."""
+    """The best accuracy of the recorded student of the run `teacher` without changed keys of its own."""
     found = [run for run in source.runs_of(experiment) if not run.changes]
     found = [run.with_seed(0) for run in found if run.with_seed(0).sources["teacher_resume"] == teacher]
     return show(max(source.histories(found[0])[0]["test"]["acc"])) if found else ""

@@ -1,4 +1,4 @@
-"""The interface between a method and the training engine. A method is found by the name of its file."""
+"""The interface between a method and the training engine. The name of a method is the name of its file."""
 
 import importlib
 import pkgutil
@@ -14,19 +14,19 @@ KINDS = ("defend", "attack")
 
 
 class Method:
-    """What is trained and how. The network `self.model` is trained, evaluated and saved.
+    """The base class of methods. A method trains, evaluates and saves the network `self.model`.
 
     params: the checked keys of params.json, including those in `Params`. zoo: builds networks for the data set and
-    device of this run: `zoo.fresh(name, **options)`, `zoo.frozen(name, checkpoint)`.
+    device of this run, with `zoo.fresh(name, **options)` and `zoo.frozen(name, checkpoint)`.
     """
 
     @dataclass
     class Params:
         """The keys that this method adds to params.json; see `utils.keys.key`.
 
-        A static method `problems(params, networks)` is optional. It returns a list of lines, one for each problem
-        between keys that are valid on their own. networks: {"model_name": the network, without memory for its weights,
-        and likewise every other key that ends in "_model"}.
+        An optional static method `problems(params, networks)` checks combinations of keys that are valid on their own.
+        It returns a list of lines, one for each problem. networks: {key: network without memory for its weights} for
+        "model_name" and every key that ends in "_model".
         """
 
     def __init__(self, params, zoo):
@@ -34,35 +34,35 @@ class Method:
         self.model = zoo.trained(params)
 
     def begin(self, run):
-        """Called once before training. `run.folder` is for files of the method; `run.log(line)` logs a line."""
+        """Called once before training. The method may write files to `run.folder`. `run.log(line)` logs a line."""
 
     @property
     def trained(self):
-        """The module that the optimizer trains, and that is in train mode: the network, a part of it, or more."""
+        """The module whose parameters the optimizer trains. It is in train mode during training."""
         return self.model
 
     def losses(self, images, labels):
-        """{"loss": the scalar to minimise, and other terms to log} for a batch of `batches`."""
+        """Return {"loss": the scalar to minimise, and other terms to log} for one batch of `batches`."""
         raise NotImplementedError
 
     def batches(self, loader):
-        """The training batches of one epoch. loader: yields (images, labels); `loader.epoch` counts from 0."""
+        """Return the training batches of one epoch. loader: yields (images, labels); `loader.epoch` counts from 0."""
         return loader
 
     def evaluate(self, loader):
-        """{"acc": test accuracy in percent, "loss": cross-entropy, and other terms to log}."""
+        """Return {"acc": test accuracy in percent, "loss": cross-entropy, and other terms to log}."""
         return evaluate(self.model, loader)
 
     def final(self, loader):
-        """The terms of `evaluate` that are written at the end of a run with `test_at_end`, on the test images."""
+        """Return the terms that are written to test.json at the end of a run with `test_at_end`."""
         return self.evaluate(loader)
 
     def queries(self, batch):
-        """The number of images in a training batch that an attacker's teacher answers."""
+        """Return the number of images in a training batch that the teacher of an attack answers."""
         return 0
 
     def extra(self):
-        """{name: object with a state_dict}: further state, saved and restored with the run."""
+        """Return {name: object with a state_dict}: further state, which is saved and restored with the run."""
         return {}
 
 

@@ -10,21 +10,21 @@ from utils.metrics import accuracy, evaluate
 
 
 class Attack(Method):
-    """`self.model` is the student. `self.teacher(images)` returns the teacher's answers by its release rule: (N, C)."""
+    """`self.model` is the student. `self.teacher(images)` returns the logits (N, C) that its release rule gives."""
 
     @dataclass
     class Params:
         teacher_model: str = key("architecture of the teacher")
         teacher_resume: str = key("checkpoint of the teacher: another experiment's best_model.tar")
-        release: str = key("how the teacher answers: logits, or the rule of a defence", default="logits")
+        release: str = key("release rule of the teacher: logits, or the name of a defence", default="logits")
         answers: str = key(
-            "what the student sees of an answer: logits, or the label only (the most likely class)",
+            "what the student gets of an answer: the logits, or only the label, the most likely class",
             default="logits",
             choices=("logits", "label"),
         )
         stored_answers_gib: float = key(
             "largest size, in GiB, of the answers that are stored beside the teacher's checkpoint for later students; "
-            "0: none are stored or read. Does not change results",
+            "0: answers are not stored and not read. The key does not change results",
             default=2.0,
             low=0,
         )
@@ -38,7 +38,7 @@ class Attack(Method):
             self.teacher = LabelOnly(self.teacher)
 
     def final(self, loader):
-        """As `evaluate`, with two more percentages of images.
+        """Return the terms of `evaluate` and two more percentages of images.
 
         "agreement": student and teacher predict the same class. "teacher_acc": the teacher's answer is correct.
         """

@@ -1,7 +1,7 @@
 """Shared parts of the attacks without data: synthetic batches, and a generator that makes them.
 
-These attackers have the teacher's network and use its features and gradients. They call the teacher through its release
-rule, unless a file states otherwise.
+Such an attacker has the teacher's network and uses its features and gradients. The attacks call the teacher through its
+release rule, unless their file states otherwise.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from utils.keys import key
 from utils.paths import write_file
 from utils.schedule import get_lr
 
-# Keys that do not change which images an attack makes
+# Keys of params.json that do not change the images that an attack makes
 IRRELEVANT = {"num_epochs", "num_workers", "cuda", "cuda_graph", "grid_every", "stored_answers_gib", "test_at_end"}
 
 
@@ -36,13 +36,13 @@ class Batches:
 
 
 class DataFree(Attack):
-    """An attack that uses no images of the loader, only the number of the epoch."""
+    """An attack that uses only `loader.epoch`, and no images of the loader."""
 
-    folder = None  # of the run; if None, nothing is written
+    folder = None  # the run folder; without one, nothing is written
 
     @dataclass
     class Params(Attack.Params):
-        grid_every: int = key("write images/epochN.png every so many epochs; 0: never", default=50, low=0)
+        grid_every: int = key("epochs between two files images/epochN.png; 0: no files", default=50, low=0)
 
         @staticmethod
         def problems(params, networks):
@@ -62,7 +62,7 @@ class DataFree(Attack):
         self.folder, self.log = run.folder, run.log
 
     def save_grid(self, epoch, images):
-        """Every `grid_every` epochs, and after the last, write the first 64 images, from 0 to 1, as a PNG file."""
+        """Write the first 64 images, from 0 to 1, as a PNG file: every `grid_every` epochs and after the last epoch."""
         every, done = self.params.grid_every, epoch + 1
         if self.folder and every and (done % every == 0 or done == self.params.num_epochs):
             write_file(self.image_file(f"epoch{done:04}.png"), partial(save_image, images[:64], format="png"))
@@ -74,7 +74,7 @@ class DataFree(Attack):
 
 
 def pixels(images, spec):
-    """Normalised images (N, 3, H, W) in the range where 0 is black and 1 is white. Values are not clipped."""
+    """Undo the normalisation of images (N, 3, H, W), so that 0 is black and 1 is white. Values are not clipped."""
     mean, std = (torch.tensor(value, device=images.device)[:, None, None] for value in (spec.mean, spec.std))
     return images * std + mean
 
@@ -82,21 +82,25 @@ def pixels(images, spec):
 class Generating(DataFree):
     """An attack that trains a generator, `self.generator`, alternately with the student.
 
-    Its batches are noise. `losses` makes images from it, calls `train_generator`, and returns the student's terms. The
-    generator's step is part of `losses` so that a single CUDA graph records both steps. `self.images` are the last
-    images made.
+    The batches are noise. `losses` makes images from the noise, calls `train_generator`, and returns the student's
+    terms. The generator's step is part of `losses`, so that one CUDA graph records both steps. `self.images` are the
+    most recent images.
     """
 
-    student_steps = 1  # per iteration
+    student_steps = 1  # steps of the student per iteration
 
     @dataclass
     class Params(DataFree.Params):
         iterations_per_epoch: int = key("iterations per epoch; there is no training set", low=1)
-        noise_size: int = key("length of z", low=1)
-        generator_channels: int = key("channels of the first convolution; the second has half", default=128, low=2)
-        generator_eps: float = key("eps of the batch norms after its convolutions", default=1e-5, above=0)
-        generator_learning_rate: float = key("initial learning rate of the generator's Adam", above=0)
-        generator_gamma: float = key("factor of that learning rate at the epochs of schedule", above=0)
+        noise_size: int = key("length of the noise vector z", low=1)
+        generator_channels: int = key(
+            "channels of the generator's first convolution; the second has half", default=128, low=2
+        )
+        generator_eps: float = key(
+            "eps of the batch norms after the generator's first two convolutions", default=1e-5, above=0
+        )
+        generator_learning_rate: float = key("initial learning rate of the generator", above=0)
+        generator_gamma: float = key("factor of the generator's learning rate at the epochs of schedule", above=0)
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
@@ -122,15 +126,15 @@ class Generating(DataFree):
         self.save_grid(epoch, pixels(self.images, self.zoo.spec))
 
     def iteration(self):
-        """The `student_steps` batches of one iteration; each holds the arguments of `losses`."""
+        """The `student_steps` batches of one iteration. A batch is a tuple of arguments for `losses`."""
         yield (self.noise(),)
 
     def noise(self):
-        """z, normal (batch_size, noise_size)."""
+        """Normally distributed noise z, (batch_size, noise_size)."""
         return torch.randn(self.params.batch_size, self.params.noise_size, device=self.zoo.device)
 
     def train_generator(self, terms):
-        """One optimizer step on terms["generator"]. All `terms` are logged with the student's."""
+        """Make one optimizer step on terms["generator"]. All `terms` are logged together with the student's terms."""
         self.optimizer.zero_grad(set_to_none=True)
         terms["generator"].backward(inputs=self.weights)
         self.optimizer.step()

@@ -1,4 +1,4 @@
-"""The secret image of a Safe Distillation Box (method/defend/sdb.py)."""
+"""The key of a Safe Distillation Box (method/defend/sdb.py): a secret image K."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from utils.seeds import derive_seed
 
 
 class ImageKey(nn.Module):
-    """x -> λ x + (1 − λ) K. image: K, (1, 3, H, W), normalised as the images x are. mix: λ."""
+    """Maps x to λ x + (1 − λ) K. image: K, (1, 3, H, W), normalised like the images x. mix: λ."""
 
     def __init__(self, image, mix, device):
         super().__init__()
@@ -24,7 +24,7 @@ class ImageKey(nn.Module):
 
 
 def random_key(spec, seed):
-    """The image K of a seed: random bytes from 0 to 254, normalised like an image."""
+    """The image K for a seed: random bytes from 0 to 254, normalised like an image of the data set."""
     size, generator = spec.image_size, torch.Generator().manual_seed(seed_for(seed, "key"))
     pixels = torch.randint(0, 255, (1, size, size, 3), generator=generator, dtype=torch.uint8)
     return normalise(pixels, torch.tensor(spec.mean), torch.tensor(spec.std))
@@ -36,7 +36,7 @@ def seed_for(seed, purpose):
 
 
 def load_key(path, dataset):
-    """(K, λ) of a key.tar or a teacher's checkpoint. Raises UserError if it holds no key for this data set."""
+    """(K, λ) from a key.tar or a teacher's checkpoint. Raises UserError if the file has no key for this data set."""
     file, size = from_root(path), DATASETS[dataset].image_size
     content = checkpoint.load(file)
     image, mix = inside(content, "extra", "key", "image"), inside(content, "params", "mix")

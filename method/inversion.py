@@ -8,8 +8,8 @@ t     the network that is inverted     μ_l, σ²_l  mean and variance of the in
 s     a student of it, or none         TV         sum of ‖·‖₂ of the differences of neighbours in four directions
 a_…   weights                          JS         Jensen-Shannon divergence of the softmax at temperature T
 
-As released for CIFAR, images are shifted and not flipped. JS is that of the equation; the release's differs, see
-docs/deviations.md.
+As in the released script for CIFAR, images are shifted and not flipped by default. JS differs from the released code;
+see docs/deviations.md.
 """
 
 import math
@@ -33,11 +33,12 @@ def invert(
     network, labels, image_size, *, steps=2000, learning_rate=0.05, a_tv=2.5e-5, a_l2=0.0, a_f=10.0, a_c=0.0,
     student=None, T=3.0, jitter=2, flip=False, seed=0, title=None, log=None,
 ):  # fmt: skip
-    """(normalised images, float32 (N, 3, H, W), of the classes `labels` (N,); {term: scalar} of the last step).
+    """Make images of the classes `labels` (N,).
 
-    network, student: in eval mode. jitter: largest shift in pixels. flip: mirror images at random. seed: for the
-    first images, shifts and flips. title: of the progress bar. log: if given, steps are recorded as with the key
-    `cuda_graph`, and `log(line)` reports it. Raises UserError if the network has no batch norm.
+    Returns (normalised images, float32 (N, 3, H, W); {term: scalar} of the last step). network, student: networks in
+    eval mode. jitter: largest shift in pixels. flip: whether images are mirrored at random. seed: of the initial
+    images, the shifts and the flips. title: text of the progress bar. log: a function that logs a line; if it is given,
+    steps are recorded as a CUDA graph. Raises UserError if the network has no batch norm.
     """
     if not batch_norms(network):
         raise UserError(no_batch_norm(type(network).__name__))
@@ -63,7 +64,7 @@ def invert(
         pixels = SimpleNamespace(model=canvas, trained=canvas, extra=lambda: {})
         step = partial(cuda_graph.Recorder(pixels, optimizer, labels.device, log), step)
     sources = zip(*(places.to(labels.device) for places in shift_and_flip(image_size, shifts, flips)), strict=True)
-    disable = None if title else True  # None: no bar without a terminal
+    disable = None if title else True  # None: tqdm shows a bar only in a terminal
     for rows, columns in tqdm(sources, title, steps, leave=False, disable=disable):
         terms = step(rows, columns)
     if not x.isfinite().all():
@@ -72,10 +73,10 @@ def invert(
 
 
 def shift_and_flip(size, shifts, flips):
-    """(rows, columns), both int (steps, size): the source row of each row, and the source column of each column.
+    """The source row of each row, and the source column of each column: (rows, columns), both int (steps, size).
 
-    shifts: int (steps, 2), down and to the right, cyclic. flips: bool (steps,), whether the shifted image is mirrored
-    left to right.
+    shifts: int (steps, 2), cyclic shifts down and to the right. flips: bool (steps,), whether the shifted image is
+    mirrored left to right.
     """
     places = torch.arange(size)
     rows, columns = ((places - shift[:, None]) % size for shift in shifts.T)
@@ -83,7 +84,10 @@ def shift_and_flip(size, shifts, flips):
 
 
 def inversion_loss(x, labels, logits, bn, student_logits, a_tv, a_l2, a_f, a_c, T):
-    """The equation: {"inversion": its value, and each term}. bn: the sum over batch norms. student_logits or None."""
+    """The loss of the equation: {"inversion": the loss, and each of its terms}.
+
+    bn: the sum over batch norms. student_logits: s(x), or None.
+    """
     terms = {"ce": cross_entropy(logits, labels), "tv": total_variation(x), "l2": x.norm(), "bn": bn}
     loss = terms["ce"] + a_tv * terms["tv"] + a_l2 * terms["l2"] + a_f * terms["bn"]
     if student_logits is not None:
@@ -93,7 +97,7 @@ def inversion_loss(x, labels, logits, bn, student_logits, a_tv, a_l2, a_f, a_c, 
 
 
 def total_variation(x):
-    """TV of a batch (N, 3, H, W): to the right, down, and along both diagonals."""
+    """TV of a batch (N, 3, H, W). The neighbours are those to the right, below, and on both diagonals."""
     across, down = x[..., :-1] - x[..., 1:], x[..., :-1, :] - x[..., 1:, :]
     rising, falling = x[..., 1:, :-1] - x[..., :-1, 1:], x[..., :-1, :-1] - x[..., 1:, 1:]
     return across.norm() + down.norm() + rising.norm() + falling.norm()
@@ -115,7 +119,7 @@ def jensen_shannon(p, q, T):
 
 @contextmanager
 def batch_norm_distances(network):
-    """A list to which a forward pass of `network` inside this context appends the `distance` of each batch norm."""
+    """Yield a list. A forward pass of `network` inside this context appends the `distance` of each batch norm to it."""
     distances = []
 
     def append_distance(layer, inputs):

@@ -1,7 +1,8 @@
 """Release rules: how a teacher answers queries.
 
-A rule is a subclass of `Release` in the file of its defence: `"release": "stingy"` in a student's params.json finds the
-class in method/defend/stingy.py. Rules are independent of attacks, so every attack works against every defence.
+A rule is a subclass of `Release` in the file of its defence. For example, `"release": "stingy"` in a student's
+params.json selects the class in method/defend/stingy.py. Rules do not depend on attacks, so every attack works against
+every defence.
 """
 
 from dataclasses import dataclass
@@ -9,17 +10,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-# The value of a logit that is not released. −∞ would give NaN in −∞ − (−∞). In float32 the probability of this value is
-# exactly 0 at any temperature below 9e6, and it contributes 0 to a divergence.
+# The value of a logit that is not released. −∞ is not used, because −∞ − (−∞) is NaN. In float32 the probability of
+# this value is exactly 0 at any temperature below 9e6, and its class contributes 0 to a divergence.
 WITHHELD = -1e9
-SMALLEST = 1e-12  # the probability that rules with `straight_through` answer instead of 0
+SMALLEST = 1e-12  # rules with `straight_through` replace smaller probabilities by this value
 
 
 def straight_through(logits, perturb):
-    """log p' (N, C) of logits (N, C); perturb: a function from probabilities to p', both double (N, C).
+    """log p' (N, C) for logits (N, C), with the gradient of log σ(logits).
 
-    Its gradient is that of log σ(logits): the rule has no useful gradient, so an attack without data ignores the
-    rule's.
+    perturb: a function that maps probabilities to p', both double (N, C). Its own gradient is not useful to an attack
+    without data, so it is replaced by that of the identity.
     """
     log_p = F.log_softmax(logits, 1)
     with torch.no_grad():
@@ -28,10 +29,10 @@ def straight_through(logits, perturb):
 
 
 class Release:
-    """The rule "logits": the answers to images (N, 3, H, W) are the teacher's logits (N, C).
+    """The base class of rules, and the rule "logits": it answers images (N, 3, H, W) with the teacher's logits (N, C).
 
     teacher: the frozen network. params: the student's keys, including those in `Params`. Other rules override `query`,
-    which changes images before the teacher sees them, or `answer`, which changes the logits.
+    which changes the images, or `answer`, which changes the logits.
     """
 
     @dataclass
@@ -53,16 +54,16 @@ class Release:
         return logits
 
     def __call__(self, images, with_features=False):
-        """Logits; with `with_features` (features, logits), for attackers with access to the network."""
+        """Return logits, or (features, logits) for attackers that have the network and set `with_features`."""
         features, logits = self.teacher(self.query(images), with_features=True)
         logits = self.answer(logits)
         return (features, logits) if with_features else logits
 
 
 class LabelOnly:
-    """A release rule that answers with the most likely class of another rule's answer, and nothing else.
+    """A release rule that answers only with the most likely class of another rule's answer.
 
-    As logits: 0 for that class, WITHHELD for all others.
+    The answer has the form of logits: 0 for this class and WITHHELD for all others.
     """
 
     def __init__(self, rule):
@@ -76,5 +77,5 @@ class LabelOnly:
 
 
 def only_label(logits):
-    """0 for the highest of logits (N, C) in each row, WITHHELD for all others."""
+    """Replace the highest of logits (N, C) in each row by 0, and all others by WITHHELD."""
     return torch.full_like(logits, WITHHELD).scatter(1, logits.argmax(1, keepdim=True), 0.0)

@@ -2,8 +2,8 @@
 
     min_f  CE(σ(f(x)), y)
 
-With label_smoothing > 0, the target probability of the label is 1 − label_smoothing + label_smoothing/C, and
-label_smoothing/C for every other class (Szegedy et al., CVPR 2016).
+With label smoothing ε > 0, the target probability is 1 − ε + ε/C for the label and ε/C for every other class, where C
+is the number of classes (Szegedy et al., CVPR 2016).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ from utils.losses import cross_entropy
 class Scratch(Method):
     @dataclass
     class Params:
-        label_smoothing: float = key("share of the label spread over all classes", default=0.0, low=0, below=1)
+        label_smoothing: float = key(
+            "ε, probability that is spread evenly over all classes", default=0.0, low=0, below=1
+        )
 
     def losses(self, images, labels):
         return {"loss": cross_entropy(self.model(images), labels, self.params.label_smoothing)}

@@ -1,7 +1,7 @@
-"""The model zoo. To add a network, add a file with a `Network` and a line in `NETWORKS`.
+"""The model zoo. To add a network, add a file with a subclass of `Network`, and a line in `NETWORKS`.
 
 A constructor takes the number of classes. Its keyword-only arguments are keys of params.json. A class that accepts only
-one image size has the attribute `image_size`.
+one image size states it in the attribute `image_size`.
 """
 
 import inspect
@@ -32,7 +32,7 @@ NETWORKS = {
 
 
 def build(model_name, num_classes, image_size=32, **options):
-    """A new network for images of `image_size` × `image_size` pixels. options: see `options`."""
+    """Build a network for images of `image_size` × `image_size` pixels. options: its keyword-only arguments."""
     network = find(model_name)(num_classes, **options)
     network.num_classes = num_classes
     only = getattr(network, "image_size", image_size)
@@ -47,7 +47,7 @@ def names():
 
 
 def options(model_name):
-    """{name: default} of the params.json keys that this network takes."""
+    """{name: default} of the keys of params.json that this network takes."""
     parameters = inspect.signature(find(model_name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 

@@ -1,4 +1,4 @@
-"""Auxiliary heads: small classifiers of what a network's stages put out. They serve training only."""
+"""Auxiliary heads: small classifiers on the outputs of a network's stages. They are used in training only."""
 
 import re
 
@@ -7,13 +7,13 @@ from torch import nn
 
 from model.depthwise import Depthwise
 
-# Parts whose outputs are stages, in most networks, densenet, net
+# Names of the stages: in most networks, in densenet, in net
 STAGES = (r"(layer|stage_?)\d", r"features\.dense_block(_layer_)?\d", r"bn\d")
-WIDEST = 512  # channels of a head, unless its stage has more
+WIDEST = 512  # largest number of channels of a head, unless its stage has more
 
 
 def stages(network):
-    """The parts of a network, in order, whose outputs (N, channels, H, W) a head may read; [] where there are none."""
+    """The stages of a network, in order. Their outputs are (N, channels, H, W). [] if the network has none."""
     for pattern in STAGES:
         found = [part for name, part in network.named_modules() if re.fullmatch(pattern, name)]
         if found:
@@ -22,13 +22,13 @@ def stages(network):
 
 
 def separable(channels, out_channels):
-    """A 3x3 convolution of stride 2: depthwise, then pointwise."""
+    """A separable 3x3 convolution of stride 2: a depthwise and then a pointwise convolution."""
     pointwise = nn.Conv2d(channels, out_channels, 1, bias=False)
     return nn.Sequential(Depthwise(channels, 2), pointwise, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class Head(nn.Module):
-    """A classifier of outputs (N, channels, size, size): ReLU, a gate, then convolutions down to 4 pixels."""
+    """A classifier on outputs (N, channels, size, size): ReLU, a gate, and convolutions until the size is at most 4."""
 
     def __init__(self, channels, size, num_classes):
         super().__init__()
@@ -41,5 +41,5 @@ class Head(nn.Module):
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
     def forward(self, x):
-        x = F.relu(x)  # changes nothing after the ReLU of a ResNet's stage; other stages end without one
+        x = F.relu(x)  # no effect on a stage of a ResNet, which ends with a ReLU; stages of other networks do not
         return self.layers(self.gate(x) * x)

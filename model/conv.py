@@ -1,9 +1,10 @@
 """Convolutions of small maps on a CPU in bf16.
 
-oneDNN (3.13, AMX) computes a convolution along the rows of a map and is slow where rows are short. This file lays up
-to 32 images side by side, with columns of zeros between them, and has oneDNN convolve that wide map: the same products
-and sums. For 512 channels on 4x4 maps, batch 128, the forward pass and the input gradient then take half the time and
-the weight gradient a quarter, copies included. A 1x1 convolution of small maps becomes a matrix product.
+oneDNN (3.13, AMX) computes a convolution along the rows of a map, so it is slow for short rows. This file places up to
+32 images side by side, with columns of zeros between them, and calls oneDNN for the resulting wide map. The products
+and sums are the same. For 512 channels on 4x4 maps and batch size 128, the forward pass and the input gradient then
+take half the time, and the weight gradient a quarter, including the copies. A 1x1 convolution of small maps becomes a
+matrix product.
 """
 
 from math import gcd
@@ -13,14 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-IMAGES = 32  # most images in a row; the fastest of 4, 8, 16, 32 and 64 for the weight gradient of 4x4 and 8x8 maps
-# Output widths up to which the wide map was measured to be faster:
-FORWARD_WIDTH = 4  # forward pass; also the input gradient, for which it is multiplied by the stride
-WEIGHT_WIDTH = 8  # weight gradient, and all of a 1x1 convolution
+IMAGES = 32  # largest number of images side by side; fastest of 4, 8, 16, 32, 64 for weight gradients (4x4, 8x8 maps)
+# Largest output widths for which the wide map was faster in measurements:
+FORWARD_WIDTH = 4  # for the forward pass; multiplied by the stride for the input gradient
+WEIGHT_WIDTH = 8  # for the weight gradient, and for forward pass and gradients of a 1x1 convolution
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` with one group and no dilation: 1x1, or 3x3 with padding 1."""
+    """`nn.Conv2d` with one group and no dilation. The kernel is 1x1, or 3x3 with padding 1."""
 
     def forward(self, x):
         if not self.is_slow(x):
@@ -44,7 +45,7 @@ class Conv2d(nn.Conv2d):
 
 
 class SideBySide(torch.autograd.Function):
-    """A 3x3 convolution with padding 1 of x (N, C, H, W) in bf16; weight and bias are rounded to bf16."""
+    """A 3x3 convolution with padding 1 of x (N, C, H, W) in bf16. Weight and bias are rounded to bf16."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride):
@@ -90,12 +91,12 @@ class SideBySide(torch.autograd.Function):
 
 
 def gap(x, stride):
-    """Columns of zeros after each image: at least the padding, and all images start at a multiple of the stride."""
+    """Columns of zeros after each image: at least 1, and such that images start at multiples of the stride."""
     return stride - x.shape[3] % stride
 
 
 def beside(x, gap):
-    """x (N, C, H, W) as (N / k, C, H, k * (W + gap)), k = gcd(N, 32)."""
+    """Place images side by side: (N, C, H, W) to (N / k, C, H, k * (W + gap)), where k = gcd(N, 32)."""
     images, channels, height, width = x.shape
     count = gcd(images, IMAGES)
     wide = x.new_zeros(images // count, height, count, width + gap, channels)

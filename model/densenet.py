@@ -1,6 +1,6 @@
 """DenseNet-BC. Huang et al., Densely Connected Convolutional Networks, CVPR 2017.
 
-The ImageNet networks with a 3x3 stem without pooling. As released, transitions have no ReLU.
+These are the ImageNet networks with a 3x3 stem and without the pooling after it. As released, transitions have no ReLU.
 """
 
 import torch
@@ -61,11 +61,11 @@ class DenseNet(Network):
             for j in range(layers):
                 block.add_module(f"bottle_neck_layer_{j}", DenseLayer(channels, growth))
                 channels += growth
-            # In the released checkpoints the last block has a different name.
+            # The released checkpoints have another name for the last block.
             body.add_module(f"dense_block_layer_{i}" if i < 3 else "dense_block3", block)
         body.bn = nn.BatchNorm2d(channels)
         body.relu = nn.ReLU(inplace=True)
-        # Released keys start with "features.", so the child module needs that name; `self.features` is the method.
+        # Released keys start with "features.", so the child module has this name, although `features` is also a method.
         self._modules["features"] = body
         self.linear = nn.Linear(channels, num_classes)
 

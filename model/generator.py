@@ -1,12 +1,13 @@
 """The image generator of DAFL (Chen et al., ICCV 2019) and DFAD (Fang et al., 2019).
 
-Linear to 2w×S/4×S/4, BN, up ×2, conv 2w, BN, leaky ReLU, up ×2, conv w, BN, leaky ReLU, conv 3, tanh, BN; w = 64.
-The last batch norm has no weights, so each channel of a batch has mean 0 and variance 1, like normalised training
-images. The output is therefore a *normalised* image, which the teacher and the student take as it is. To view it,
-compute `x * std + mean`.
+For images of S×S pixels and w = 64 the layers are: linear to 2w×S/4×S/4, batch norm, upsampling ×2, convolution to 2w
+channels, batch norm, leaky ReLU, upsampling ×2, convolution to w channels, batch norm, leaky ReLU, convolution to 3
+channels, tanh, batch norm. The last batch norm has no weights, so each channel of a batch has mean 0 and variance 1,
+like normalised training images. So the output is a *normalised* image, which is the input of teacher and student. To
+view it, compute `x * std + mean`.
 
-eps is that of the batch norms after the convolutions: 0.8 in DAFL's release, PyTorch's default in DFAD's. The first and
-the last batch norm have the default.
+The batch norms after the first two convolutions have the argument `eps`: 0.8 in DAFL's release, PyTorch's default in
+DFAD's release. The first and the last batch norm have the default.
 """
 
 import torch
@@ -28,7 +29,7 @@ def block(in_channels, out_channels, eps):
 class Generator(nn.Module):
     """Maps noise z, float (N, noise_size), to normalised images, float32 (N, 3, image_size, image_size).
 
-    channels: of the first convolution; the second has half as many. As in `Network`, `forward` sets the precision.
+    channels: of the first convolution; the second has half as many. As in `Network`, `forward` enables bf16 autocast.
     """
 
     bf16 = False

@@ -5,7 +5,7 @@ from torch import nn
 
 
 class Network(nn.Module):
-    """An image classifier: `forward(images)` is `head(features(images))`.
+    """An image classifier. `forward(images)` computes `head(features(images))`.
 
     images: float (N, 3, H, W). features: (N, F), pooled, before the classifier. logits: (N, num_classes).
     `forward` enables bf16 autocast if `bf16` is true, and returns float32, so that losses are computed in float32.
@@ -21,7 +21,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def forward(self, images, with_features=False):
-        """The logits; with `with_features`, (features, logits)."""
+        """Return logits, or (features, logits) if `with_features` is true."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.features(images)
             logits = self.head(features)

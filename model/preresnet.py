@@ -1,7 +1,8 @@
 """Pre-activation ResNet for CIFAR. He et al., Identity Mappings in Deep Residual Networks, ECCV 2016.
 
-Three stages of n blocks; the name states 6n+2 layers. As released, networks from preresnet44 on have n bottleneck
-blocks per stage, so they have 9n+2 layers. The projection shortcut takes the block's input before batch norm and ReLU.
+There are three stages of n blocks. The number in a name is 6n+2, the number of layers. As released, preresnet44 and
+deeper networks have n bottleneck blocks per stage, so they really have 9n+2 layers. The input of the projection
+shortcut is the block's input before batch norm and ReLU.
 """
 
 from functools import partial

@@ -1,8 +1,8 @@
 """ResNet. He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
 
-18, 34, 50, 101, 152: the ImageNet networks with a 3x3 stem and no max-pooling.
-8, 20, 32: the paper's CIFAR networks of 6n+2 layers: three stages of n blocks with 16, 32 and 64 channels. If the shape
-changes, the shortcut is a convolution (the paper's option B).
+resnet18, 34, 50, 101 and 152 are the ImageNet networks with a 3x3 stem and no max-pooling. resnet8, 20 and 32 are the
+paper's CIFAR networks with 6n+2 layers: three stages of n blocks with 16, 32 and 64 channels. If a block changes the
+shape, its shortcut is a convolution (option B of the paper).
 """
 
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ DEPTHS = {
 
 
 def stage(block, in_channels, width, count, stride):
-    """`count` blocks, the first of which changes the shape."""
+    """A sequence of `count` blocks. The first one changes the shape."""
     channels = block.expansion * width
     shapes = [(in_channels, width, stride)] + [(channels, width, 1)] * (count - 1)
     return nn.Sequential(*(block(*shape) for shape in shapes))

@@ -1,6 +1,6 @@
 """ResNeXt-29, 8x64d, for CIFAR. Xie et al., Aggregated Residual Transformations, CVPR 2017.
 
-Three stages of three bottlenecks on a 3x3 stem.
+It has a 3x3 stem and three stages of three bottlenecks.
 """
 
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from model.network import Network
 
 class Bottleneck(nn.Module):
     def __init__(self, in_channels, width, out_channels, stride):
-        """width: number of channels of the grouped convolution, in all groups together."""
+        """width: number of channels of the grouped convolution, summed over groups."""
         super().__init__()
         self.conv_reduce = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn_reduce = nn.BatchNorm2d(width)

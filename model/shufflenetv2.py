@@ -11,7 +11,7 @@ from model.network import Network
 
 
 def interleave(first, second):
-    """The channels first[0], second[0], first[1], ...: concatenation and channel shuffle (2 groups) in one copy.
+    """Interleave channels: first[0], second[0], first[1], ... This is concatenation and channel shuffle in one copy.
 
     The result has the memory format of `second`, so a network in channels_last stays in channels_last.
     """
@@ -30,7 +30,7 @@ def depthwise(channels, stride):
 
 
 class BasicUnit(nn.Module):
-    """Keeps the shape. Half of the channels are passed through unchanged."""
+    """A unit that keeps the shape. Half of the channels pass through unchanged."""
 
     def __init__(self, channels):
         super().__init__()
@@ -43,7 +43,7 @@ class BasicUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Halves the resolution. Both branches take all channels."""
+    """A unit that halves the resolution. The input of both branches is all channels."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Attacks: one file per method. `Attack` is their base class."""
+"""Attacks, one file per method. `Attack` is the base class of all attacks."""
 
 from method.attacker import Attack
 

@@ -7,9 +7,9 @@ s    the student, trained        σ_T  softmax(·/T)
 t    the teacher, frozen         T    temperature
 y    the label                   α    share of the teacher
 
-The false peaks of a nasty teacher differ between images, so they cancel in the mean. The mean is as released. The loss,
-that of kd.py, is OUR reading. With the release rule "stingy", a class that is withheld (−∞) for one image is withheld
-in the mean. A mean over the released logits only was tried and gave a worse student.
+The false peaks in the answers of a nasty teacher differ between images, so they cancel in the mean. The mean is that of
+the release. The loss, that of kd.py, is OURS. With the release rule "stingy", a logit that is withheld (−∞) for one
+image is withheld in the mean. A mean over the logits that are not withheld was tried and gave a worse student.
 """
 
 import torch.nn.functional as F
@@ -18,8 +18,10 @@ from method.attack.kd import KD, kd_loss
 
 
 def class_means(logits, labels):
-    """Each row of logits (N, C) replaced by the mean of the rows with the same of the labels (N,)."""
-    members = F.one_hot(labels, logits.shape[1]).to(logits.dtype)  # its product is deterministic, unlike scatter_add
+    """Replace each row of logits (N, C) by the mean of the rows that have the same label. labels: (N,)."""
+    members = F.one_hot(labels, logits.shape[1]).to(
+        logits.dtype
+    )  # a matrix product is deterministic, scatter_add is not
     means = members.T @ logits / members.sum(0).clamp_min(1)[:, None]
     return means[labels]
 

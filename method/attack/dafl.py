@@ -8,8 +8,8 @@ z    noise, normal                                   p̄_k         mean of σ(t(
 s    the student, trained                            σ           softmax
 t    the teacher, frozen                             a_…         weights: one-hot, information entropy, activation
 
-Both optimizers step once per iteration, on the same images. The default weights are those published for
-CIFAR-10. As released, two batch norms of the generator have eps 0.8.
+Both optimizers make one step per iteration, on the same images. The default weights are those published for CIFAR-10.
+As released, two batch norms of the generator have eps 0.8.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,15 @@ from utils.losses import cross_entropy, kl
 
 
 def dafl_loss(features, logits, a_oh, a_ie, a_act):
-    """The generator's loss: (loss, one-hot, information entropy, activation), scalars, from the teacher's answers.
+    """The generator's loss and its terms: (loss, one-hot, information entropy, activation), scalars.
 
-    features (N, F), logits (N, C).
+    features (N, F), logits (N, C): the teacher's answers.
     """
     one_hot = cross_entropy(logits, logits.argmax(1))
     p = logits.softmax(1).mean(0)
-    entropy = (p * p.clamp_min(torch.finfo(p.dtype).tiny).log10()).sum()  # 0 log 0 = 0, without a NaN in the gradient
+    entropy = (
+        p * p.clamp_min(torch.finfo(p.dtype).tiny).log10()
+    ).sum()  # the floor avoids a NaN in the gradient of 0 log 0
     activation = -features.abs().mean()
     return a_oh * one_hot + a_ie * entropy + a_act * activation, one_hot, entropy, activation
 
@@ -37,13 +39,17 @@ class DAFL(Generating):
     @dataclass
     class Params(Generating.Params):
         iterations_per_epoch: int = key("training steps per epoch; there is no training set", default=120, low=1)
-        noise_size: int = key("length of z", default=1000, low=1)
-        generator_eps: float = key("eps of the batch norms after its convolutions", default=0.8, above=0)
-        generator_learning_rate: float = key("learning rate of the generator's Adam", default=0.02, above=0)
-        generator_gamma: float = key("factor of that learning rate at the epochs of schedule", default=1.0, above=0)
+        noise_size: int = key("length of the noise vector z", default=1000, low=1)
+        generator_eps: float = key(
+            "eps of the batch norms after the generator's first two convolutions", default=0.8, above=0
+        )
+        generator_learning_rate: float = key("initial learning rate of the generator", default=0.02, above=0)
+        generator_gamma: float = key(
+            "factor of the generator's learning rate at the epochs of schedule", default=1.0, above=0
+        )
         a_oh: float = key("weight of the one-hot term", default=0.05, low=0)
-        a_ie: float = key("weight of the information entropy", default=5.0, low=0)
-        a_act: float = key("weight of the activation", default=0.01, low=0)
+        a_ie: float = key("weight of the information entropy term", default=5.0, low=0)
+        a_act: float = key("weight of the activation term", default=0.01, low=0)
 
     def losses(self, noise):
         images = self.generator(noise)

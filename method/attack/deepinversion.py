@@ -1,12 +1,13 @@
-"""DeepInversion: Yin et al., CVPR 2020. Images from the teacher's batch-norm statistics, then distillation.
+"""DeepInversion: Yin et al., CVPR 2020. It makes images from the teacher's batch-norm statistics, then distils.
 
-min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images, by the equation in method/inversion.py
+min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images that minimise the loss in method/inversion.py
 s      the student, trained                  t  the teacher, frozen        σ_T  softmax(·/T)
 
 At the start of each epoch, `new_batches` batches of images are made, until there are `image_batches`. An epoch is a
 pass over all images made so far. With a_c > 0 (Adaptive DeepInversion), the images also depend on the current student.
-Each batch is saved in the run folder, images/N.tar, so that an interruption loses none. An attacker who reads batch
-norm has the network, so the images are made without the release rule. The student learns from the rule's answers.
+Each batch is saved in the run folder, images/N.tar, so that an interrupted run keeps it. An attacker who can read batch
+norm has the network itself, so the images are made without the release rule. The student learns from the rule's
+answers.
 """
 
 from dataclasses import dataclass
@@ -21,22 +22,22 @@ from utils.keys import key
 from utils.losses import kl
 from utils.seeds import derive_seed
 
-IMAGES = 5  # makes the seeds of images differ from other seeds of the run
+IMAGES = 5  # part of the seeds of images, so that they differ from other seeds of the run
 
 
 class DeepInversion(DataFree):
     @dataclass
     class Params(DataFree.Params):
-        temperature: float = key("T of the distillation and of JS", default=3.0, above=0)
-        image_batches: int = key("total number of batches of images, of batch_size each", default=1000, low=1)
-        new_batches: int = key("batches of images made at the start of an epoch", default=10, low=1)
-        inversion_steps: int = key("steps on the pixels of a batch of images", default=2000, low=1)
-        inversion_learning_rate: float = key("learning rate of the pixels' Adam", default=0.05, above=0)
-        jitter: int = key("largest shift of the images in a step, in pixels", default=2, low=0)
+        temperature: float = key("T, temperature of the distillation and of JS", default=3.0, above=0)
+        image_batches: int = key("total number of batches of images, each with batch_size images", default=1000, low=1)
+        new_batches: int = key("number of batches of images that are made at the start of an epoch", default=10, low=1)
+        inversion_steps: int = key("number of optimizer steps on the pixels of a batch", default=2000, low=1)
+        inversion_learning_rate: float = key("learning rate of the steps on the pixels", default=0.05, above=0)
+        jitter: int = key("largest random shift of the images in a step, in pixels", default=2, low=0)
         flip: bool = key("mirror the images at random in each step", default=False)
-        a_tv: float = key("weight of the total variation", default=2.5e-5, low=0)
-        a_l2: float = key("weight of the L2 norm", default=0.0, low=0)
-        a_f: float = key("weight of the batch-norm statistics", default=10.0, low=0)
+        a_tv: float = key("weight of the total variation of the images", default=2.5e-5, low=0)
+        a_l2: float = key("weight of the L2 norm of the images", default=0.0, low=0)
+        a_f: float = key("weight of the distance of the batch-norm statistics", default=10.0, low=0)
         a_c: float = key("weight of 1 − JS; if above 0, the images depend on the student", default=0.0, low=0)
 
         @staticmethod
@@ -48,7 +49,7 @@ class DeepInversion(DataFree):
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        self.pool = []  # (images, half (N, H, W, 3) from 0 to 255 but not clipped, labels (N,))
+        self.pool = []  # pairs of images, half (N, H, W, 3), from 0 to 255 but not clipped, and labels (N,)
 
     def losses(self, images, labels):
         divergence = kl(self.teacher(images), self.model(images), self.params.temperature)
@@ -77,7 +78,7 @@ class DeepInversion(DataFree):
         return batch if batch.get("made_from") == self.made_from() else None
 
     def make(self, number, epoch):
-        """Synthesise batch `number`, a function of the seed and, with a_c > 0, of the student."""
+        """Make batch `number`. It is a function of the seed and, with a_c > 0, of the student."""
         p, name = self.params, f"{number:04}.tar"
         if p.a_c > 0 and number < epoch * p.new_batches:
             raise UserError(
@@ -106,7 +107,7 @@ class DeepInversion(DataFree):
         return own | {"a_tv": p.a_tv, "a_l2": p.a_l2, "a_f": p.a_f, "a_c": p.a_c}
 
     def made_from(self):
-        """All parameters that the images depend on. With a_c > 0 these include the student's."""
+        """All parameters that the images depend on. With a_c > 0 they include those of the student's training."""
         keys, own = vars(self.params), {"seed", "batch_size", "precision", "dataset"}
         if self.params.a_c > 0:
             own = keys.keys() - IRRELEVANT

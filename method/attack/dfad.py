@@ -5,8 +5,9 @@ min_s max_G  D,   D = E_z mean| s(Gz) − t(Gz) |,  on the logits
 G    the generator; it emits normalised images       s    the student, trained
 z    noise, normal                                   t    the teacher, frozen
 
-An iteration is one step of the generator and five steps of the student, each with new z. In the paper the student's
-steps come first. Over many iterations the order is the same. Here the generator's terms exist from the first step on.
+An iteration is one step of the generator and `student_steps` steps of the student, each with new z. In the paper the
+student's steps come first. Here the generator's step comes first, so that its terms can be logged from the first step
+on. Over many iterations both orders are the same.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from utils.keys import key
 
 
 def dfad_loss(logits, teacher_logits):
-    """D: the mean of |s − t| over a batch and its classes, of logits (N, C); withheld logits are left out."""
+    """D: the mean of |s − t| over all logits (N, C) of a batch that the teacher does not withhold."""
     withheld = teacher_logits <= WITHHELD
     difference = (logits - teacher_logits).masked_fill(withheld, 0.0)
     return difference.abs().sum() / (~withheld).sum()
@@ -30,9 +31,11 @@ class DFAD(Generating):
     class Params(Generating.Params):
         iterations_per_epoch: int = key("iterations per epoch; there is no training set", default=50, low=1)
         student_steps: int = key("steps of the student per step of the generator", default=5, low=1)
-        noise_size: int = key("length of z", default=256, low=1)
-        generator_learning_rate: float = key("initial learning rate of the generator's Adam", default=0.001, above=0)
-        generator_gamma: float = key("factor of that learning rate at the epochs of schedule", default=0.1, above=0)
+        noise_size: int = key("length of the noise vector z", default=256, low=1)
+        generator_learning_rate: float = key("initial learning rate of the generator", default=0.001, above=0)
+        generator_gamma: float = key(
+            "factor of the generator's learning rate at the epochs of schedule", default=0.1, above=0
+        )
 
     @property
     def student_steps(self):

@@ -7,9 +7,9 @@ b     (P_y, 1 − P_y) of σ_T                      β_n  `beta_others`, the pap
 n     softmax over k ≠ y of z_k / T              T    temperature
 y     the label                                  w    the epochs are counted from 1
 
-In plain distillation β_n is 1 − P_y of the teacher, so the other classes have little weight if the teacher is
-confident. With `standardise` both sets of logits are standardised first (logit_std.py); the cross-entropy is not.
-Ours: classes whose logits the teacher withholds are left out of n_t and n_s.
+In plain distillation β_n is 1 − P_y of the teacher. So the wrong classes have little weight if the teacher is
+confident. With `standardise` the logits of both KL divergences are standardised first (logit_std.py). Those of the
+cross-entropy are not. OURS: classes whose logits the teacher withholds are left out of n_t and n_s.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ from utils.losses import cross_entropy, kl
 
 
 def dkd_loss(logits, teacher_logits, labels, T, beta_target, beta_others, standardised=False):
-    """(w = 1: distillation, T² KL of the target, T² KL of the others, cross-entropy), from logits (N, C), labels (N,).
+    """(distillation, T² KL of b, T² KL of n, cross-entropy), four scalars. Both logits: (N, C). labels: (N,).
 
-    distillation: the two divergences with their weights.
+    distillation: the sum of the two KL divergences with T² and their weights, for w = 1.
     """
     ce = cross_entropy(logits, labels)
     if standardised:
@@ -42,15 +42,21 @@ def dkd_loss(logits, teacher_logits, labels, T, beta_target, beta_others, standa
 class DKD(Attack):
     @dataclass
     class Params(Attack.Params):
-        temperature: float = key("T of both divergences", above=0, search=(1, 2, 4, 8))
-        beta_target: float = key("β_t, weight of the target's divergence", default=1.0, low=0)
-        beta_others: float = key("β_n, weight of the other classes' divergence", default=8.0, low=0, search=(0.5, 2, 8))
-        warm_up: int = key("epochs in which the divergences' weight rises to 1; 0: none", default=20, low=0)
-        standardise: bool = key("standardise the logits of teacher and student", default=False, search=(False, True))
+        temperature: float = key("T, temperature of both KL divergences", above=0, search=(1, 2, 4, 8))
+        beta_target: float = key("β_t, weight of the KL divergence of the label's probability", default=1.0, low=0)
+        beta_others: float = key(
+            "β_n, weight of the KL divergence of the wrong classes", default=8.0, low=0, search=(0.5, 2, 8)
+        )
+        warm_up: int = key("epochs in which w rises to 1; 0: w = 1 from the start", default=20, low=0)
+        standardise: bool = key(
+            "standardise the logits of teacher and student, as logit_std does", default=False, search=(False, True)
+        )
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        self.weight = torch.ones((), device=zoo.device)  # changed in place, because a recorded CUDA graph reads it
+        self.weight = torch.ones(
+            (), device=zoo.device
+        )  # w; changed in place, because a recorded CUDA graph reads this tensor
 
     def batches(self, loader):
         self.weight.fill_(min((loader.epoch + 1) / max(self.params.warm_up, 1), 1.0))

@@ -1,14 +1,12 @@
 """Fast data-free distillation, "Up to 100× Faster Data-Free Knowledge Distillation": Fang et al., AAAI 2022.
 
-min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images of all rounds so far, by the equation in method/meta_generator.py
+min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images of all rounds so far, see method/meta_generator.py
 s      the student, trained                  t  the teacher, frozen        σ_T  softmax(·/T)
 
-The generator is trained to be an initialisation from which a few steps make a batch of images. A round adds one batch;
-`student_steps` steps of the student follow. `warm_up_rounds` rounds without the student's term precede the first epoch.
-Each batch is saved in the run folder, images/N.tar. As in deepinversion.py, images are made without the release rule,
-and the student learns from the rule's answers. OURS: the generator is that of DAFL, whose images are normalised by
-batch norm; images are not augmented while they are made; a batch's statistics are not mixed with those of earlier ones;
-the generator's first layer is never reset; the student's schedule is that of params.json.
+The generator is trained to be a good initialisation: a few steps from it make a batch of images. A round makes one
+batch, and `student_steps` steps of the student follow. Before the first epoch there are `warm_up_rounds` rounds with
+a_adv = 0. Each batch is saved in the run folder, images/N.tar. As in deepinversion.py, images are made without the
+release rule, and the student learns from the rule's answers. docs/methods.md lists what differs from the release.
 """
 
 import itertools
@@ -29,20 +27,24 @@ from utils.losses import kl
 class FastDataFree(DataFree):
     @dataclass
     class Params(DataFree.Params):
-        temperature: float = key("T of the distillation", default=20.0, above=0)
-        rounds_per_epoch: int = key("batches of images made in an epoch", default=1, low=1)
+        temperature: float = key("T, temperature of the distillation", default=20.0, above=0)
+        rounds_per_epoch: int = key(
+            "number of batches of images that are made in an epoch, one per round", default=1, low=1
+        )
         student_steps: int = key("steps of the student after each round", default=400, low=1)
-        warm_up_rounds: int = key("rounds before the first epoch, without the student's term", default=20, low=0)
-        generator_steps: int = key("k, steps of generator and noise in a round", default=5, low=1)
+        warm_up_rounds: int = key("rounds before the first epoch, with a_adv = 0", default=20, low=0)
+        generator_steps: int = key("k, steps on the generator G' and the noise z in a round", default=5, low=1)
         generator_learning_rate: float = key(
-            "learning rate of G' in a round; G has k times that", default=0.003, above=0
+            "learning rate of G' in a round; that of G is k times as large", default=0.003, above=0
         )
         noise_learning_rate: float = key("learning rate of z in a round", default=0.01, above=0)
-        noise_size: int = key("length of z", default=256, low=1)
-        generator_channels: int = key("channels of the first convolution; the second has half", default=128, low=2)
-        a_bn: float = key("weight of the batch-norm statistics", default=10.0, low=0)
+        noise_size: int = key("length of the noise vector z", default=256, low=1)
+        generator_channels: int = key(
+            "channels of the generator's first convolution; the second has half", default=128, low=2
+        )
+        a_bn: float = key("weight of the distance of the batch-norm statistics", default=10.0, low=0)
         a_oh: float = key("weight of the one-hot term", default=0.5, low=0)
-        a_adv: float = key("weight of the student's disagreement", default=1.33, low=0)
+        a_adv: float = key("weight of A, the divergence between teacher and student", default=1.33, low=0)
 
         @staticmethod
         def problems(params, networks):
@@ -54,13 +56,13 @@ class FastDataFree(DataFree):
         p = params
         self.generator = zoo.place(Generator(zoo.spec.image_size, p.noise_size, p.generator_channels))
         self.optimizer = meta_optimizer(self.generator, p.generator_learning_rate, p.generator_steps)
-        self.pool = []  # images, half (N, H, W, 3) from 0 to 255 but not clipped
+        self.pool = []  # tensors of images, half (N, H, W, 3), with values from 0 to 255 that are not clipped
 
     def extra(self):
         return {"generator": self.generator, "generator_optimizer": self.optimizer}
 
     def losses(self, images, labels, values=()):
-        """values: of TERMS for the last round, which are logged. labels: not used."""
+        """values: TERMS of the last round, which are logged. labels: not used."""
         T = self.params.temperature
         divergence = kl(self.teacher(images), self.model(images), T)
         return {"loss": T**2 * divergence} | dict(zip(TERMS, values, strict=False))
@@ -81,7 +83,7 @@ class FastDataFree(DataFree):
         self.save_grid(epoch, self.pool[-1].permute(0, 3, 1, 2) / 255)
 
     def passes(self, number):
-        """An endless iterator over batches of all images so far, for round `number`."""
+        """An endless iterator over batches of all images so far. number: the current round."""
         images, spec = torch.cat(self.pool), self.zoo.spec
         split = data.Split(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
         kinds = spec.augmentation if self.params.augmentation else ()
@@ -91,7 +93,7 @@ class FastDataFree(DataFree):
             yield from loader
 
     def round(self, a_adv):
-        """Add a batch to the images. Returns its values of TERMS, (4,)."""
+        """Make a batch of images and add it to the pool. Returns its TERMS, (4,)."""
         p, device = self.params, self.zoo.device
         z = torch.randn(p.batch_size, p.noise_size, device=device)
         labels = torch.randint(self.zoo.spec.num_classes, (p.batch_size,), device=device)
@@ -108,7 +110,7 @@ class FastDataFree(DataFree):
         return values
 
     def read(self, number):
-        """Batch `number` of an interrupted run."""
+        """Read batch `number` of an interrupted run."""
         name, advice = f"{number:04}.tar", "move *.tar away to train anew"
         try:
             batch = checkpoint.load(self.image_file(name))

@@ -1,5 +1,5 @@
-"""Label-only extraction: a student of the teacher's top-1 classes, as in Papernot et al., 2017, and in the
-Top-1 attack of ModelGuard, Tang et al., USENIX Security 2024.
+"""Label-only extraction: the student learns the teacher's top-1 classes. This is the attack of Papernot et al., 2017,
+and the Top-1 attack of Tang et al. (ModelGuard), USENIX Security 2024.
 
     c(x) = argmax_k t(x)_k
     min_s  CE( σ(s(x)), (1 − ε) onehot(c(x)) + ε/C )
@@ -7,7 +7,7 @@ Top-1 attack of ModelGuard, Tang et al., USENIX Security 2024.
 s  the student, trained        ε  `label_smoothing`
 t  the teacher, frozen         C  number of classes
 
-The true labels are not used. A defence that keeps the highest class cannot change this student.
+The true labels are not used for training. A defence that keeps the highest class does not change this student.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from utils.losses import cross_entropy
 
 
 def hard_label_loss(logits, teacher_logits, epsilon):
-    """(loss, the teacher's top classes (N,)), from two sets of logits (N, C)."""
+    """(loss, the teacher's top-1 classes (N,)). Both logits: (N, C)."""
     answers = teacher_logits.argmax(1)
     return cross_entropy(logits, answers, epsilon), answers
 
@@ -27,7 +27,11 @@ class HardLabel(Attack):
     @dataclass
     class Params(Attack.Params):
         label_smoothing: float = key(
-            "ε, share of the label spread over all classes", default=0.0, low=0, below=1, search=(0, 0.1, 0.3, 0.6)
+            "ε, probability that is spread evenly over all classes",
+            default=0.0,
+            low=0,
+            below=1,
+            search=(0, 0.1, 0.3, 0.6),
         )
 
     def losses(self, images, labels):

@@ -6,10 +6,11 @@ s    the student, trained        T    temperature of the teacher only: 50 on CIF
 t    the teacher, frozen         α    share of the teacher
 y    the label                   σ_T  softmax(·/T); the student's is at temperature 1
 
-A high temperature flattens the false peaks of a nasty teacher. Only the idea is published: the temperatures and this
-form of the loss are OURS. The factor T² of kd.py is left out, because the student's gradient does not shrink with T. At
-such a temperature the teacher's answer is nearly uniform, and the loss is close to label smoothing with ε = α: at
-T = 50 and α = 0.9, ε is about 0.89. The control is `scratch` with that ε, CIFAR10/baseline/cnn_label_smoothing_0.89.
+A high temperature flattens the false peaks in the answers of a nasty teacher. Only the idea is published. The
+temperatures and this form of the loss are OURS. The factor T² of kd.py is left out, because the student's gradient does
+not shrink with T. At T = 50 the teacher's answer is nearly uniform, and the loss is close to label smoothing with
+ε = α: for α = 0.9, ε is about 0.89. The control experiment is `scratch` with label smoothing 0.89,
+CIFAR10/baseline/cnn_label_smoothing_0.89.
 """
 
 from method.attack.kd import KD
@@ -17,7 +18,7 @@ from utils.losses import cross_entropy, kl
 
 
 def htc_loss(logits, teacher_logits, labels, T, alpha):
-    """(loss, KL, cross-entropy), three scalars, from two sets of logits (N, C) and labels (N,)."""
+    """(loss, KL, cross-entropy), three scalars. Both logits: (N, C). labels: (N,)."""
     distillation, ce = kl(teacher_logits / T, logits), cross_entropy(logits, labels)
     return alpha * distillation + (1 - alpha) * ce, distillation, ce
 

@@ -1,4 +1,4 @@
-"""Knowledge distillation: Hinton et al., 2015; as eq. 1 of Ma et al., ICLR 2021.
+"""Knowledge distillation: Hinton et al., 2015, in the form of equation 1 of Ma et al., ICLR 2021.
 
 min_s  α T² KL( σ_T(t(x)) ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y)
 
@@ -15,7 +15,7 @@ from utils.losses import cross_entropy, kl
 
 
 def kd_loss(logits, teacher_logits, labels, T, alpha):
-    """Equation 1: (loss, T² KL, cross-entropy), three scalars, from two sets of logits (N, C) and labels (N,)."""
+    """Equation 1: (loss, T² KL, cross-entropy), three scalars. Both logits: (N, C). labels: (N,)."""
     distillation = T**2 * kl(teacher_logits, logits, T)
     ce = cross_entropy(logits, labels)
     return alpha * distillation + (1 - alpha) * ce, distillation, ce
@@ -24,9 +24,11 @@ def kd_loss(logits, teacher_logits, labels, T, alpha):
 class KD(Attack):
     @dataclass
     class Params(Attack.Params):
-        temperature: float = key("τ_s, temperature of both distributions", above=0, search=(1, 2, 4, 8, 20, 50))
+        temperature: float = key(
+            "τ_s, temperature of teacher and student (htc: of the teacher only)", above=0, search=(1, 2, 4, 8, 20, 50)
+        )
         alpha: float = key(
-            "α, weight of the teacher; 1 − α is that of the labels",
+            "α, weight of the distillation term; the cross-entropy with the labels has the weight 1 − α",
             low=0,
             high=1,
             search=(0, 0.1, 0.3, 0.5, 0.7, 0.9, 1),

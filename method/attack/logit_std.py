@@ -7,8 +7,9 @@ s    the student, trained        σ_T  softmax(·/T)        α  share of the tea
 t    the teacher, frozen         T    temperature         λ  `strength`
 y    the label                   std  with C − 1 in the denominator
 
-Z undoes any affine change of an image's logits. The released weights, 9 and 0.1 at T = 2, are λ = 10, α = 0.9.
-Ours: logits that the teacher withholds stay withheld, and do not enter the mean and deviation of its logits.
+Z does not change if the logits of an image are scaled by a positive factor or shifted. λ = 10 and α = 0.9 give the
+released weights at T = 2: 9 for the KL divergence and 0.1 for the cross-entropy. OURS: logits that the teacher
+withholds stay withheld, and are left out of the mean and the standard deviation.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ EPSILON = 1e-7
 
 
 def standardise(logits):
-    """Z of each row of logits (N, C). WITHHELD entries are returned as they are."""
+    """Z of each row of logits (N, C). WITHHELD values stay WITHHELD."""
     released = logits > WITHHELD
     count = released.sum(1, keepdim=True)
     mean = logits.masked_fill(~released, 0.0).sum(1, keepdim=True) / count
@@ -33,7 +34,7 @@ def standardise(logits):
 
 
 def logit_std_loss(logits, teacher_logits, labels, T, alpha, strength):
-    """(loss, T² KL of the standardised logits, cross-entropy), from two sets of logits (N, C) and labels (N,)."""
+    """(loss, T² KL of standardised logits, cross-entropy), three scalars. Both logits: (N, C). labels: (N,)."""
     distillation = T**2 * kl(standardise(teacher_logits), standardise(logits), T)
     ce = cross_entropy(logits, labels)
     return strength * alpha * distillation + (1 - alpha) * ce, distillation, ce
@@ -42,7 +43,7 @@ def logit_std_loss(logits, teacher_logits, labels, T, alpha, strength):
 class LogitStd(KD):
     @dataclass
     class Params(KD.Params):
-        strength: float = key("λ, factor of the distillation", default=10.0, low=0, search=(1, 3, 10))
+        strength: float = key("λ, factor of the distillation term", default=10.0, low=0, search=(1, 3, 10))
 
     def losses(self, images, labels):
         p = self.params

@@ -1,4 +1,4 @@
-"""MKD, Markov knowledge distillation: Yang and Ye, ECCV 2024. No code of its authors is released.
+"""MKD, Markov knowledge distillation: Yang and Ye, ECCV 2024. Its authors have not released code of it.
 
     p_T = softmax( t(x) / T )                                            the power transform
     M_c = softmax over each row of ( a_c I + U_c V_cᵀ ),  U_c, V_c: C×n  one Markov matrix per class c
@@ -6,14 +6,15 @@
     min_s      α T² KL( sg[p̃] ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y)
     min_{a,U,V}  α T² KL( p̃ ‖ sg[σ_T(s(x))] )                            in the same iteration
 
-s  the student, trained        T  temperature, of both        n   `rank`
-t  the teacher, frozen         α  share of the teacher        C   number of classes
+s  the student, trained        T    temperature               n   `rank`
+t  the teacher, frozen         α    share of the teacher      C   number of classes
 y  the label                   σ_T  softmax(·/T)              sg  stops the gradient
 
-The matrices are trained by an Adam of their own. `diagonal` selects their initial values. null: as in the code of the
-CMIM repository of the same group, a_c = 1 with uniform U and V, which gives nearly uniform matrices. A number β:
-a_c = log(β (C − 1) / (1 − β)) and V = 0, so each class keeps the share β of its mass. OURS: the constant learning rate
-of the matrices, and the softmax over rows; that code normalises columns, which does not give a Markov kernel.
+The matrices have their own Adam optimizer. `diagonal` selects their initial values. With null they are those of the
+released CMIM code of the same group: a_c = 1, and U and V are drawn from a uniform distribution. M_c is then nearly
+uniform. With a number β, a_c = log(β (C − 1) / (1 − β)) and V = 0, so the diagonal of M_c is β. OURS: the learning rate
+of the matrices is constant, and the softmax runs over rows. The CMIM code normalises columns, which does not give a
+Markov kernel.
 """
 
 import math
@@ -27,25 +28,25 @@ from utils import distributed
 from utils.keys import key
 from utils.losses import cross_entropy, kl
 
-FLOOR = math.log(1e-6)  # of log p_T in the logged divergence, which is infinite if logits are withheld
+FLOOR = math.log(1e-6)  # lower bound of log p_T in `change`, which is infinite if logits are withheld
 
 
 def markov(teacher_logits, a, U, V, T):
-    """(log p̃, log p_T), both (N, C), of logits (N, C); a (N,), U and V (N, C, n) are those of each image's label."""
+    """(log p̃, log p_T), both (N, C), for logits (N, C). a (N,), U and V (N, C, n): those of each image's label."""
     log_p = (teacher_logits / T).log_softmax(1)
     logits = U @ V.mT + torch.diag_embed(a[:, None].expand_as(log_p))
     return (log_p[:, :, None] + logits.log_softmax(2)).logsumexp(1), log_p
 
 
 def mkd_loss(logits, log_target, labels, T, alpha):
-    """(the student's loss, the matrices' loss, T² KL, cross-entropy), scalars. log_target: log p̃ (N, C)."""
+    """(loss of the student, loss of the matrices, T² KL, cross-entropy), scalars. log_target: log p̃ (N, C)."""
     distillation, ce = T**2 * kl(log_target.detach(), logits / T), cross_entropy(logits, labels)
     matrices = alpha * T**2 * kl(log_target, logits.detach() / T)
     return alpha * distillation + (1 - alpha) * ce, matrices, distillation, ce
 
 
 class Matrices(nn.Module):
-    """a (C,), U and V (C, C, n)."""
+    """The parameters of the Markov matrices: a (C,), U and V (C, C, n)."""
 
     def __init__(self, classes, rank, diagonal=None):
         super().__init__()
@@ -60,10 +61,13 @@ class Matrices(nn.Module):
 class MKD(KD):
     @dataclass
     class Params(KD.Params):
-        rank: int = key("n, rank of U Vᵀ: 3 on CIFAR, 5 on Tiny-ImageNet", default=3, low=1)
-        matrix_learning_rate: float = key("learning rate of the matrices' Adam, constant", default=0.001, low=0)
+        rank: int = key("n, rank of the matrices U Vᵀ: 3 on CIFAR, 5 on Tiny-ImageNet", default=3, low=1)
+        matrix_learning_rate: float = key("constant learning rate of the matrices", default=0.001, low=0)
         diagonal: float | None = key(
-            "β, initial diagonal of the matrices; null: as released", default=None, above=0, below=1
+            "β, initial diagonal of the matrices; null: nearly uniform matrices, as in the released code of CMIM",
+            default=None,
+            above=0,
+            below=1,
         )
 
     def __init__(self, params, zoo):
@@ -86,7 +90,7 @@ class MKD(KD):
         return {"loss": loss, "distillation": distillation, "ce": ce, "change": change, "on_label": on_label}
 
     def step_matrices(self, loss):
-        """One step of the matrices' Adam, on the mean over processes."""
+        """Make one step of the matrices, on their gradient averaged over processes."""
         weights = list(self.matrices.parameters())
         for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
             weight.grad = distributed.sum_over_processes(gradient) / distributed.WORLD_SIZE

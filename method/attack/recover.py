@@ -1,4 +1,4 @@
-"""Recovery of perturbed answers, "partial Bayes": Tang et al. (ModelGuard), USENIX Security 2024.
+"""Recovery of perturbed answers, the partial Bayes attack: Tang et al. (ModelGuard), USENIX Security 2024.
 
     p_i ~ Dirichlet( c C · q̂ ),   p'_i = D(p_i),   i = 1 … `samples`              a table for each answer q
     r(q) = mean of the p_i with argmax p'_i = argmax q and ‖p'_i − q‖₁ ≤ max( 0.01, nearest distance )
@@ -9,10 +9,10 @@ t'  the teacher with its release rule   q̂  the `prior`: q, or the student's σ
 T   temperature                         C  number of classes
 α   share of the teacher                c  `concentration`
 
-r(q)^(1/T) is normalised. D is computed by the rule's own code, `Release.answer`, so the attack applies to any rule that
-is a function of the logits. The release draws one table around the *unperturbed* answers, which an attacker does not
-have. OURS: the two priors; a small table for each image, drawn in each step; and q as one of its rows, so that r(q) is
-q if the rule changes nothing.
+r(q) estimates the unperturbed answer. r(q)^(1/T) is normalised. D is the method `Release.answer` of the rule, so the
+attack works against any rule that is a function of the logits. The release samples one table around the *unperturbed*
+answers, which an attacker does not have. OURS: the two priors; a small table for each image, which is sampled in each
+step; and q as an additional row, so that r(q) = q if the rule changes nothing.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,10 @@ NEAR = 0.01
 
 
 def recover(q, table, answers):
-    """r(q), probabilities (N, C), of answers q (N, C), from the tables and the rule's answers to them, (N, samples, C).
+    """r(q), probabilities (N, C), for answers q (N, C).
 
-    If no row of an image's table has the highest class of q, all of its rows are candidates.
+    table: p_i. answers: p'_i. Both: (N, samples, C). If no p'_i of an image has the highest class of q, its rows may
+    have any highest class.
     """
     same = answers.argmax(2) == q.argmax(1, keepdim=True)
     same = same | ~same.any(1, keepdim=True)
@@ -42,9 +43,13 @@ def recover(q, table, answers):
 class Recover(KD):
     @dataclass
     class Params(KD.Params):
-        samples: int = key("rows drawn for the table of an answer", default=256, low=1)
-        concentration: float = key("c, concentration of the prior", default=8.0, above=0)
-        prior: str = key("center of the tables", default="answers", choices=("answers", "student"))
+        samples: int = key("number of random rows in the table of an answer", default=256, low=1)
+        concentration: float = key("c, concentration of the Dirichlet distribution of the rows", default=8.0, above=0)
+        prior: str = key(
+            "mean of the rows: the teacher's answers or the student's output",
+            default="answers",
+            choices=("answers", "student"),
+        )
 
     def losses(self, images, labels):
         T, alpha, logits = self.params.temperature, self.params.alpha, self.model(images)
@@ -58,7 +63,7 @@ class Recover(KD):
         return {"loss": loss, "distillation": distillation, "ce": ce, "moved": moved}
 
     def table(self, q, prior):
-        """(N, 1 + samples, C): q, and samples around `prior`. q, prior: (N, C)."""
+        """The table (N, 1 + samples, C): q, and samples around `prior`. q, prior: (N, C)."""
         counts = (self.params.concentration * q.shape[1] * prior).clamp_min(1e-3)
         drawn = Gamma(counts, torch.ones_like(counts), validate_args=False).sample((self.params.samples,))
         drawn = drawn / drawn.sum(2, keepdim=True)  # Dirichlet

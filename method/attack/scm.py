@@ -1,4 +1,4 @@
-"""A sequence of students, each the teacher of the next; after SCM, Jandial et al., ECCV 2022, whose form is not public.
+"""A sequence of students, each of which teaches the next: after SCM, Jandial et al., ECCV 2022.
 
     min_{s_1 … s_G}  Σ_g  α T² KL( σ_T(sg[s_{g−1}(x)]) ‖ σ_T(s_g(x)) ) + (1 − α) CE(σ(s_g(x)), y),   s_0 = t
 
@@ -7,15 +7,15 @@ t    the teacher, frozen                                T    temperature
 y    the label                                          α    share of the teacher
 G    `generations`                                      sg   stops the gradient
 
-`acc`, `loss` and the checkpoint are those of s_G, a single student as in every other attack. `acc_ensemble` is the
-accuracy of the mean of the probabilities of all students. An ensemble gains without any teacher, so compare it with
-ensembles only. The other students are under "extra" in the checkpoint.
+`acc`, `loss` and the checkpoint are those of s_G, so that they can be compared with every other attack. `acc_ensemble`
+is the accuracy of the mean of the probabilities of all students. An ensemble gains accuracy even without a teacher, so
+compare it with ensembles only. The other students are under "extra" in the checkpoint.
 
-The one public chain is unofficial (edaylmz). It first trains a network against the nasty teacher by the nasty loss.
-Here that is an experiment of method nasty whose adversary is the nasty teacher, `CIFAR10/kd_nastier_resnet18`. Then
-each network teaches the next one, and the ensemble predicts. OURS: the equation, and that all students train at the
-same time. s_g learns from s_{g−1} at the same step, in train mode. One run therefore has G times the cost, and each
-student gets the whole schedule.
+The paper's form is not public. The only public implementation is unofficial (edaylmz). It first trains a network with
+the nasty loss and the nasty teacher as adversarial network. Here this step is an experiment of the method nasty,
+`CIFAR10/kd_nastier_resnet18`. Then each network teaches the next one, and the ensemble predicts. OURS: the equation,
+and that all students train at the same time. In each step s_g learns from the current s_{g−1}, which is in train mode.
+So a run costs G times as much as one student, and each student is trained for the whole schedule.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from utils.metrics import accuracy, evaluate
 
 
 def scm_loss(students_logits, teacher_logits, labels, T, alpha):
-    """(loss, T² KL, cross-entropy), sums over the students. students_logits: s_1 … s_G, each (N, C)."""
+    """(loss, T² KL, cross-entropy), each summed over the students. students_logits: s_1 … s_G, each (N, C)."""
     teachers = [teacher_logits, *(logits.detach() for logits in students_logits[:-1])]
     terms = [kd_loss(s, t, labels, T, alpha) for s, t in zip(students_logits, teachers, strict=True)]
     return tuple(sum(values) for values in zip(*terms, strict=True))

@@ -5,18 +5,18 @@
                                + α T² KL( σ_T(t(x)) ‖ σ_T(o_l(x)) ) + (1 − α) CE(σ(o_l(x)), y)
                                + 0.3 KL( σ_T(o_0(x)) ‖ σ_T(o_1(x)) ) + 0.7 CE(σ(o_1(x)), y)
 
-o_0  the student s, trained                              t    the teacher, frozen
-o_1  its deepest auxiliary head: on the last stage but   y    the label
-     one; o_2 is one stage shallower, o_3 two, …         T    temperature;  σ_T  softmax(·/T)
-o_l  the head that learns from t, l = `loc`              α    share of the teacher in that head's loss
+o_0  the output of the student s, trained                t    the teacher, frozen
+o_1  the deepest auxiliary head of s, on the second to   y    the label
+     last stage; o_2 is one stage before, o_3 two, …     T    temperature;  σ_T  softmax(·/T)
+o_l  the head that learns from t, l = `loc`              α    share of the teacher in the loss of o_l
 h    the heads o_1 and o_l                               D    `kd_delay`, counted from 0
 
-As released: the loss, with a KL to o_1 that has no factor T² and is not detached, `kd_delay`, `loc`, and heads of
-separable convolutions behind an attention gate. So o_0 learns from labels and o_1 from o_0. The teacher affects o_0
-through the shallow layers that o_l shares with it. Ours: the widths of the heads and the interpolation of the gate
-(nearest, which is deterministic on a GPU); that `loc` counts from the deep end, as the outputs do; the stages of
-networks other than ResNets. The heads are used in training only. The checkpoint is an ordinary one of the student, with
-the heads under "extra".
+o_0 learns from the labels, and o_1 learns from o_0. The teacher affects o_0 through the shallow layers that o_0 and o_l
+share. As released: the loss, `kd_delay`, `loc`, and heads of separable convolutions behind an attention gate. The KL
+divergence of o_1 has no factor T² and is not detached. OURS: the widths of the heads; the interpolation of the gate to
+the nearest pixel, which is deterministic on a GPU; the stages of networks other than ResNets; and that `loc` counts
+from the deepest stage. The heads are used in training only. The checkpoint is an ordinary checkpoint of the student,
+with the heads under "extra".
 """
 
 from dataclasses import dataclass
@@ -34,9 +34,10 @@ from utils.metrics import accuracy, evaluate
 
 
 def skeptical_loss(logits, deepest, listener, teacher_logits, labels, T, alpha, heard=1.0):
-    """(loss, the listener's T² KL, its cross-entropy, the student's) from logits (N, C): o_0, o_1, o_l, t.
+    """(loss, T² KL of o_l, cross-entropy of o_l, cross-entropy of o_0), four scalars.
 
-    heard: 0 before epoch D, 1 from then on; a number or a scalar tensor.
+    logits, deepest, listener: o_0, o_1, o_l, each (N, C). heard: 0 before epoch D, 1 from epoch D on; a number or a
+    scalar tensor.
     """
     ce = cross_entropy(logits, labels)
     listening, distillation, ce_listener = kd_loss(listener, teacher_logits, labels, T, alpha)
@@ -47,8 +48,12 @@ def skeptical_loss(logits, deepest, listener, teacher_logits, labels, T, alpha, 
 class Skeptical(KD):
     @dataclass
     class Params(KD.Params):
-        loc: int = key("which head learns from the teacher: 1 is on the last stage but one", default=2, low=1)
-        kd_delay: int = key("epochs of cross-entropy only, before a head learns from the teacher", default=20, low=0)
+        loc: int = key(
+            "l, the head that learns from the teacher: 1 is on the second to last stage, 2 one stage before",
+            default=2,
+            low=1,
+        )
+        kd_delay: int = key("number of first epochs in which no head learns from the teacher", default=20, low=0)
 
         @staticmethod
         def problems(params, networks):
@@ -64,7 +69,7 @@ class Skeptical(KD):
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
         places, found = sorted({1, params.loc}), stages(self.model)
-        self.outputs = [None] * len(places)  # of the last stage but one, and of the listener's
+        self.outputs = [None] * len(places)  # outputs of the second to last stage, and of the stage of o_l
         for place, number in enumerate(places):
             found[-1 - number].register_forward_hook(partial(self.keep, place))
         size = zoo.spec.image_size
@@ -81,13 +86,13 @@ class Skeptical(KD):
         return nn.ModuleList([self.model, self.heads])
 
     def read_heads(self, images):
-        """The heads' logits for the images that `self.model` has just seen; once, and then its outputs are let go."""
+        """The heads' logits for the last images of `self.model`. Drops the stored outputs, so call it once per pass."""
         outputs, self.outputs = self.outputs, [None] * len(self.heads)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.model.bf16):
             return [at_least_float32(own(output)) for own, output in zip(self.heads, outputs, strict=True)]
 
     def batches(self, loader):
-        """(images, labels, 0 or 1): whether the teacher is heard is data, for a recorded step serves every epoch."""
+        """Batches (images, labels, heard). `heard` is data, because one recorded step is used in all epochs."""
         heard = torch.tensor(float(loader.epoch >= self.params.kd_delay), device=self.zoo.device)
         return ((*batch, heard) for batch in loader)
 

@@ -1,4 +1,4 @@
-"""CMIM, a teacher of minimised conditional mutual information: Ye, Hamidi and Yang, 2025 (arXiv 2507.00012).
+"""CMIM, a teacher with minimal conditional mutual information: Ye, Hamidi and Yang, 2025 (arXiv 2507.00012).
 
     P_x^T = σ_T(f(x)),   Q_y^T = mean of P_x^T over the images of class y
     CMI_T = mean over x of KL( P_x^T ‖ Q_y^T )                                        = I(X; Ŷ | Y) at T
@@ -7,10 +7,10 @@
 f    the network trained        σ_T  softmax(·/T)        λ  `weight`
 y    the label of x             T    temperatures, `temperatures` of them, evenly spaced in log T from 1 to `hottest`
 
-At the minimum all images of a class get one answer, at any temperature, so answers contain only the label. These
-definitions are published, and that a range of temperatures takes part. OURS: the set of temperatures, T² as the weight
-of each (that of a distillation term), λ, and how Q is estimated: an exponential moving average over batches, weighted
-by the images of each class and held constant in the gradient.
+At the minimum, all images of a class get the same answer at any temperature, so an answer contains only the label. The
+paper defines P, Q and CMI, and uses a range of temperatures. OURS: the set of temperatures; the weight T² of each, as
+in a distillation loss; the default of λ; and the estimate of Q, an exponential moving average over batches that is
+weighted by the number of images of each class and has no gradient.
 """
 
 from dataclasses import dataclass
@@ -26,15 +26,16 @@ from utils.metrics import evaluate
 
 
 def cmi(logits, log_centroids, labels, temperatures):
-    """[T² CMI_T for each of `temperatures`], scalars; log_centroids: log Q, (temperatures, C, C)."""
+    """A list of T² CMI_T, one scalar for each of `temperatures`. log_centroids: log Q, (temperatures, C, C)."""
     pairs = zip(temperatures, log_centroids, strict=True)
     return [T**2 * kl(logits / T, log_Q[labels]) for T, log_Q in pairs]
 
 
 class Centroids(nn.Module):
-    """Moving averages over batches: of the sum of P_x^T per class, (temperatures, C, C), and of its count, (C,).
+    """Moving averages over batches of two quantities: the sum of P_x^T in each class, and the number of its images.
 
-    Q is their quotient; a batch without images of a class does not change the Q of that class.
+    sums: (temperatures, C, C). counts: (C,). Q is their quotient. A batch without images of a class does not change the
+    Q of this class.
     """
 
     def __init__(self, temperatures, classes, momentum):
@@ -51,7 +52,7 @@ class Centroids(nn.Module):
             average.lerp_(distributed.sum_over_processes(batch), 1 - self.momentum)
 
     def log(self):
-        """log Q, finite everywhere; uniform for a class that has had no image."""
+        """log Q, which is finite everywhere. A class without any image so far has a uniform Q."""
         tiny = torch.finfo(self.sums.dtype).tiny
         return (self.sums / self.counts.clamp_min(tiny)[:, None]).clamp_min(tiny).log().log_softmax(2)
 
@@ -59,10 +60,10 @@ class Centroids(nn.Module):
 class CMIM(Method):
     @dataclass
     class Params:
-        weight: float = key("λ of the conditional mutual information", default=0.1, low=0)
+        weight: float = key("λ, weight of the conditional mutual information", default=0.1, low=0)
         temperatures: int = key("number of temperatures", default=5, low=1)
-        hottest: float = key("the highest temperature; the lowest is 1", default=20.0, low=1)
-        centroid_momentum: float = key("share of the past in the moving averages", default=0.95, low=0, below=1)
+        hottest: float = key("highest temperature; the lowest is 1", default=20.0, low=1)
+        centroid_momentum: float = key("weight of earlier batches in the averages for Q", default=0.95, low=0, below=1)
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

@@ -1,16 +1,19 @@
-"""Maximising angular deviation (MAD): Orekondy, Schiele and Fritz, "Prediction Poisoning", ICLR 2020. A release
-rule, which needs no training.
+"""Maximising angular deviation (MAD): Orekondy, Schiele and Fritz, "Prediction Poisoning", ICLR 2020.
+
+This is a release rule, which needs no training.
 
     p* = argmax_v ‖ u(v) − u(p) ‖²,   u(p) = Gᵀp / ‖Gᵀp‖,   row k of G = ∇ NLL_k(x) of a surrogate network's last layer
     p' = (1 − a) p + a p*,   a = min( 1, ε / ‖p − p*‖₁ ),   p = σ(t(x))
 
-t  the teacher    v  the vertices: uniform over a set of classes with the highest of p, which has 1e-5 more
-ε  `epsilon`      x  the image; with h its features and q = σ(r(x)) its class probabilities in the surrogate r:
+t  the teacher    v    the vertices: uniform over a set of classes with the highest of p, which has 1e-5 more
+ε  `epsilon`      q    σ(r(x)), the class probabilities of x in the surrogate r
+x  the image      h    the features of x in the surrogate r
+σ  softmax        e_k  the one-hot vector of class k
 
-Row k of G is (q − e_k) ⊗ h, so Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. The surrogate has
-random weights, a function of the seed. All 2^{C−1} sets are compared for C ≤ 10; for more, a set grows by the class
-that increases the deviation most, in at most 1024 comparisons, as released. OURS: probabilities of 0 and the gradient,
-as in modelguard.py.
+Row k of G is (q − e_k) ⊗ h. So Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. The surrogate has
+random weights, which are a function of the seed. For C ≤ 10 all 2^{C−1} sets are compared. For more classes, as
+released, the class that increases the deviation most is added to the set repeatedly, in at most 1024 comparisons. OURS:
+probabilities of 0 and the gradient are treated as in modelguard.py.
 """
 
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ EXTRA, ALL_SETS, COMPARISONS = 1e-5, 10, 1024
 
 
 def vertices(sets):
-    """The probabilities of sets of classes (…, C) of 0 and 1; the first class is the highest of p."""
+    """The vertices, probabilities (…, C), of sets of classes: 0 or 1, (…, C). The first class is the highest of p."""
     uniform = sets / sets.sum(-1, keepdim=True)
     uniform = torch.cat((uniform[..., :1] + EXTRA, uniform[..., 1:]), -1)
     return uniform / uniform.sum(-1, keepdim=True)
@@ -39,7 +42,7 @@ def deviation(v, p, q):
 
 
 def best_sets(p, q):
-    """The sets (N, C) whose vertices deviate most; the first class of p and q (N, C) is the highest of p."""
+    """The sets (N, C) whose vertices have the largest deviation. p, q: (N, C); the first class is the highest of p."""
     classes = p.shape[1]
     if classes <= ALL_SETS:
         numbers, places = (torch.arange(count, device=p.device) for count in (2 ** (classes - 1), classes - 1))
@@ -48,14 +51,14 @@ def best_sets(p, q):
     sets = F.pad(torch.zeros_like(p[:, 1:]), (1, 0), value=1.0)
     one_more = torch.eye(classes, dtype=p.dtype, device=p.device)
     for _ in range(max(COMPARISONS // classes, 1)):
-        grown = torch.maximum(sets[:, None], one_more)  # with the first class, the set as it is
+        grown = torch.maximum(sets[:, None], one_more)  # row 0 adds the first class, so it is the set itself
         best = deviation(vertices(grown), p, q).argmax(1)
         sets = torch.maximum(sets, one_more[best])
     return sets
 
 
 def mad(p, q, epsilon):
-    """p' (N, C) of the teacher's and the surrogate's probabilities (N, C)."""
+    """p' (N, C). p: probabilities of the teacher. q: probabilities of the surrogate. Both: (N, C)."""
     values, places = p.sort(1, descending=True)
     best = torch.zeros_like(p).scatter(1, places, vertices(best_sets(values, q.gather(1, places))))
     distance = (best - p).abs().sum(1, keepdim=True)

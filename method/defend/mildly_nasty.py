@@ -9,13 +9,17 @@
     "light_deep"  two new linear layers of widths L and C    these two            f
                   on f_A's features
 
-f, f_A, T, ω as in nasty.py; L is `width`; null means C, the number of classes, as released; sg stops the gradient.
-The weights below the trained layers are frozen. With `body` "train", as released, these layers run in train mode: they
-use batch statistics in training and update their running averages. "eval" keeps the running averages of f_A.
-The light variants start from f_A, so accuracy may peak before the defence takes effect. The released students load
-best_model.tar nevertheless.
-The two layers of "light_deep" have no activation between them, so they are equal to one layer. The checkpoint holds
-that layer and is an ordinary one of `model_name`. The two layers are under "extra", so that the run can continue.
+f, f_A, T and ω have the same meaning as in nasty.py. L is `width`; null means C, the number of classes, as released. sg
+stops the gradient. The layers below the trained layers are frozen. With `body` "train", as released, the frozen layers
+run in train mode: they use batch statistics in training and update their running averages. "eval" keeps the running
+averages of f_A.
+
+The light variants start from f_A, so accuracy may be highest before the defence takes effect. The released students
+load best_model.tar nevertheless.
+
+The two layers of "light_deep" have no activation between them, so they are equal to one linear layer. The checkpoint
+holds this layer and is an ordinary checkpoint of `model_name`. It has the two layers under "extra", so that the run can
+continue.
 """
 
 from dataclasses import dataclass
@@ -31,7 +35,7 @@ from utils.losses import cross_entropy, kl
 
 
 def half_loss(logits, head_logits, adversary_logits, labels, T, weight):
-    """(loss, cross-entropy, T² KL): only the last layer has a gradient from `head_logits`."""
+    """(loss, cross-entropy, T² KL). head_logits: logits whose gradient reaches only the last layer."""
     ce, divergence = cross_entropy(logits, labels), T**2 * kl(head_logits, adversary_logits, T)
     return ce - weight * divergence, ce, divergence
 
@@ -39,9 +43,14 @@ def half_loss(logits, head_logits, adversary_logits, labels, T, weight):
 class MildlyNasty(Nasty):
     @dataclass
     class Params(Nasty.Params):
-        variant: str = key("the part that is trained with the divergence", choices=("half", "light", "light_deep"))
-        width: int | None = key("L of light_deep, outputs of its first layer; null: C", default=None, low=1)
-        body: str = key("mode of the frozen body of light, light_deep", default="train", choices=("train", "eval"))
+        variant: str = key(
+            "part of the network that the KL divergence trains: the last layer, or two new layers in light_deep",
+            choices=("half", "light", "light_deep"),
+        )
+        width: int | None = key(
+            "L, outputs of the first new layer of light_deep; null: the number of classes", default=None, low=1
+        )
+        body: str = key("mode of the frozen layers of light and light_deep", default="train", choices=("train", "eval"))
 
         @staticmethod
         def problems(params, networks):
@@ -87,11 +96,11 @@ class MildlyNasty(Nasty):
 
     def batches(self, loader):
         yield from loader
-        if self.layers:  # the checkpoint holds them as one layer, the network's classifier
+        if self.layers:  # the classifier of the network is the one layer that equals both
             self.model.load_state_dict({n: w.detach() for n, w in self.folded().items()}, strict=False)
 
     def folded(self):
-        """The weights of one layer that is equal to both: W₂(W₁h + b₁) + b₂ = (W₂W₁)h + (W₂b₁ + b₂)."""
+        """The weights of the one layer that equals both layers: W₂(W₁h + b₁) + b₂ = (W₂W₁)h + (W₂b₁ + b₂)."""
         first, second = self.layers
         weight = (second.weight @ first.weight).view_as(self.last.weight)
         return {f"{self.name}.weight": weight, f"{self.name}.bias": second.weight @ first.bias + second.bias}

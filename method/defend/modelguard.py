@@ -1,15 +1,15 @@
 """ModelGuard-W: Tang et al., "ModelGuard: Information-Theoretic Defense Against Model Extraction Attacks", USENIX
-Security 2024. A release rule, which needs no training.
+Security 2024. This is a release rule, which needs no training.
 
     min_{p'} Σ_k log(p_k + 1e-6) p'_k   s.t.  p' on the simplex,  ‖p' − p‖₁ ≤ ε,  p'_top − p'_k ≥ 1e-4 for k ≠ top
 
-p  = σ(t(x)), of the teacher        top  the highest class of p        ε  `epsilon`, at most 2
+p  σ(t(x)), of the teacher t        top  the highest class of p        ε  `epsilon`, at most 2
 
-The release solves this linear programme query by query. Here it is solved for a batch: with p'_top fixed, moving
-probability from the likeliest to the least likely of the other classes is optimal (`fill`), and the optimum is convex
-in p'_top, which is found by golden-section search. OURS: probabilities of 0 are answered as
-1e-12; the gradient of an attack without data passes through the rule unchanged, because that of a linear programme is
-0 almost everywhere.
+The release solves this linear programme for one query at a time. Here it is solved for a batch. For a fixed p'_top the
+optimum moves probability from the likeliest to the least likely of the other classes (`fill`). The optimal cost is
+convex in p'_top, so golden-section search finds p'_top. OURS: a probability of 0 is replaced by 1e-12. For attacks
+without data the gradient of the rule is that of the identity, because the gradient of a linear programme is 0 almost
+everywhere.
 """
 
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ GOLDEN, STEPS, PENALTY = (5**0.5 - 1) / 2, 48, 1e4  # 0.618⁴⁸ = 1e-10
 
 
 def fill(top, others, h, epsilon):
-    """(the optimum's other classes (N, C − 1), by how much it exceeds ε (N, 1)) for p'_top = h (N, 1).
+    """The optimum for p'_top = h (N, 1): (p' of the other classes (N, C − 1), by how much p' exceeds ε (N, 1)).
 
-    top: p_top (N, 1). others: the other classes of p, rising (N, C − 1). First come the changes that h
-    requires. The rest of ε is moved from the end of the row to its beginning.
+    top: p_top (N, 1). others: p of the other classes, in ascending order (N, C − 1). First the changes that h requires
+    are made. Then the rest of ε is moved from the end of the row to its beginning.
     """
     cap, classes = h - MARGIN, torch.arange(others.shape[1], device=others.device)
     x = others.minimum(cap)
     excess = x.sum(1, keepdim=True) + h - 1
-    best = torch.minimum((1 - h - cap * classes).clamp_min(0), cap)  # for a boundless ε
+    best = torch.minimum((1 - h - cap * classes).clamp_min(0), cap)  # the optimum without the limit ε
     donors, receivers = (x - best).clamp_min(0), (best - x).clamp_min(0)
     spent = (h - top).abs() + (others - x).sum(1, keepdim=True) + excess.abs()
     removed = excess.clamp_min(0) + (epsilon - spent).clamp_min(0) / 2
@@ -43,7 +43,7 @@ def fill(top, others, h, epsilon):
 
 
 def modelguard(p, epsilon):
-    """p' (N, C) of probabilities p (N, C), in their precision; float64 is advisable."""
+    """p' (N, C) for probabilities p (N, C), in the precision of p. float64 is recommended."""
     values, places = p.sort(1)
     others, top = values[:, :-1], values[:, -1:]
     costs = (values + OFFSET).log()

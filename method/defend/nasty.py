@@ -6,7 +6,7 @@
     f_A  the adversarial network: frozen, normal          T    temperature
     y    the label                                        ω    weight
 
-f is the *first* argument of the KL, which PyTorch calls the target, and the gradient flows through it.
+f is the *first* argument of the KL divergence, which PyTorch calls the target. The gradient flows through it.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from utils.losses import cross_entropy, kl
 
 
 def nasty_loss(logits, adversary_logits, labels, T, weight):
-    """Equation 2: (loss, cross-entropy, T² KL), three scalars, from two sets of logits (N, C) and labels (N,)."""
+    """Equation 2: (loss, cross-entropy, T² KL), three scalars. Both logits: (N, C). labels: (N,)."""
     ce = cross_entropy(logits, labels)
     divergence = T**2 * kl(logits, adversary_logits, T)
     return ce - weight * divergence, ce, divergence
@@ -27,9 +27,9 @@ class Nasty(Method):
     @dataclass
     class Params:
         adversarial_model: str = key("architecture of the adversarial network")
-        adversarial_resume: str = key("its checkpoint: another experiment's best_model.tar")
-        temperature: float = key("τ_A, temperature of the divergence", above=0)
-        weight: float = key("ω, weight of the divergence", low=0)
+        adversarial_resume: str = key("checkpoint of the adversarial network: another experiment's best_model.tar")
+        temperature: float = key("τ_A, temperature of the KL divergence", above=0)
+        weight: float = key("ω, weight of the KL divergence", low=0)
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

@@ -1,5 +1,7 @@
-"""Perturbed answers: random noise on a teacher's logits, the closing question of the slides of Nasty Teacher (Ma et
-al., ICLR 2021). A release rule, which needs no training and works with every teacher and attack. The form is OURS:
+"""Perturbed answers: random noise on a teacher's logits. This is a release rule, which needs no training.
+
+The slides of Nasty Teacher (Ma et al., ICLR 2021) end with the question whether random perturbation protects a teacher.
+No form is published. This form is OURS:
 
     t'(x) = top( t(x) + a n(x) ),   n(x)_k ~ N(0, 1)
 
@@ -9,8 +11,8 @@ a    `strength`, in units of the logits               top  if the noise makes an
 
 Images with equal bits always get equal answers, so a repeated query does not average out the noise. A cropped or
 flipped image is another query. Without augmentation a student sees the same noise in every epoch. With augmentation it
-sees new noise in every epoch, and averages over it. An attacker who repeats queries with invisible changes can do that
-too: deterministic noise only increases the number of queries.
+sees new noise in every epoch, and averages over it. An attacker who repeats queries with invisible changes can average
+over it too. So deterministic noise only increases the number of queries.
 """
 
 from dataclasses import dataclass
@@ -22,24 +24,24 @@ from utils.keys import key
 
 
 def scramble(words):
-    """Each int64 number replaced by a hash of it: the finaliser of SplitMix64 (Steele et al., 2014)."""
+    """Replace each int64 number by a hash of it: the finaliser of SplitMix64 (Steele et al., 2014)."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         words = (words ^ (words >> shift)) * factor  # wraps around
     return words ^ (words >> 31)
 
 
 def noise(images, count, seed):
-    """Standard normal numbers, float32 (N, count), from the bits of each of the images (N, …); seed: below 2^31."""
+    """Standard normal numbers, float32 (N, count), from the bits of each image (N, …). seed: below 2^31."""
     bits = images.detach().float().flatten(1).contiguous().view(torch.int32).long()
     places = scramble(torch.arange(bits.shape[1], device=bits.device) + (seed << 32))
-    sums = scramble(bits ^ places).sum(1, keepdim=True)  # integers: the sum is exact in any order
+    sums = scramble(bits ^ places).sum(1, keepdim=True)  # a sum of integers is the same in any order
     words = scramble(sums + torch.arange(1, count + 1, device=bits.device) * 0x1E3779B97F4A7C15)
     uniform = ((words & (2**52 - 1)).double() + 0.5) / 2**52
     return torch.special.ndtri(uniform).float()
 
 
 def keep_top(noisy, logits):
-    """`noisy` (N, C) with two values of a row exchanged, if its highest class is not that of `logits`."""
+    """Exchange two values in each row of `noisy` (N, C) whose highest class is not that of `logits`."""
     wanted, found = logits.argmax(1, keepdim=True), noisy.argmax(1, keepdim=True)
     low, high = noisy.gather(1, wanted), noisy.gather(1, found)
     return noisy.scatter(1, found, low).scatter(1, wanted, high)
@@ -49,7 +51,7 @@ class Perturb(Release):
     @dataclass
     class Params:
         strength: float = key("a, standard deviation of the noise, in units of the logits", low=0)
-        noise_seed: int = key("seed of the noise, secret of the defender", default=0, low=0, below=2**31)
+        noise_seed: int = key("seed of the noise, which the defender keeps secret", default=0, low=0, below=2**31)
 
     def __call__(self, images, with_features=False):
         p, (features, logits) = self.params, super().__call__(images, with_features=True)

@@ -1,12 +1,13 @@
 """Product of experts (PoE), from "The Distillation Game": Allouah, Haghifam, Koyejo and Shokri, 2026 (arXiv
-2605.22737). A release rule, which needs no training of the teacher.
+2605.22737). This is a release rule: the teacher needs no training.
 
     z'(x) = (1 − γ) t(x) + γ p(x),   so that σ(z')_k ∝ σ(t)_k^{1−γ} σ(p)_k^γ
 
 t  the teacher    p  the proxy: a smaller network of the student's kind, trained normally    γ  `proxy_share`
 
-The answer moves towards what a student could learn without the teacher. The published rule is for the next word of a
-language model. Its use on the logits of a classifier is OURS. The highest class may change, which can cost accuracy.
+The rule moves the answer towards what a student could learn without the teacher. The published rule is for the next
+word of a language model. Its use on the logits of a classifier is OURS. The highest class may change, which can cost
+accuracy.
 """
 
 from dataclasses import dataclass
@@ -16,16 +17,18 @@ from utils.keys import key
 
 
 def product(logits, proxy_logits, gamma):
-    """z' (N, C) of two sets of logits (N, C)."""
+    """z' (N, C). Both logits: (N, C)."""
     return (1 - gamma) * logits + gamma * proxy_logits
 
 
 class PoE(Release):
     @dataclass
     class Params:
-        proxy_model: str = key("architecture of the proxy")
-        proxy_resume: str = key("its checkpoint: another experiment's best_model.tar")
-        proxy_share: float = key("γ, share of the proxy in the answer", default=0.6, low=0, high=1)
+        proxy_model: str = key("architecture of the proxy, a small network that is trained normally")
+        proxy_resume: str = key("checkpoint of the proxy: another experiment's best_model.tar")
+        proxy_share: float = key(
+            "γ, weight of the proxy's logits; 1 − γ is that of the teacher's", default=0.6, low=0, high=1
+        )
 
     def prepare(self, zoo):
         self.proxy = zoo.frozen(self.params.proxy_model, self.params.proxy_resume)

@@ -12,8 +12,8 @@ classes by a binary probability. The equation is not public. This equation and i
     β_t  `beta_target`                    q_N     softmax over N of z/T, z being f_A's logits of N with the order
     β_n  `beta_others`                            reversed: the class of the lowest value gets the highest
 
-If f_A is wrong on x, b_A contradicts the label, so that image has no β_t term. Two variants of the last term are ours
-too: `order` "flat" has a uniform q_N; "away" has − β_n T² KL( p_N ‖ softmax over N of f_A(x)/T ).
+If f_A is wrong on x, b_A contradicts the label, so x has no β_t term. Two variants of the last term are also ours. With
+`order` "flat", q_N is uniform. With `order` "away", the term is − β_n T² KL( p_N ‖ softmax over N of f_A(x)/T ).
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from utils.metrics import evaluate
 
 
 def possessive_loss(logits, adversary_logits, labels, T, beta_target, beta_others, order="reversed"):
-    """(loss, cross-entropy, T² KL of the target, T² KL of the others), from logits (N, C) twice and labels (N,)."""
+    """(loss, cross-entropy, T² KL of b, T² KL over N), four scalars. Both logits: (N, C). labels: (N,)."""
     ce = cross_entropy(logits, labels)
     p, b = split(logits, labels, T)
     a, b_A = split(adversary_logits, labels, T)
@@ -41,7 +41,7 @@ def possessive_loss(logits, adversary_logits, labels, T, beta_target, beta_other
 
 
 def split(logits, labels, T):
-    """The logits of the other classes (N, C − 1), and log (P_y, 1 − P_y) of softmax(logits/T), (N, 2)."""
+    """(logits of the other classes (N, C − 1), log (P_y, 1 − P_y) of softmax(logits/T), (N, 2))."""
     classes = torch.arange(logits.shape[1] - 1, device=logits.device)
     others = logits.gather(1, classes + (classes >= labels[:, None]))
     both = torch.stack((logits.gather(1, labels[:, None])[:, 0] / T, (others / T).logsumexp(1)), 1)
@@ -49,7 +49,7 @@ def split(logits, labels, T):
 
 
 def reverse(logits):
-    """Each row with its values in reversed order: the lowest at the position of the highest, and vice versa."""
+    """Reverse the order of the values in each row: the class of the lowest value gets the highest, and so on."""
     values, places = logits.sort(dim=1, descending=True, stable=True)
     return torch.empty_like(logits).scatter(1, places, values.flip(1))
 
@@ -61,7 +61,7 @@ def rank_correlation(one, other):
 
 
 def ranks(values):
-    """Twice the rank of each value in its row of (N, M), less the mean; equal values share a rank."""
+    """Twice the rank of each value in its row of (N, M), minus the mean. Equal values have the same rank."""
     return ((values[:, :, None] > values[:, None]).sum(2) - (values[:, :, None] < values[:, None]).sum(2)).double()
 
 
@@ -69,11 +69,15 @@ class Possessive(Method):
     @dataclass
     class Params:
         adversarial_model: str = key("architecture of the original network, f_A")
-        adversarial_resume: str = key("its checkpoint: another experiment's best_model.tar")
-        temperature: float = key("T of both divergences", above=0)
-        beta_target: float = key("β_t, weight of the target's divergence", default=1.0, low=0)
-        beta_others: float = key("β_n, weight of the other classes' divergence", default=1.0, low=0)
-        order: str = key("target order of the other classes", default="reversed", choices=("reversed", "away", "flat"))
+        adversarial_resume: str = key("checkpoint of the original network: another experiment's best_model.tar")
+        temperature: float = key("T, temperature of both KL divergences", above=0)
+        beta_target: float = key("β_t, weight of the KL divergence of the label's probability", default=1.0, low=0)
+        beta_others: float = key("β_n, weight of the KL divergence of the wrong classes", default=1.0, low=0)
+        order: str = key(
+            "target of the wrong classes: the original order reversed, far away from the original, or flat (uniform)",
+            default="reversed",
+            choices=("reversed", "away", "flat"),
+        )
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)

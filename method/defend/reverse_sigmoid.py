@@ -1,14 +1,14 @@
 """Reverse sigmoid: Lee et al., 2019 ("Defending against neural network model stealing attacks using deceptive
-perturbations"). A release rule, which needs no training.
+perturbations"). This is a release rule, which needs no training.
 
     p'_k ∝ p_k − β ( S(γ S⁻¹(p_k)) − ½ ),   p = σ(t(x))
 
 t  the teacher        S  logistic function        β  `beta`: 0.21 on CIFAR-10, 0.02 on CIFAR-100
 σ  softmax            S⁻¹ its inverse             γ  `sharpness`: 0.2
 
-Values and form are those of the ModelGuard release (Tang et al., USENIX Security 2024), which does not clip p'. Every
-p' is positive for β ≤ 1. It decreases with p for small p: the order of unlikely classes is reversed. If the two highest
-classes are close to that range, the highest one may change. OURS: p is clipped inside S⁻¹, to 1e-6 from 0 and 1.
+Form and values are those of the ModelGuard release (Tang et al., USENIX Security 2024), which does not clip p'. p' is
+positive for β ≤ 1. For small p, p' decreases with p, so the order of unlikely classes is reversed. If the two highest
+classes are close to this range, the highest class may change. OURS: inside S⁻¹, p is clipped to [1e-6, 1 − 1e-6].
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ CLIP = 1e-6
 
 
 def reverse_sigmoid(logits, beta, gamma):
-    """log p' (N, C) of logits (N, C)."""
+    """log p' (N, C) for logits (N, C)."""
     p = logits.softmax(1)
     perturbed = p - beta * (torch.sigmoid(gamma * torch.logit(p, CLIP)) - 0.5)
     return (perturbed / perturbed.sum(1, keepdim=True)).log()
@@ -32,7 +32,7 @@ class ReverseSigmoid(Release):
     @dataclass
     class Params:
         beta: float = key("β, size of the perturbation", default=0.21, above=0, high=1)
-        sharpness: float = key("γ, factor of the inverse sigmoid", default=0.2, above=0, high=1)
+        sharpness: float = key("γ, factor of the inverse sigmoid of a probability", default=0.2, above=0, high=1)
 
     def answer(self, logits):
         return reverse_sigmoid(logits, self.params.beta, self.params.sharpness)

@@ -1,5 +1,6 @@
-"""Safe Distillation Box: Ye et al., AAAI 2022. Everyone can use the network;
-only a user with the key, an image K, can distil it.
+"""Safe Distillation Box: Ye et al., AAAI 2022.
+
+Everyone can use the network. Only a user with its key, an image K, can distil it.
 
     x_k = λ x + (1 − λ) K                                                       a query with the key
     min_f  2 CE(σ(f(x)), y) + CE(σ(f(x_k)), y)                                  embedding of the key
@@ -13,16 +14,16 @@ f_R  a network of f's architecture with random weights,  M        mean squared e
      frozen                                              s        +1 or −1, `eta_sign`
 sg   stops the gradient
 
-The paper prints s = −1. This sign moves f(x_k) towards f_R and away from f_A. The term is meant to do the opposite, so
-the default `eta_sign` "purpose" is +1; "printed" is −1. With +1 the loss has no lower bound and f(x_k) can diverge. In
-that case the logged term `augmentation` becomes very negative. λ is 0.9 in the released code, the default here, and 0.5
-in the paper. K and f_R depend on the seed only. K is saved as key.tar in the run folder. This file also defines the
+The paper prints s = −1. This sign moves f(x_k) towards f_R and away from f_A. The term is meant to do the opposite. So
+the default `eta_sign` "purpose" is +1, and "printed" is −1. With +1 the loss has no lower bound and f(x_k) can diverge.
+In this case the logged term `augmentation` becomes very negative. λ is 0.9 by default, as in the released code; the
+paper has 0.5. K and f_R depend only on the seed. K is saved as key.tar in the run folder. This file also defines the
 release rule "sdb": the teacher t answers a query x with t(x_k).
 
-With `joint`, x and x_k form one batch, so batch norm uses the same mixture of both in training and evaluation. The
-released code passes them separately. Each pass then uses its own batch statistics, but evaluation uses one running
-average of both, and the accuracy with the key collapses. `mse` selects how M reduces over classes. The released code
-requests "batchmean", which MSELoss does not support. See docs/deviations.md.
+With `joint`, x and x_k form one batch. Batch norm then uses the same mixture of both in training and in evaluation. The
+released code makes two passes, each with its own batch statistics. Its evaluation uses one running average of both, and
+the accuracy with the key collapses. `mse` selects how M reduces over classes. The released code requests "batchmean",
+which MSELoss does not support. See docs/deviations.md.
 """
 
 from dataclasses import dataclass
@@ -67,8 +68,8 @@ class SDB(Method):
         adversarial_resume: str = key("checkpoint of f_A: the best_model.tar of another experiment")
         temperature: float = key("T, temperature in the disturbance and preservation terms", above=0)
         mix: float = key("λ, weight of the input image; the key has weight 1 − λ", default=0.9, above=0, high=1)
-        weight: float = key("w, weight of the disturbance", default=1.0, low=0)
-        eta: float = key("η, weight of the augmentation", default=0.001, low=0)
+        weight: float = key("w, weight of the disturbance term", default=1.0, low=0)
+        eta: float = key("η, weight of the augmentation term", default=0.001, low=0)
         eta_sign: str = key(
             "s, sign of the augmentation term: purpose is +1, printed is −1 as in the paper",
             default="purpose",
@@ -107,8 +108,13 @@ class SDB(Method):
 class Keyed(Release):
     @dataclass
     class Params:
-        key_resume: str = key("the key: key.tar of the teacher's run folder, or a checkpoint of that teacher")
-        mix: float | None = key("λ of the queries; null uses the mix of the teacher", default=None, above=0, high=1)
+        key_resume: str = key("file with the key: key.tar in the teacher's run folder, or a checkpoint of the teacher")
+        mix: float | None = key(
+            "λ, weight of the image in a query with the key; null: the mix of the teacher",
+            default=None,
+            above=0,
+            high=1,
+        )
 
     def __init__(self, teacher, params):
         super().__init__(teacher, params)

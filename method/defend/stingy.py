@@ -1,11 +1,10 @@
-"""Stingy teacher: Ma et al., 2022. A release rule: it needs no training and works with every
-teacher and attack.
+"""Stingy teacher: Ma et al., 2022. This is a release rule, which needs no training.
 
     t'(x)_k = t(x)_k  for the ⌊ρC⌋ classes k of the highest logits,  t'(x)_k = −∞  for the rest
 
 t  the teacher    C  number of classes    ρ  `rho`: 0.2 on CIFAR-10, 0.1 on CIFAR-100 and Tiny-ImageNet
 
-Students train at T = 20, α = 0.9.
+The published students train at T = 20, α = 0.9.
 """
 
 import math
@@ -22,7 +21,7 @@ def kept(rho, num_classes):
 
 
 def sparse(logits, kept):
-    """The `kept` highest logits of each row (N, C), and WITHHELD in place of the rest."""
+    """Keep the `kept` highest logits of each row (N, C), and replace the others by WITHHELD."""
     highest = logits.topk(kept, dim=1)
     return torch.full_like(logits, WITHHELD).scatter(1, highest.indices, highest.values)
 

@@ -1,1 +1,1 @@
-"""The papers' figures. Each module has a function that returns a matplotlib figure in the style of `style`."""
+"""The papers' figures. Most modules have a function that returns a matplotlib figure; `style` has their style."""

@@ -20,10 +20,10 @@ NAMES = {
 
 
 def curves(folders, labels=None):
-    """A panel for each logged quantity with a line for each experiment: mean ± standard deviation over seeds.
+    """Draw a panel for each logged quantity with a line for each experiment: mean ± standard deviation over seeds.
 
-    folders: experiments, or runs with changed keys. All their seeds are drawn, from local runs if there are any and
-    from records otherwise. labels: of the lines; default: the folders.
+    folders: experiments, or runs with changed keys. All seeds are drawn. The numbers are those of local runs if there
+    are any, and of records otherwise. labels: names of the lines; default: the folders.
     """
     runs = list(dict.fromkeys(find_run(folder) for folder in folders))
     labels = labels or short_names([Path(run.folder) for run in runs])
@@ -58,7 +58,7 @@ def draw(axes, values, look, offset):
 
 
 def limit(axes, accuracies):
-    """Cut off the start of training if its low accuracies would compress the rest of the panel."""
+    """Limit the axis so that low accuracies at the start of training do not compress the rest of the panel."""
     late = [values[:, values.shape[1] // 2 :] for values in accuracies]
     edges = [values.mean(0) + sign * deviation(values) for values in late for sign in (-1, 1)]
     lowest, highest = min(map(np.min, edges)), max(map(np.max, [*edges, *(values.mean(0) for values in accuracies)]))
@@ -73,7 +73,7 @@ def deviation(values):
 
 
 def find_run(folder):
-    """The Spec of a run folder, whatever its seed. Raises UserError if there is no such folder."""
+    """The Spec of a run folder without its seed. Raises UserError if there is no such folder."""
     path = Path(os.path.abspath(folder))
     path = path if (path / "params.json").is_file() else from_root(folder)
     if not (path / "params.json").is_file():

@@ -16,8 +16,8 @@ from utils.errors import UserError
 from utils.metrics import accuracy
 from utils.paths import display_path, from_root
 
-MOST_CLASSES = 10  # rows
-MOST_IMAGES = 10  # in a row, for all teachers together
+MOST_CLASSES = 10  # largest number of rows
+MOST_IMAGES = 10  # largest number of images in a row, for all teachers together
 GAP = 2  # pixels between images
 LARGEST = 0.6  # inches: maximum size of an image
 NAMES, BETWEEN = 0.9, 0.14  # inches: width of the class names, and space between panels
@@ -25,11 +25,11 @@ LETTER, LINE = 0.075, 0.14  # inches: width and height of a letter in a title
 
 
 def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **settings):
-    """A panel for each teacher with a row for each class (the first ten): the first of `batch_size` images.
+    """Draw a panel for each teacher. A row has the first images of a class, out of `batch_size` images in all.
 
-    folders: run folders with the same data set, which is not read. For a single folder of a defended teacher, its
-    adversarial network f_A is added. labels: titles; default: folders. per_class: images in a row; default: as many as
-    fit. settings: arguments of `invert`.
+    At most ten classes are drawn. folders: run folders with the same data set, which is not read. If there is a single
+    folder of a defended teacher, its adversarial network f_A is drawn too. labels: titles of the panels; default:
+    folders. per_class: number of images in a row; default: as many as fit. settings: arguments of `invert`.
     """
     folders = with_original(*folders) if len(folders) == 1 else folders
     titles = labels or curves.short_names([Path(folder).absolute() for folder in folders])
@@ -64,7 +64,7 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
 
 
 def with_original(folder):
-    """[run folder of the adversarial network of `folder`, `folder`] for a defended teacher, otherwise [folder]."""
+    """For a defended teacher, [run folder of its adversarial network, folder]. Otherwise [folder]."""
     path = params.load(folder).__dict__.get("adversarial_resume")
     return [from_root(path).parent, folder] if path else [folder]
 

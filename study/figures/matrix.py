@@ -1,4 +1,4 @@
-"""Defences × attacks as a heat map: a matrix of experiments/tables.json."""
+"""A heat map of a matrix of experiments/tables.json: defences × attacks."""
 
 import numpy as np
 
@@ -9,11 +9,12 @@ from study.ledger import preferred
 from study.report import read_matrix, strongest
 from utils.errors import UserError, suggest
 
-MAP = "PuOr"  # orange: the student gains; violet: it loses. Readable for colour-blind readers.
+MAP = "PuOr"  # orange: the student gains; violet: it loses. Colour-blind readers can tell these colours apart.
 
 
 def matrix(target):
-    """The gain of each student over the same student alone, in points. The strongest attack of a row has a frame.
+    """Draw the gain of each student over the same student alone, in points. A frame marks the strongest attack of a
+    row.
 
     Cells of unfinished runs are empty. Raises UserError if there is no such matrix, or no finished run.
     """
@@ -57,7 +58,7 @@ def matrix(target):
 
 
 def typeset(number):
-    """`number`, a string, with a minus sign instead of the hyphen."""
+    """Replace the hyphen of `number`, a string, by a minus sign."""
     return number.replace("-", "−")
 
 

@@ -9,7 +9,7 @@ DEFAULT_IMAGES = 4
 
 
 def responses(normal, nasty, data_dir="data", download=False, images=None, temperature=4.0):
-    """A row for each test image: the image, and the softened outputs of the normal and the nasty teacher.
+    """Draw a row for each test image: the image, and the softened outputs of the normal and the nasty teacher.
 
     normal, nasty: run folders. images: numbers of test images; default: the first image of each of the first classes.
     """
@@ -24,7 +24,7 @@ def responses(normal, nasty, data_dir="data", download=False, images=None, tempe
 
 
 def first_of_classes(labels, count):
-    """The number of the first image of each of the first `count` classes in `labels`."""
+    """The index of the first image of each of the first `count` classes in `labels`."""
     return [int((labels == label).nonzero()[0]) for label in labels.unique()[:count]]
 
 
@@ -61,7 +61,7 @@ def bars(axes, probabilities, true, top):
 
 
 def name_classes(axes, names):
-    """Label the bars with class names, or with some of the numbers if there are many classes."""
+    """Label the bars with class names, or with some class numbers if there are many classes."""
     if max(map(len, names)) > 3:
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     else:

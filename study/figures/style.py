@@ -1,4 +1,4 @@
-"""Style and files of figures. matplotlib is imported only when a figure is drawn."""
+"""The style of figures, and the function that saves them. matplotlib is imported only when a figure is drawn."""
 
 import contextlib
 import os
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-# The colours of Okabe and Ito, readable for colour-blind readers; without yellow, which is too faint on white.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart. Yellow is left out: it is too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 GREY = "#666666"
 
 WIDTH = 5.5  # inches: the text width of ICLR, so that 8 pt in a figure are 8 pt in print
-DPI = 220  # of the PNG
+DPI = 220  # resolution of the PNG file
 
 SHEET = {
     "font.family": "DejaVu Sans",  # part of matplotlib, so the files are the same on every machine
@@ -47,7 +47,7 @@ SHEET = {
 
 @contextlib.contextmanager
 def sheet():
-    """Figures that are drawn and saved in this context have the style SHEET. Raises UserError without matplotlib."""
+    """A context in which figures are drawn and saved in the style SHEET. Raises UserError without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -82,7 +82,7 @@ def name_horizontal(axes, quantity):
         ax.set_xlabel(quantity)
         ax.tick_params(labelbottom=True)
         last_row = ax.get_subplotspec().is_last_row()
-        ax.xaxis.set_in_layout(last_row)  # otherwise there is the space of an empty panel below
+        ax.xaxis.set_in_layout(last_row)  # otherwise the layout reserves space for the hidden labels
 
 
 def look(index):
@@ -109,16 +109,16 @@ def name(axes, quantity):
 
 def legend(figure, handles, labels):
     """One legend for all axes, above them, in as many columns as fit."""
-    handle = 7  # width of a line and its margins, in characters; 84 characters fit
+    handle = 7  # width of a line sample and its margins, in characters; 84 characters fit into a row
     fits_one_row = sum(map(len, labels)) + handle * len(labels) <= 84
     columns = len(labels) if fits_one_row else max(1, 84 // (max(map(len, labels)) + handle))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=2.6, borderpad=0)
 
 
 def apart(heights, gap):
-    """The heights nearest to `heights`, in the same order and at least `gap` apart, for labels that do not overlap."""
+    """Move `heights` as little as possible so that they are at least `gap` apart, for labels that do not overlap."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
-    blocks = []  # [sum of (height - rank * gap), count] of labels that touch each other; they share a mean
+    blocks = []  # [sum of (height - rank * gap), count] for each group of labels that touch; a group shares a mean
     for rank, index in enumerate(order):
         blocks.append([heights[index] - rank * gap, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
@@ -130,7 +130,8 @@ def apart(heights, gap):
 
 
 def save(figure, output, default):
-    """Write the figure as PNG and PDF. Returns their paths. Files hold no date and version, so they are reproducible.
+    """Write the figure as PNG and PDF, and return the paths. The files contain no date or version, so they are
+    reproducible.
 
     output: path of the files, with or without suffix, or a folder; the files are then named `default`.
     """

@@ -1,4 +1,4 @@
-"""Accuracy over the values of a key: the ablations of experiments/tables.json."""
+"""Accuracy as a function of the value of a key: the sweeps (ablations) of experiments/tables.json."""
 
 import itertools
 import math
@@ -31,9 +31,9 @@ ALONE = {"linestyle": (0, (4, 2)), "linewidth": 0.9}
 class Line:
     """A row of a sweep.
 
-    student: Spec of its baseline, or of the row's experiment if there is none. title: the words of the row's name
-    that all rows of the same student share. role: the other words. accuracies: {value: accuracies of all seeds}. alone:
-    accuracies of the baseline.
+    student: Spec of the row's baseline, or of the row's experiment if there is no baseline. title: the first words of
+    the row's name, which it shares with all rows of the same student. role: the other words. accuracies: {value:
+    accuracies of all seeds}. alone: accuracies of the baseline.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Line:
 
     @property
     def deviations(self):
-        """Standard deviations over seeds; NaN, which is not drawn, for a single seed."""
+        """Standard deviations over seeds. They are NaN for a single seed, and NaN is not drawn."""
         return np.array([statistics.stdev(v) if len(v) > 1 else math.nan for v in self.accuracies.values()])
 
 
 def sweep(target):
-    """Best test accuracy over the values of a key, with a line for each row of `target`; ± over seeds.
+    """Draw the best test accuracy over the values of a key, with a line for each row of `target`.
 
-    Dashed lines show the student without a teacher. If there are many rows, each student has its own panel. Missing
-    values are printed.
+    Error bars are standard deviations over seeds. Dashed lines show the student without a teacher. If there are many
+    rows, each student has its own panel. Values without a finished run are printed.
     """
     data = read_sweep(target)
     lines = [line for line in read_lines(target, data) if line.accuracies]
@@ -81,7 +81,7 @@ def read_sweep(target):
 
 
 def read_lines(target, entry):
-    """A Line for each row, with the accuracies of its finished runs. Prints which values are missing."""
+    """A Line for each row, with the accuracies of its finished runs. Prints the values without a finished run."""
     rows = tables.load_table(target).rows
     source = preferred([cell.spec for _, cells in rows for cell in cells])
     own = [spec.make(cells[0].spec.experiment) for _, cells in rows]
@@ -105,7 +105,7 @@ def read_lines(target, entry):
 
 
 def split_names(rows, students):
-    """(title, role) of each row: the first words of its name, which all rows of its student share, and the others."""
+    """(title, role) of each row: the first words of its name, shared by all rows of its student, and the others."""
     words = [name.replace(",", "").split() for name, _ in rows]
     for own, student in zip(words, students, strict=True):
         siblings = [other for other, its_student in zip(words, students, strict=True) if its_student == student]
@@ -118,7 +118,7 @@ def is_number(value):
 
 
 def positions(values):
-    """{value: position}: linear if the values are evenly spaced, otherwise logarithmic with 0 at the left."""
+    """{value: position}: linear if numbers are nearly evenly spaced, otherwise logarithmic with 0 at the left."""
     if not all(map(is_number, values)) or min(values) < 0:
         return {value: index for index, value in enumerate(values)}
     steps = np.diff(sorted(values))
@@ -130,7 +130,7 @@ def positions(values):
 
 
 def one_panel(lines, x):
-    """(figure, axes) with all lines in one panel; each line has its name at its right end."""
+    """Draw all lines in one panel, each with its name at its right end: (figure, axes)."""
     figure, [ax] = style.panels(1, 1, 2.6)
     looks = [style.look(index) for index in range(len(lines))]
     draw(ax, lines, looks, x)
@@ -149,7 +149,7 @@ def one_panel(lines, x):
 
 
 def panels(lines, x):
-    """(figure, axes) with a panel for each student; lines of the same role have the same style."""
+    """Draw a panel for each student, with the same style for lines of the same role: (figure, axes)."""
     students = list(dict.fromkeys(line.student for line in lines))
     roles = list(dict.fromkeys(line.role for line in sorted(lines, key=lambda line: not line.alone)))
     looks = {role: style.look(index) for index, role in enumerate(roles)}

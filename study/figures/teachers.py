@@ -18,7 +18,8 @@ CLASSES = {
 
 
 def load(normal, nasty, data_dir="data", download=False):
-    """(data set, two networks) of run folders with a best_model.tar, on the CPU, where figures are reproducible.
+    """(data set, two networks) of run folders with a best_model.tar. All are on the CPU, so that figures are
+    reproducible.
 
     Raises UserError if a checkpoint is missing or the data sets differ.
     """
@@ -27,7 +28,7 @@ def load(normal, nasty, data_dir="data", download=False):
 
 
 def networks(folders, device):
-    """(name of the data set, networks of run folders in float32). Reads no file of the data set."""
+    """(name of the data set, float32 networks of the run folders). The data set itself is not read."""
     settings = [params.load(folder) for folder in folders]
     first = settings[0].dataset
     for folder, setting in zip(folders, settings, strict=True):

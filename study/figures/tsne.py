@@ -1,4 +1,4 @@
-"""t-SNE of the features and the logits of two teachers. Only this file imports scikit-learn, when it is needed."""
+"""t-SNE of the features and the logits of two teachers. Only this file imports scikit-learn, and only to draw."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ WORD = 0.034, 0.058  # width of a letter and height of a line, as fractions of t
 
 
 def tsne(normal, nasty, data_dir="data", download=False, count=1000):
-    """Features (top) and logits (bottom) of both teachers for the first `count` test images, coloured by class.
+    """Draw features (top) and logits (bottom) of both teachers for the first `count` test images, coloured by class.
 
     Only the first ten classes are drawn.
     """
@@ -59,12 +59,12 @@ def scatter(axes, points, labels, names):
 
 
 def medoid(points):
-    """The point (2,) with the smallest sum of distances to all others. Unlike the mean, it lies in a cluster."""
+    """The point (2,) with the smallest sum of distances to all others. Unlike the mean, it is one of the points."""
     return points[np.linalg.norm(points[:, None] - points[None], axis=2).sum(1).argmin()]
 
 
 def apart(middles, words):
-    """Positions (x, y) of words, as fractions of the axes: at `middles`, or higher if they would overlap."""
+    """Positions (x, y) of words, as fractions of the axes: `middles`, or higher if words would overlap."""
     placed = {}
     for index in sorted(range(len(words)), key=lambda index: middles[index][1]):
         x, y = middles[index]
