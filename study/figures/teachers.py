@@ -30,6 +30,8 @@ def networks(folders, device):
     """(name of the data set, networks of run folders in float32). Reads no file of the data set."""
     settings = [params.load(folder) for folder in folders]
     first = settings[0].dataset
+    if first == data.OWN:
+        raise UserError(f"{display_path(folders[0])}: this figure cannot be drawn for the data set {first}")
     for folder, setting in zip(folders, settings, strict=True):
         if setting.dataset != first:
             one, other = (
