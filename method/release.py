@@ -54,9 +54,10 @@ class Release:
 
     def __call__(self, images, with_features=False):
         """Logits; with `with_features` (features, logits), for attackers with access to the network."""
+        if not with_features:
+            return self.answer(self.teacher(self.query(images)))
         features, logits = self.teacher(self.query(images), with_features=True)
-        logits = self.answer(logits)
-        return (features, logits) if with_features else logits
+        return features, self.answer(logits)
 
 
 class LabelOnly:
