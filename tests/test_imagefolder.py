@@ -313,12 +313,17 @@ def test_keys(tmp_path):
         params.check(raw, "params.json")
 
 
-def test_a_sample_of_tiny_imagenet():
-    """The first three classes of a sample in ./data, in the layout of imagefolder."""
+def test_a_sample_of_tiny_imagenet(tmp_path):
+    """The first three classes of the sample in ./data, in the layout of imagefolder, against its own reader."""
     source = Path(__file__).parents[1] / "data/tiny-imagenet-sample/tiny-imagenet-200/train"
     if not source.is_dir():
         pytest.skip("needs tiny-imagenet-sample in ./data")
-    classes = sorted(source.iterdir())[:3]
-    files = [path for folder in classes for path in sorted(folder.rglob("*.JPEG"))]
-    for path in files:
-        assert np.array_equal(imagefolder.decode(path, 64), datasets._decode(path))
+    files = []
+    for folder in sorted(source.iterdir())[:3]:
+        for part in ("train", "val"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            (tmp_path / part / folder.name).symlink_to(folder)
+        files += sorted(folder.rglob("*.JPEG"))
+    found = data.load("imagefolder", tmp_path, "cpu", image_size=64, augmentations="rotate+flip")
+    assert np.array_equal(found.train.images, [datasets._decode(path) for path in files])
+    assert found.spec.num_classes == 3 and found.train.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
