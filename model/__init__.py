@@ -12,8 +12,10 @@ import pkgutil
 import re
 from functools import partial
 
+from model import pretrained
 from model.foreign import Foreign
 from model.network import Network
+from utils import checkpoint
 from utils.errors import UserError, suggest
 from utils.keys import shorten
 
@@ -28,6 +30,18 @@ def build(model_name, num_classes, image_size=32, **options):
     if image_size != only:
         raise UserError(f"{model_name} takes {only}x{only} images, not {image_size}x{image_size}")
     return network
+
+
+def load_model(name):
+    """A trained network of model/pretrained.json, such as "digits/nasty", on the CPU, in eval mode.
+
+    `network.card` says what it is: data set, accuracy, mean and deviation of its images, origin, licence.
+    """
+    card, file = pretrained.locate(name)
+    network = build(card["model_name"], card["num_classes"], card["image_size"], **card["options"])
+    checkpoint.load_weights(network, checkpoint.load(file), file)
+    network.card = card
+    return network.eval()
 
 
 def names():
