@@ -7,6 +7,7 @@
     python reproduce.py table1 --set precision=bf16            change a key in all runs
     python reproduce.py matrix_digits --rows mine              add the row of method/defend/mine.py to a matrix
     python reproduce.py benchmark_digits --rows mine           benchmark this defence against attacks tuned to it
+    python reproduce.py benchmark_digits --teacher mine.pt --model resnet18        benchmark your own trained teacher
 
 Finished runs are skipped. Interrupted runs continue. A failed run does not stop the others. A run with seed 0 writes to
 the folder of its experiment. A run with seed 1 writes to a folder beside it, "experiment,seed=1".
@@ -19,15 +20,17 @@ import sys
 import torch
 
 from study.benchmark import Benchmark, execute_with
-from study.cards import make_cards, show, write_cards
+from study.cards import file_of, make_cards, save, show, write_cards
 from study.cli import add_matrix_flags, selected
 from study.executors import Processes, Ray
 from study.launch import Runner
+from study.own_teacher import take
 from study.plan import Plan
 from study.report import report
 from study.tables import is_benchmark, specs_of
 from training.cli import Parser, add_data_flags, add_set_flag, at_least, command_line, one_line_errors
 from utils.errors import UserError
+from utils.paths import display_path
 
 
 def main():
@@ -36,6 +39,8 @@ def main():
         selection = selected(args)
         if is_benchmark(args.target[0]):
             return run_benchmark(args)
+        if args.teacher or args.model:
+            raise UserError(f"--teacher and --model need a benchmark; {args.target[0]} is none")
         specs = [spec for target in args.target for spec in specs_of(target, **selection)]
         runner = Runner(Plan(spec if seed is None else spec.with_seed(seed) for seed in args.seeds for spec in specs))
         if args.dry_run:
@@ -52,16 +57,27 @@ def main():
 
 def run_benchmark(args):
     if len(args.target) > 1 or args.seeds != [None] or args.set or args.columns:
-        raise UserError(f"{args.target[0]} is a benchmark: it runs alone, and takes --rows and --presets only")
+        raise UserError(
+            f"{args.target[0]} is a benchmark: it runs alone, and takes --rows, --presets, --teacher and --model only"
+        )
+    if args.model and not args.teacher:
+        raise UserError("--model names the network of --teacher, which is missing")
+    own = take(args.target[0], args.teacher, args.model, args.data_dir, args.download) if args.teacher else None
+    if own:
+        print(f"{own.name}: {own.accuracy:.2f} % of the test images", *own.flags, sep="; ")
     with contextlib.closing(executor(args)) as workers:
-        benchmark = Benchmark(args.target[0], execute_with(workers), args.rows, args.presets)
+        benchmark = Benchmark(args.target[0], execute_with(workers), args.rows, args.presets, own)
         if args.dry_run:
             print(benchmark.overview())
             return
         benchmark.run()
     cards = make_cards(benchmark)
     print(show(cards))
-    write_cards(benchmark.name, cards)
+    if own:
+        save(file_of(benchmark.name, own), cards)
+        print(f"Cards: {display_path(file_of(benchmark.name, own))}")
+    else:
+        write_cards(benchmark.name, cards)
 
 
 def executor(args):
@@ -90,6 +106,10 @@ def arguments():
     parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
     add_matrix_flags(parser)
     parser.add_argument("--presets", nargs="+", metavar="NAME", help="for a benchmark: use only these threat presets")
+    parser.add_argument("--teacher", metavar="FILE", help="for a benchmark: audit the teacher in this checkpoint")
+    parser.add_argument(
+        "--model", metavar="NAME", help="network of --teacher: a name, module:function or file.py:function"
+    )
     add_set_flag(parser, 'change keys in all runs, and write to folders "FOLDER,all.KEY=VALUE"')
     add_data_flags(parser)
     return parser.parse_args()

@@ -4,6 +4,7 @@
     python results.py experiments/digits                 every experiment below a folder (default: experiments)
     python results.py table1 --format latex              other formats: markdown, csv, json
     python results.py table1_digits --publish            turn finished runs on this machine into records
+    python results.py experiments/digits/baseline/cnn --export --name digits/normal      weights for load_model
     python results.py benchmark_digits --format html --output leaderboard.html
 
 A table shows the best epoch by test accuracy, as the papers do, and the last epoch. Over several seeds it shows mean ±
@@ -13,10 +14,11 @@ standard deviation.
 from pathlib import Path
 
 from study.cli import add_matrix_flags, selected
+from study.export import export
 from study.formats import FORMATS
 from study.output import render
 from study.publish import publish
-from training.cli import Parser, add_set_flag, one_line_errors
+from training.cli import Parser, add_data_flags, add_set_flag, one_line_errors
 from utils.errors import UserError
 from utils.paths import write_file
 
@@ -27,13 +29,21 @@ def main():
     parser.add_argument("--format", choices=(*FORMATS, "html"), default="text", help="html is for benchmarks only")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of printing")
     parser.add_argument("--publish", action="store_true", help="write finished local runs of the target to results/")
+    parser.add_argument("--export", action="store_true", help="write a run's weights to model/weights/, with a card")
+    parser.add_argument("--name", help="of --export: the name for load_model; default: the folder")
+    add_data_flags(parser)
     add_matrix_flags(parser)
     add_set_flag(parser, "the runs of reproduce.py with the same --set")
     args = parser.parse_args()
     with one_line_errors():
+        if args.name and not (args.export and len(args.target) == 1):
+            raise UserError("--name needs --export and one target")
         if len(args.target) > 1 and (args.output or args.format in ("csv", "json")):
             raise UserError("--output and the formats csv and json take one target at a time")
         for target in args.target:
+            if args.export:
+                print(export(target, args.name, args.data_dir, args.download))
+                continue
             if args.publish:
                 print(publish(target, **selected(args)))
                 continue

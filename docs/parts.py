@@ -6,6 +6,7 @@ import json
 import pkgutil
 from pathlib import Path
 
+import torch
 from tabulate import tabulate
 
 import model
@@ -17,12 +18,14 @@ from study.report import read_matrix, report, show, show_best, show_gain, strong
 from study.tables import load_table
 from training import params
 from training.changes import parse_change
+from utils.errors import UserError
 from utils.keys import TYPE_NAMES, key
 
-NAMES = ("leaderboard", "keys", "networks", "equation", "defence", "attack", "datafree", "trials", "speed")
+NAMES = ("leaderboard", "keys", "networks", "any_size", "equation", "defence", "attack", "datafree", "trials", "speed")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 SIZES = {"digits": "digits", "CIFAR-10, small networks": "CIFAR10-small"}
 OPTIONS = {"num_channels": "channels of the first convolution", "dropout_rate": "dropout before the last layer"}
+SIZES_TRIED = (8, 48, 225)  # pixels
 LIMITS = {"low": "≥", "above": ">", "high": "≤", "below": "<"}
 SPEED = {"images_per_second": ".0f", "reference_images_per_second": ".0f", "ratio": ".2f", "epoch_seconds": ".0f"}
 SPEED |= {"loading_percent": ".1f", "peak_percent": ".0f"}
@@ -69,6 +72,20 @@ def row_of_key(field):
 
 def networks():
     return ", ".join(f"`{name}`" for name in model.names())
+
+
+def any_size():
+    """The networks that compute logits of the images of every size in SIZES_TRIED."""
+    return ", ".join(f"`{name}`" for name in model.names() if all(takes(name, size) for size in SIZES_TRIED))
+
+
+def takes(name, size):
+    with torch.device("meta"):
+        try:
+            network = model.build(name, 7, size).eval()
+            return network.head(network.features(torch.empty(2, 3, size, size))).shape == (2, 7)
+        except UserError:
+            return False
 
 
 def equation(module):

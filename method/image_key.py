@@ -5,7 +5,6 @@ from torch import nn
 
 from utils import checkpoint
 from utils.augment import normalise
-from utils.data import DATASETS
 from utils.errors import UserError
 from utils.paths import display_path, from_root
 from utils.seeds import derive_seed
@@ -35,9 +34,9 @@ def seed_for(seed, purpose):
     return derive_seed(seed, *purpose.encode())
 
 
-def load_key(path, dataset):
-    """(K, λ) from a key.tar or a teacher's checkpoint. Raises UserError if the file has no key for this data set."""
-    file, size = from_root(path), DATASETS[dataset].image_size
+def load_key(path, size):
+    """(K, λ) from a key.tar or a teacher's checkpoint. Raises UserError if it has no key for images of this size."""
+    file = from_root(path)
     content = checkpoint.load(file)
     image, mix = inside(content, "extra", "key", "image"), inside(content, "params", "mix")
     if not torch.is_tensor(image) or type(mix) not in (int, float):

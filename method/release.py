@@ -55,9 +55,10 @@ class Release:
 
     def __call__(self, images, with_features=False):
         """Return logits, or (features, logits) for attackers that have the network and set `with_features`."""
+        if not with_features:
+            return self.answer(self.teacher(self.query(images)))
         features, logits = self.teacher(self.query(images), with_features=True)
-        logits = self.answer(logits)
-        return (features, logits) if with_features else logits
+        return features, self.answer(logits)
 
 
 class LabelOnly:

@@ -1,34 +1,25 @@
-"""The model zoo. To add a network, add a file with a subclass of `Network`, and a line in `NETWORKS`.
+"""The networks. A file in this folder that defines a subclass of `Network` is a network, with the name of the file.
 
 A constructor takes the number of classes. Its keyword-only arguments are keys of params.json. A class that accepts only
-one image size states it in the attribute `image_size`.
+one image size has the attribute `image_size`. A file with `DEPTHS` holds one network for each of them: "resnet18" is
+depth 18 in resnet.py, and the constructor takes the depth first. If other depths can be built as well, the file has a
+function `constructor(depth)`.
 """
 
+import importlib
 import inspect
+import pkgutil
 import re
 from functools import partial
 
-from model import densenet, preresnet, resnet
-from model.densenet import DenseNet
-from model.mlp import MLP
-from model.mobilenetv2 import MobileNetV2
-from model.net import Net
-from model.resnet import ResNet
-from model.resnext import ResNeXt29
-from model.shufflenetv2 import ShuffleNetV2
+from model import pretrained
+from model.foreign import Foreign
+from model.network import Network
+from utils import checkpoint
 from utils.errors import UserError, suggest
 from utils.keys import shorten
 
-NETWORKS = {
-    "net": Net,
-    "mlp": MLP,
-    **{f"resnet{depth}": partial(ResNet, depth) for depth in resnet.DEPTHS},
-    **{f"preresnet{depth}": preresnet.constructor(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
-    **{f"densenet{depth}": partial(DenseNet, depth) for depth in densenet.DEPTHS},
-    "resnext29": ResNeXt29,
-    "mobilenetv2": MobileNetV2,
-    "shufflenetv2": ShuffleNetV2,
-}
+BASES = ("network", "foreign")  # files with a `Network` that is no network of its own
 
 
 def build(model_name, num_classes, image_size=32, **options):
@@ -41,9 +32,25 @@ def build(model_name, num_classes, image_size=32, **options):
     return network
 
 
+def load_model(name):
+    """A trained network of model/pretrained.json, such as "digits/nasty", on the CPU, in eval mode.
+
+    `network.card` says what it is: data set, accuracy, mean and deviation of its images, origin, licence.
+    """
+    card, file = pretrained.locate(name)
+    network = build(card["model_name"], card["num_classes"], card["image_size"], **card["options"])
+    checkpoint.load_weights(network, checkpoint.load(file), file)
+    network.card = card
+    return network.eval()
+
+
 def names():
     """The names of all networks, sorted. `preresnetN` can also be built with other depths N = 6n+2."""
-    return sorted(NETWORKS)
+    found = []
+    for file in files():
+        if class_in(file):
+            found += [f"{file}{depth}" for depth in getattr(module(file), "DEPTHS", [""])]
+    return sorted(found)
 
 
 def options(model_name):
@@ -58,11 +65,36 @@ def options_in(params):
 
 
 def find(model_name):
-    if match := re.fullmatch(r"preresnet(\d{1,4})", model_name):
-        return preresnet.constructor(int(match[1]))
-    if model_name not in NETWORKS:
-        there_are = ", ".join(names())
-        raise UserError(
-            f'unknown network "{shorten(model_name)}"; there are {there_are}{suggest(model_name, NETWORKS)}'
-        )
-    return NETWORKS[model_name]
+    """The constructor of a network: a function of the number of classes. Raises UserError for an unknown name."""
+    if ":" in model_name:  # a function of the user's own code
+        return partial(Foreign, model_name)
+    name, depth = re.fullmatch(r"(.*?)(\d{0,4})", model_name, re.S).groups()
+    if has_network(model_name) and not hasattr(module(model_name), "DEPTHS"):
+        return class_in(model_name)
+    if depth and has_network(name):
+        if hasattr(module(name), "constructor"):
+            return module(name).constructor(int(depth))
+        if int(depth) in getattr(module(name), "DEPTHS", ()):
+            return partial(class_in(name), int(depth))
+    raise UserError(
+        f'unknown network "{shorten(model_name)}"; there are {", ".join(names())}{suggest(model_name, names())}'
+    )
+
+
+def files():
+    """The names of the files in this folder that may define a network."""
+    return [found.name for found in pkgutil.iter_modules(__path__) if found.name not in BASES]
+
+
+def has_network(file):
+    return file in files() and class_in(file) is not None
+
+
+def module(file):
+    return importlib.import_module(f"model.{file}")
+
+
+def class_in(file):
+    """The subclass of `Network` that is defined in the file of this name, or None."""
+    own = [found for found in vars(module(file)).values() if getattr(found, "__module__", None) == f"model.{file}"]
+    return next((found for found in own if isinstance(found, type) and issubclass(found, Network)), None)

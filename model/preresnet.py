@@ -16,6 +16,8 @@ from model.network import Network
 from model.resnet import stage
 from utils.errors import UserError
 
+DEPTHS = (8, 14, 20, 32, 44, 56, 110)  # those that lists of networks name; see `constructor`
+
 
 def shortcut(in_channels, out_channels, stride):
     if stride == 1 and in_channels == out_channels:

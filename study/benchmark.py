@@ -14,6 +14,7 @@ from study.ledger import read_metrics
 from study.plan import Plan
 from study.protocol import LARGEST_PRICE, PRESETS, TEACHER, VALIDATION
 from study.tables import loaded_epoch, make, read_target
+from training import params
 from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
 from utils.paths import from_root
@@ -33,17 +34,20 @@ class Contest:
 class Benchmark:
     """The runs of a benchmark, an entry of experiments/tables.json.
 
-    execute: a function that trains runs: of a list of (Spec, epoch to stop after or None).
+    execute: a function that trains runs: of a list of (Spec, epoch to stop after or None). own: an OwnTeacher, which is
+    then the only row besides the undefended teacher, unless `rows` names others.
     """
 
-    def __init__(self, name, execute, rows=None, presets=None):
+    def __init__(self, name, execute, rows=None, presets=None, own=None):
         self.name, self.execute = name, execute
         self.entry = read_target(name)
         self.defences = dict(self.entry["defences"])
         new = [row for row in rows or () if row not in self.defences]
         new_methods.check("rows", new, self.defences, "defend")
         self.defences |= {row: new_methods.defence(row, self.entry["template"], {}) for row in new}
-        self.rows = list(dict.fromkeys([UNDEFENDED, *(rows or self.defences)]))
+        self.own = {f"{own.name} (own)" if own.name in self.defences else own.name: own} if own else {}
+        self.defences |= {row: teacher.defence(self.entry["template"]) for row, teacher in self.own.items()}
+        self.rows = list(dict.fromkeys([UNDEFENDED, *(rows or ([] if own else self.defences)), *self.own]))
         self.presets = presets or self.entry["presets"]
         for preset in self.presets:
             if preset not in PRESETS:
@@ -65,7 +69,8 @@ class Benchmark:
         """The runs that `run` would train, as a string."""
         contests, draws = len(self.presets) * (len(self.rows) + 2), self.entry["draws"]
         finals = len(self.presets) * (2 * len(self.rows) + 2) * len(self.seeds)
-        teachers = len({self.teacher(row, 0).folder for row in self.rows}) * (len(self.seeds) + 1)
+        trained = [row for row in self.rows if row not in self.own]
+        teachers = len({self.teacher(row, 0).folder for row in trained}) * (len(self.seeds) + 1)
         return (
             f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {teachers} teachers, "
             f"{contests} searches of {draws} draws, {finals} final students"
@@ -112,17 +117,34 @@ class Benchmark:
         count, raw = self.entry["draws"], self.student(contest, {}, self.tuning_seed).raw
         if contest.opponent in (ALONE, YARDSTICK):
             return autosteal.draw_students(count, raw, self.tuning_seed, contest.opponent == YARDSTICK)
-        return autosteal.draw_thieves(self.attacks(contest.preset), count, raw, self.tuning_seed)
+        return autosteal.draw_thieves(self.attacks(contest), count, raw, self.tuning_seed)
 
-    def attacks(self, preset):
+    def attacks(self, contest):
         """{name: keys that all of its draws have} of the attacks that a thief may use."""
-        return {name: {} for name in PRESETS[preset].attacks or ()} or self.entry["attacks"]
+        found = {name: {} for name in PRESETS[contest.preset].attacks or ()} or self.entry["attacks"]
+        left_out = self.left_out(contest)
+        if len(left_out) == len(found):
+            why = "; ".join(left_out.values())
+            raise UserError(f"{contest.opponent}, {contest.preset}: no attack is possible: {why}")
+        return {name: keys for name, keys in found.items() if name not in left_out}
+
+    def left_out(self, contest):
+        """{name: why} of the attacks that need more of the user's own teacher than it has."""
+        problems = {}
+        if contest.opponent in self.own:
+            for name in PRESETS[contest.preset].attacks or self.entry["attacks"]:
+                keys = {key: values[0] for key, values in autosteal.space_of(name).items()}
+                try:
+                    params.check(self.student(contest, {"method": name} | keys, self.tuning_seed).raw, name)
+                except UserError as error:
+                    problems[name] = str(error)
+        return problems
 
     def finals(self, contest, seed):
         """{"thief": Spec, "passive": Spec} of the runs that are reported with `seed`; the chosen student is "thief"."""
         found = {"thief": self.student(contest, self.chosen[contest], seed, final=True)}
         if contest.opponent not in (ALONE, YARDSTICK):
-            passive = autosteal.passive(self.attacks(contest.preset))
+            passive = autosteal.passive(self.attacks(contest))
             found["passive"] = self.student(contest, passive, seed, final=True)
         return found
 
@@ -152,7 +174,7 @@ class Benchmark:
         )
 
     def teacher(self, row, seed, strength=None):
-        """The Spec of the teacher of a defence."""
+        """The Spec of the teacher of a defence, which is not one of the user's own."""
         return self.student(Contest(row, "insider"), {}, seed, strength=strength).sources["teacher_resume"]
 
     def loaded_epoch(self, row):

@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.paths import display_path, from_root, write_file
 
 RESULTS = "results"
+ONE_CHECKPOINT = "one checkpoint for all seeds: the interval is over students only, and the price is unknown"
 
 
 def make_cards(benchmark):
@@ -44,7 +45,6 @@ def make_card(benchmark, row, preset):
     others = {
         name: [benchmark.finals(Contest(name, preset), seed)["thief"] for seed in seeds] for name in (ALONE, YARDSTICK)
     }
-    undefended = [benchmark.finals(Contest(UNDEFENDED, preset), seed)["passive"] for seed in seeds]
     chosen, defence = benchmark.chosen[contest], benchmark.defences[row]
     card = {
         "protocol": VERSION,
@@ -54,25 +54,21 @@ def make_card(benchmark, row, preset):
         "source": defence.get("source"),
         "reported": defence.get("reported"),
         "seeds": seeds,
-        "teacher": {
-            "settings": defence.get("changes", {}) | defence.get("teacher_changes", {}) | benchmark.strength[row],
-            "accuracy": accuracies(passive, "teacher_acc"),
-            "undefended": accuracies(undefended, "teacher_acc"),
-            "price": paired(accuracies(undefended, "teacher_acc"), accuracies(passive, "teacher_acc")),
-            "weights": [file_digest(from_root(run.raw["teacher_resume"])) for run in passive],
-        },
+        "teacher": own_teacher_part(benchmark, row) if row in benchmark.own else teacher_part(benchmark, contest),
         "thief": student_part(chosen, thief)
         | {"agreement": accuracies(thief, "agreement"), "queries": queries(thief[0])},
-        "passive": student_part(autosteal.passive(benchmark.attacks(preset)), passive),
+        "passive": student_part(autosteal.passive(benchmark.attacks(contest)), passive),
         ALONE: student_part(benchmark.chosen[Contest(ALONE, preset)], others[ALONE]),
         YARDSTICK: student_part(benchmark.chosen[Contest(YARDSTICK, preset)], others[YARDSTICK]),
         "score": paired(accuracies(others[YARDSTICK]), accuracies(thief)),
         "gap": paired(accuracies(thief), accuracies(passive)),
-        "flags": [],
+        "flags": [f"{name} is left out: {why}" for name, why in benchmark.left_out(contest).items()],
         "draws": benchmark.entry["draws"],
-        "records": f"{RESULTS}/{benchmark.name}.cards.jsonl",
+        "records": display_path(file_of(benchmark.name, *benchmark.own.values())),
         **provenance(thief[0]),
     }
+    if row in benchmark.own:
+        card["flags"] += [ONE_CHECKPOINT, *benchmark.own[row].flags]
     edges = [name for name in autosteal.at_edge(chosen) if name in chosen]
     if edges:
         card["flags"].append(f"the thief's {', '.join(edges)} lies at the edge of its search space")
@@ -81,6 +77,35 @@ def make_card(benchmark, row, preset):
     if sum(still_improving(run) for run in thief) > len(thief) / 2:
         card["flags"].append("students were still improving at their last epoch")
     return card
+
+
+def teacher_part(benchmark, contest):
+    """The accuracy of the teachers' answers, as the passive thief got them, and what the defence costs."""
+    row, seeds = contest.opponent, benchmark.seeds
+    passive, undefended = (
+        [benchmark.finals(Contest(name, contest.preset), seed)["passive"] for seed in seeds]
+        for name in (row, UNDEFENDED)
+    )
+    defence = benchmark.defences[row]
+    return {
+        "settings": defence.get("changes", {}) | defence.get("teacher_changes", {}) | benchmark.strength[row],
+        "accuracy": accuracies(passive, "teacher_acc"),
+        "undefended": accuracies(undefended, "teacher_acc"),
+        "price": paired(accuracies(undefended, "teacher_acc"), accuracies(passive, "teacher_acc")),
+        "weights": [file_digest(from_root(run.raw["teacher_resume"])) for run in passive],
+    }
+
+
+def own_teacher_part(benchmark, row):
+    """As `teacher_part`, of one checkpoint for all seeds. It has no undefended twin, so its price is unknown."""
+    own = benchmark.own[row]
+    return {
+        "settings": {"model": own.network},
+        "accuracy": [own.accuracy] * len(benchmark.seeds),
+        "undefended": None,
+        "price": None,
+        "weights": [file_digest(from_root(own.file))],
+    }
 
 
 def student_part(settings, runs):
@@ -151,6 +176,8 @@ def show(cards, style="simple"):
 
 
 def show_interval(found):
+    if found is None:
+        return "unknown"
     if found["low"] is None:
         return f"{found['mean']:+.2f}"
     return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
@@ -169,8 +196,9 @@ def describe(part):
     )
 
 
-def file_of(name):
-    return from_root(RESULTS) / f"{name}.cards.jsonl"
+def file_of(name, own=None):
+    """The file of the cards of a benchmark. own: the user's own teacher, whose cards lie beside its copy."""
+    return from_root(own.file).with_name("cards.jsonl") if own else from_root(RESULTS) / f"{name}.cards.jsonl"
 
 
 def write_cards(name, cards):
@@ -183,9 +211,13 @@ def write_cards(name, cards):
         raise UserError(f"{name}: cards not written: {defences}: measured with modified code; commit it and run again")
     kept = {(card["defence"], card["preset"]): card for card in (read_cards(name) if file_of(name).exists() else [])}
     kept |= {(card["defence"], card["preset"]): card for card in cards}
-    file_of(name).parent.mkdir(exist_ok=True)
-    content = "".join(json.dumps(kept[place], ensure_ascii=False) + "\n" for place in sorted(kept))
-    write_file(file_of(name), lambda file: file.write(content.encode()))
+    save(file_of(name), [kept[place] for place in sorted(kept)])
+
+
+def save(path, cards):
+    path.parent.mkdir(exist_ok=True)
+    content = "".join(json.dumps(card, ensure_ascii=False) + "\n" for card in cards)
+    write_file(path, lambda file: file.write(content.encode()))
 
 
 def read_cards(name):

@@ -16,9 +16,11 @@ from study.protocol import PRESETS
 VERDICTS = {
     "holds": "the whole interval of the score lies above 0, and the teacher pays at most 1 point on average.",
     "holds, at a price": "the whole interval lies above 0, but the teacher pays more than 1 point on average.",
+    "holds, price unknown": "the whole interval lies above 0; the teacher is one given checkpoint.",
     "does not hold": "any other score.",
     "not shown": "flags void the preset, so the score says nothing.",
 }
+OF_OWN_TEACHERS = "holds, price unknown"
 READING = {
     "Score": "accuracy of the yardstick minus accuracy of the thief's student, in percentage points, paired by seed. "
     "Brackets and whiskers: 95 % t-interval over n seeds. Above 0, the thief does worse than without the teacher.",
@@ -123,9 +125,10 @@ def qualifier(card):
 
 
 def count(cards):
-    """The number of cards with each verdict."""
+    """The number of cards with each verdict. That of own teachers is left out if there are none."""
     verdicts = [card["verdict"] for card in cards]
-    return ", ".join(f'{verdicts.count(name)} "{name}"' for name in VERDICTS)
+    shown = [name for name in VERDICTS if name != OF_OWN_TEACHERS or name in verdicts]
+    return ", ".join(f'{verdicts.count(name)} "{name}"' for name in shown)
 
 
 def commits(cards):

@@ -95,7 +95,7 @@ def details(card, root):
     names = ["Network", "Settings", "Mean", *(f"Seed {seed}" for seed in card["seeds"])]
     heads, rows = "".join(f'<th scope="col">{esc(name)}</th>' for name in names), []
     for name, (role, key) in NETWORKS.items():
-        if card[role] is not None:
+        if card[role] is not None and card[role][key] is not None:
             own = board.settings(card[role]) if key == "accuracy" else ""
             values = [own, *(board.number(value) for value in (average(card[role][key]), *card[role][key]))]
             rows.append(f'<tr><th scope="row">{name}</th>{"".join(f"<td>{esc(value)}</td>" for value in values)}</tr>')

@@ -50,9 +50,13 @@ def paired(a, b):
 
 
 def verdict(score, price, void):
-    """The verdict of a card. score, price: intervals. void: whether a flag says that the preset shows nothing."""
+    """The verdict of a card. score, price: intervals; a price may be unknown (None). void: whether a flag says that the
+    preset shows nothing.
+    """
     if void:
         return "not shown"
     if score["low"] is None or score["low"] <= 0:
         return "does not hold"
+    if price is None:
+        return "holds, price unknown"
     return "holds" if price["mean"] <= LARGEST_PRICE else "holds, at a price"

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as reference
 
-from utils import augment, data, datasets
+from utils import augment, data, datasets, image_cache
 from utils.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -338,7 +338,7 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(tiny, monkeypatch)
     def read_only(*args, **options):
         raise PermissionError
 
-    monkeypatch.setattr(datasets.np, "save", read_only)
+    monkeypatch.setattr(image_cache, "write", read_only)
     assert len(data.load("tiny_imagenet", tiny.parent, "cpu").train) == 200
     assert not [*tiny.glob("*.npy"), *tiny.glob("*.tmp")]
 
@@ -355,7 +355,7 @@ def test_missing_and_damaged_tiny_imagenet_files_are_named(tiny):
     assert f"{image} is missing" in refusal("tiny_imagenet", tiny.parent)
     table = tiny / "val" / "val_annotations.txt"
     table.write_text("val_0.JPEG\tn99999999\t0\t0\t62\t62\n")
-    assert "the line of val_0.JPEG has no class of train/" in refusal("tiny_imagenet", tiny.parent)
+    assert "val_0.JPEG: its class is missing, or is not a folder of train/" in refusal("tiny_imagenet", tiny.parent)
     table.unlink()
     assert "val_annotations.txt is missing" in refusal("tiny_imagenet", tiny.parent)
     (tiny / "train" / "n00000200").mkdir()

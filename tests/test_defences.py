@@ -290,10 +290,10 @@ def experiment_keys(trained, **changes):
 
 
 def test_sdb_keeps_its_key_and_scores_with_and_without(sdb):
-    own, mix = image_key.load_key(sdb / "key.tar", "digits")
+    own, mix = image_key.load_key(sdb / "key.tar", 32)
     assert mix == 0.9
     for name in ("last_model.tar", "best_model.tar"):
-        assert torch.equal(image_key.load_key(sdb / name, "digits")[0], own)
+        assert torch.equal(image_key.load_key(sdb / name, 32)[0], own)
     assert torch.equal(own, image_key.random_key(DIGITS, 0))
     for line in metrics(sdb):
         assert list(line["train"]) == ["loss", "embedding", "disturbance", "preservation", "augmentation"]

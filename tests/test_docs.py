@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, script
+from projects import command, copy_code
 
 from study.tables import is_folder, read_targets
 
@@ -112,6 +114,26 @@ def test_readme_is_short():
 
 
 EXAMPLES = dict(re.findall(r"^## Add an? \w+: (method/\S+\.py)\n\n```python\n(.*?)```", README, re.M | re.S))
+
+
+CONTRIBUTE = PAGES["docs/contribute.md"]
+NETWORK = re.search(r"^## Add a network\n.*?`(model/\S+\.py)`:\n\n```python\n(.*?)```", CONTRIBUTE, re.M | re.S)
+
+
+@pytest.mark.slow
+def test_the_network_of_the_example_trains(tmp_path):
+    """The file in a copy of the project, with the command below it, for one epoch on few images."""
+    path, content = NETWORK.groups()
+    line = next(words for words in commands(CONTRIBUTE) if f"model_name={Path(path).stem}" in words)
+    root = copy_code(tmp_path)
+    folder = line[line.index("--save_path") + 1]
+    (root / folder).mkdir(parents=True)
+    shutil.copy(ROOT / folder / "params.json", root / folder)
+    (root / path).write_text(content, encoding="utf-8")
+    done = command(root, *line[1:], "num_epochs=1", "subset_percent=0.1")
+    assert done.status == 0, done.err
+    (run,) = (root / folder).parent.glob(f"*model_name={Path(path).stem}*")
+    assert torch.load(run / "last_model.tar", weights_only=True)["state_dict"]["conv.weight"].shape[0] == 16
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from method.release import LabelOnly
-from utils import checkpoint
+from utils import checkpoint, data
 from utils.errors import UserError
 from utils.paths import display_path, from_root
 
@@ -32,7 +32,10 @@ def store_answers(attack, loader, environment, log):
     rule = getattr(owner, attribute)
     if p.stored_answers_gib == 0 or p.cuda_graph or not rule.deterministic:
         return loader
-    digest = hashlib.sha256(json.dumps(describe(rule, p, environment)).encode()).hexdigest()[:32]
+    content = describe(rule, p, environment) | {name: getattr(p, name) for name in data.options_in(p)}
+    if p.dataset == data.OWN:
+        content["images"] = attack.zoo.origins[data.OWN]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
     folder = from_root(p.teacher_resume).parent / "answers"
     answers = StoredAnswers(rule, folder, digest, p.stored_answers_gib * 2**30, log)
     setattr(owner, attribute, answers)
@@ -106,7 +109,7 @@ class StoredAnswers:
         except UserError as error:
             self.log(f"{error}; the teacher computes them instead")
             return None
-        return answers.to(loader.split.images.device)
+        return answers.to(loader.split.labels.device)
 
     def write(self, epoch, answers):
         size = answers.numel() * answers.element_size()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 from training.params import Common, defaults, schema, with_method, with_new_names
+from utils import imagefolder
 from utils.errors import UserError, suggest
 from utils.keys import shorten
 
@@ -49,7 +50,8 @@ def check_common(changes, others=()):
     others: further keys that could be meant, for a suggestion.
     """
     fixed = {"model_name", "method", "resume", "seed"}
-    keys = [field.name for field in dataclasses.fields(Common) if field.name not in fixed]
+    declared = [*dataclasses.fields(Common), *dataclasses.fields(imagefolder.Params)]
+    keys = [field.name for field in declared if field.name not in fixed]
     changes = with_new_names(changes)
     for name in changes:
         if name not in keys:

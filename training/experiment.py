@@ -70,10 +70,13 @@ def train(folder, params, data_dir, gpu_id=None, download=False, command="", unt
     if run.finished(until):
         run.print_finished()
         return
-    dataset = load(params.dataset, data_dir, device, params.subset_percent, download, params.validation)
+    own = data.options_in(params)
+    dataset = load(params.dataset, data_dir, device, params.subset_percent, download, params.validation, **own)
     seed_everything(params.seed, epoch=-1)
     with remedies():
         learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))
+    if dataset.digest:
+        learner.zoo.origins[dataset.name] = dataset.digest
     run.check_origins(learner.zoo.origins)
     share = distributed.RANK, distributed.WORLD_SIZE
     # A defence sees other batches than its adversarial network, whose initial weights it shares. Students see those of
@@ -95,7 +98,7 @@ def score(path, params, data_dir, gpu_id=None, download=False):
     """Print the test accuracy and loss of the network in the checkpoint `path`."""
     device = engine.pick_device(gpu_id)
     precision = engine.resolve_precision(params.precision, device)
-    dataset = data.load(params.dataset, data_dir, device, download=download)
+    dataset = data.load(params.dataset, data_dir, device, download=download, **data.options_in(params))
     with remedies():
         network = Zoo(dataset.spec, device, precision == "bf16").frozen(params.model_name, Path(path).absolute())
     scores = evaluate(network, dataset.test_loader())

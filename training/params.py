@@ -15,7 +15,7 @@ import torch
 
 import method
 import model
-from utils.data import DATASETS
+from utils import data, imagefolder
 from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
 from utils.keys import key, shorten, wrong
@@ -30,7 +30,7 @@ class Common:
     """The keys of every run."""
 
     model_name: str = key("network to train")
-    dataset: str = key("cifar10, cifar100, tiny_imagenet or digits", choices=tuple(DATASETS))
+    dataset: str = key("cifar10, cifar100, tiny_imagenet, digits, or imagefolder: your own images", choices=data.NAMES)
     method: str = key("name of a file in method/, method/defend/ or method/attack/")
     num_epochs: int = key("passes over the training set; may grow when a run is continued", low=1)
     batch_size: int = key("images per step; the last batch of an epoch may be smaller", low=1)
@@ -144,10 +144,12 @@ def schema(raw):
 
 
 def own_params(raw):
-    """The `Params` classes of a run's method and, for an attack, of its teacher's release rule."""
+    """The `Params` classes of a run's method, of its data set, and, for an attack, of its teacher's release rule."""
     found = [method.find(raw["method"]).Params]
     if hasattr(found[0], "release") and isinstance(raw.get("release"), str):
         found.append(method.find_release(raw["release"]).Params)
+    if raw.get("dataset") == data.OWN:
+        found.append(imagefolder.Params)
     return found
 
 
@@ -163,7 +165,8 @@ def inconsistent(values):
     schedule = values["schedule"]
     if any(epoch < 0 for epoch in schedule) or any(a >= b for a, b in itertools.pairwise(schedule)):
         problems.append(f'"schedule": must be epochs in rising order, not {shorten(json.dumps(schedule))}')
-    spec, params, networks = DATASETS[values["dataset"]], types.SimpleNamespace(**values), {}
+    params, networks = types.SimpleNamespace(**values), {}
+    spec = data.spec_of(params)
     for name in ("model_name", *(name for name in values if name.endswith("_model"))):
         options = model.options_in(params) if name == "model_name" else {}
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from training.changes import differences_to_run
 from utils import checkpoint
+from utils.data import OWN
 from utils.distributed import RANK
 from utils.errors import Diverged, UserError
 from utils.paths import display_path, write_file
@@ -147,14 +148,18 @@ class Run:
         return self.epoch
 
     def check_origins(self, origins):
-        """Raise UserError if a teacher's file has changed since the run began. origins: see `Zoo`."""
+        """Raise UserError if a teacher's file, or the user's own data, has changed since the run began.
+
+        origins: see `Zoo`.
+        """
         if not self.state:
             return
         changed = [path for path, digest in origins.items() if self.state["origins"].get(path, digest) != digest]
         if changed:
+            what = "the images of the data set" if changed[0] == OWN else f"the weights in {changed[0]}"
             raise UserError(
-                f"{display_path(self.folder)}: the weights in {changed[0]} have changed since this run began; "
-                "move its *.tar away to train anew"
+                f"{display_path(self.folder)}: {what} have changed since this run began; move its *.tar away to train "
+                "anew"
             )
 
     def end_epoch(self, method, optimizer, metrics):

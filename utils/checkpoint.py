@@ -13,6 +13,8 @@ from utils.paths import display_path, write_file
 
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 
+WEIGHTS = ("state_dict", "model_state_dict", "model")  # where other projects keep the weights, if not at the top
+
 
 def save(path, content):
     """Write the dictionary `content` as a checkpoint. Raises UserError if that fails, for example on a full disk."""
@@ -61,7 +63,7 @@ def peek(path):
 
 def state_dict(content, path):
     """The weights in the checkpoint `content`, without the prefixes of DataParallel and torch.compile."""
-    weights = content.get("state_dict", content)
+    weights = next((content[name] for name in WEIGHTS if name in content), content)
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise not_a_checkpoint(path)
     return {without_prefix(name): value for name, value in weights.items()}
@@ -86,9 +88,10 @@ def load_weights(network, content, path):
         sorted(misfits)[:2] + [f"no {name}" for name in missing[:1]] + [f"unexpected {name}" for name in extra[:1]]
     )
     if misfits:
-        made_by = content.get("params", {}).get("model_name")
+        made_by = content.get("params")
+        made_by = made_by.get("model_name") if isinstance(made_by, dict) else None
         made_by = f' It holds a "{made_by}".' if made_by else ""
-        kind = f"{type(network).__name__} for {network.num_classes} classes"
+        kind = f"{getattr(network, 'name', type(network).__name__)} for {network.num_classes} classes"
         problem = f"weights do not fit a {kind}: {', '.join(misfits)}.{made_by}"
         raise CheckpointError(problem, None, display_path(path))
     weights = {name: weight.to(expected[name].dtype) for name, weight in weights.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import datasets
+from utils import datasets, imagefolder
 from utils.augment import augment, normalise, sample_augmentation
 from utils.errors import UserError, suggest
 
@@ -41,15 +41,30 @@ DATASETS = {
     # No flip, because mirrored digits are not valid digits. Mean and deviation are those of the training half.
     "digits": DataSpec(10, 32, 898, 899, (0.3051,) * 3, (0.3227,) * 3, ("crop",)),
 }
+OWN = "imagefolder"  # the user's own images
+NAMES = (*DATASETS, OWN)
+MOST_CLASSES = 1000  # of imagefolder, until its folders are read
 
 
 @dataclass(frozen=True)
 class Split:
+    """The images of a part of a data set: all of `images`, or those that `rows` numbers.
+
+    With `rows`, `images` may be memory-mapped, and on another device than the batches.
+    """
+
     images: torch.Tensor  # uint8 (N, H, W, 3)
-    labels: torch.Tensor  # int64 (N,)
+    labels: torch.Tensor  # int64 (n,), on the device of the batches
+    rows: torch.Tensor | None = None  # int64 (n,), on the device of `images`; None: n = N, in the order of `images`
 
     def __len__(self):
         return len(self.labels)
+
+    def take(self, index):
+        """The images `index`, int64 (B,), on the device of the labels."""
+        if self.rows is None:
+            return self.images.index_select(0, index)
+        return self.images.index_select(0, self.rows[index.to(self.rows.device)]).to(self.labels.device)
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,7 @@ class Dataset:
     validation: Split  # held back from the training images; may be empty
     test: Split
     summary: str  # one line for the log
+    digest: str = ""  # of the images and labels, if they are the user's own
 
     def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1, prefetch=False, role=0):
         """Shuffled batches. prefetch: on a GPU, assemble several batches at once. role: selects another order.
@@ -74,7 +90,7 @@ class Dataset:
                 "batch norm needs at least 2 per process; choose another batch_size or subset_percent"
             )
         names = self.spec.augmentation if augmentation else ()
-        batches = max(1, PREFETCH_IMAGES // batch_size) if prefetch and self.train.images.is_cuda else 1
+        batches = max(1, PREFETCH_IMAGES // batch_size) if prefetch and self.train.labels.is_cuda else 1
         return Loader(self.train, self.spec, batch_size, names, True, seed, rank, world_size, batches, role)
 
     def test_loader(self, batch_size=1000):
@@ -99,8 +115,8 @@ class Loader:
         self.augmentation, self.shuffle = augmentation, shuffle
         self.seed, self.role, self.epoch = seed, role, 0
         self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
-        self.mean = torch.tensor(spec.mean, device=split.images.device)
-        self.std = torch.tensor(spec.std, device=split.images.device)
+        self.mean = torch.tensor(spec.mean, device=split.labels.device)
+        self.std = torch.tensor(spec.std, device=split.labels.device)
 
     def set_epoch(self, epoch):
         self.epoch = epoch
@@ -126,7 +142,7 @@ class Loader:
 
         They are sampled on the CPU, so that they do not depend on the device.
         """
-        count, device = len(self.split), self.split.images.device
+        count, device = len(self.split), self.split.labels.device
         # SeedSequence mixes the numbers: epoch 1 of seed 0 must differ from epoch 0 of seed 1.
         numbers = (self.seed, self.epoch, self.role) if self.role else (self.seed, self.epoch)
         state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
@@ -137,21 +153,44 @@ class Loader:
 
     def assemble(self, index, augmentation):
         """(images, labels) of the images `index`, int64 (B,), augmented with the arguments of `augment`."""
-        images = augment(self.split.images.index_select(0, index), **augmentation)
+        images = augment(self.split.take(index), **augmentation)
         return normalise(images, self.mean, self.std), self.split.labels.index_select(0, index)
 
 
-def load(name, data_dir, device, subset_percent=1.0, download=False, validation=0.0):
+def options_in(params):
+    """The arguments `options` of `load` that are keys of `params`."""
+    if params.dataset != OWN:
+        return {}
+    return {"image_size": params.image_size, "augmentations": params.augmentations}
+
+
+def spec_of(params):
+    """What is known about a run's data set before it is read. For imagefolder, the number of classes is a guess."""
+    if params.dataset in DATASETS:
+        return DATASETS[params.dataset]
+    names = tuple(params.augmentations.split("+"))
+    return DataSpec(MOST_CLASSES, params.image_size, 0, 0, (0.5,) * 3, (0.5,) * 3, names)
+
+
+def load(name, data_dir, device, subset_percent=1.0, download=False, validation=0.0, **options):
     """Read the data set `name` from the folder `data_dir` onto `device`.
 
     subset_percent: share of the training images to keep, in (0, 1]. validation: share of these to hold back, in [0, 1).
-    Raises UserError if the name is unknown, files are missing or damaged, or no image is left.
+    options: see `options_in`. Raises UserError if the name is unknown, files are missing or damaged, or no image is
+    left.
     """
-    if name not in DATASETS:
-        raise UserError(f'unknown data set "{name}"{suggest(name, DATASETS)} (known: {", ".join(DATASETS)})')
-    spec = DATASETS[name]
-    read = getattr(datasets, name)
-    images, labels, test_images, test_labels = read(Path(data_dir).expanduser(), download)
+    if name not in NAMES:
+        raise UserError(f'unknown data set "{name}"{suggest(name, NAMES)} (known: {", ".join(NAMES)})')
+    folder, digest = Path(data_dir).expanduser(), ""
+    if name == OWN:
+        found = imagefolder.read(folder, options["image_size"])
+        (images, labels), (test_images, test_labels), digest = found.train, found.test, found.digest
+        names = tuple(options["augmentations"].split("+"))
+        sizes = options["image_size"], len(labels), len(test_labels)
+        spec = DataSpec(len(found.classes), *sizes, found.mean, found.std, names)
+    else:
+        spec = DATASETS[name]
+        images, labels, test_images, test_labels = getattr(datasets, name)(folder, download)
     sizes = len(labels), len(test_labels)
 
     kept = int(subset_percent * len(labels))
@@ -160,21 +199,42 @@ def load(name, data_dir, device, subset_percent=1.0, download=False, validation=
     held_back = round(validation * kept)
     if validation and not 1 <= held_back < kept:
         raise UserError(f"validation {validation} holds back {held_back} of {kept} training images")
+    rows, split = np.arange(len(labels)), kept - held_back
     if held_back or kept < len(labels):
-        chosen = np.random.RandomState(SUBSET_SEED).permutation(len(labels))[:kept]
-        images, labels = images[chosen], np.asarray(labels)[chosen]
-    split = kept - held_back
+        rows = np.random.RandomState(SUBSET_SEED).permutation(len(labels))[:kept]
+    in_rows = _mapped if name == OWN else _split
+    train, validation = (in_rows(images, labels, device, part) for part in (rows[:split], rows[split:]))
+    test = in_rows(test_images, test_labels, device, np.arange(len(test_labels)))
 
     size = f"{spec.image_size}x{spec.image_size}"
     counts = f"{split} training, " + (f"{held_back} validation, " if held_back else "") + f"{sizes[1]} test images"
     summary = f"{name}: {counts}, {spec.num_classes} classes, {size}"
     if sizes != (spec.train_size, spec.test_size):
         summary += f" (a sample: the full set has {spec.train_size} and {spec.test_size})"
-    parts = (images[:split], labels[:split]), (images[split:], labels[split:]), (test_images, test_labels)
-    return Dataset(name, spec, *(_split(*part, device) for part in parts), summary)
+    if name == OWN:
+        mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (spec.mean, spec.std))
+        summary += f", mean {mean}, deviation {std}, digest {digest}"
+    return Dataset(name, spec, train, validation, test, summary, digest)
 
 
-def _split(images, labels, device):
+def _split(images, labels, device, rows):
+    """A Split with the images `rows` on `device`."""
+    if not np.array_equal(rows, np.arange(len(images))):
+        images, labels = images[rows], np.asarray(labels)[rows]
     images = torch.from_numpy(np.ascontiguousarray(images))
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
     return Split(images.to(device), labels.to(device))
+
+
+def _mapped(images, labels, device, rows):
+    """A Split with the rows `rows` of `images`, which may be memory-mapped. They go to a GPU only if they fit."""
+    images, rows = torch.from_numpy(images), torch.from_numpy(rows)
+    if torch.device(device).type == "cuda" and fits(images.nbytes, device):
+        images, rows = images.to(device), rows.to(device)
+    labels = torch.as_tensor(labels, dtype=torch.int64)
+    return Split(images, labels[rows.cpu()].to(device), rows)
+
+
+def fits(size, device):
+    """Whether `size` bytes take at most half of the free memory of a GPU."""
+    return size <= torch.cuda.mem_get_info(device)[0] / 2

@@ -1,13 +1,9 @@
-"""Functions that read the data sets into NumPy arrays, one function per data set.
+"""Functions that read the published data sets into NumPy arrays, one function per data set.
 
-A reader returns train images, train labels, test images, test labels: uint8 (N, H, W, 3) and integers (N,). It raises
-UserError with the first file that is missing or damaged.
+Each function returns (train images, train labels, test images, test labels). Images are uint8 (N, H, W, 3), labels are
+integers (N,). It raises UserError if a file is missing or damaged, and names the first such file.
 """
 
-import contextlib
-import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
-from tqdm import tqdm
 
+from utils import image_cache
 from utils.errors import UserError
 
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -33,7 +29,7 @@ def cifar100(data_dir, download):
 
 
 def _cifar(name, reader, data_dir, download):
-    """Read with torchvision, which checks the md5 of every file, from data_dir or data_dir/data-<name>."""
+    """Read the files in data_dir or data_dir/data-<name> with torchvision, which checks their md5 sums."""
     root = data_dir if (data_dir / reader.base_folder).is_dir() else data_dir / f"data-{name}"
     folder = root / reader.base_folder
     try:
@@ -49,13 +45,14 @@ def _cifar(name, reader, data_dir, download):
 
 
 def digits(data_dir, download):
-    """The digits in digits.npz beside this file (source: digits.txt), enlarged to 32x32. Needs no download.
+    """Read digits.npz, which is part of this package, and enlarge the images to 32x32. digits.txt names the source.
 
-    The training images are the first 898 of RandomState(0).permutation(1797), in that order.
+    The training images are the first 898 of RandomState(0).permutation(1797), in that order. The arguments are ignored.
     """
     with np.load(Path(__file__).with_name("digits.npz")) as file:
         images, labels = file["images"], file["labels"]
-    # The weights of this interpolation are multiples of 1/64, exact in float32, so the pixels are the same everywhere.
+    # All interpolation weights are multiples of 1/64. Float32 represents them exactly, so every machine computes the
+    # same pixels.
     grey = torch.from_numpy(images)[:, None].float() * (255 / 16)
     large = F.interpolate(grey, size=32, mode="bilinear", align_corners=False).round().byte()
     images = large.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
@@ -65,9 +62,9 @@ def digits(data_dir, download):
 
 
 def tiny_imagenet(data_dir, download):
-    """data_dir/tiny-imagenet-200 as in the public archive, or with val/ re-arranged into class folders.
+    """Read data_dir/tiny-imagenet-200. Its val/ has the layout of the public archive, or one folder for each class.
 
-    The label of a class is its position among the sorted folder names in train/, as in ImageFolder.
+    Classes are numbered in the order of the sorted folder names in train/, as torchvision's ImageFolder does.
     """
     folder = data_dir / "tiny-imagenet-200"
     if download and [_count(folder / part) for part in ("train", "val")] != [100_000, 10_000]:
@@ -97,12 +94,12 @@ def _count(folder):
 
 
 def _class_folders(folder, classes):
-    """(path, label) of all images below folder/<class>."""
+    """A list of (path, label): all images in the folders folder/<class>, class by class."""
     return [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).rglob("*.JPEG"))]
 
 
 def _annotated(val, classes):
-    """(path, label) of the images in val/images, with the classes of val_annotations.txt."""
+    """A list of (path, label): the images in val/images. The file val_annotations.txt lists them and their classes."""
     table = val / "val_annotations.txt"
     if not table.is_file():
         raise UserError(f"tiny_imagenet: {table} is missing, and {val} has no class folders")
@@ -110,43 +107,25 @@ def _annotated(val, classes):
     rows = [line.split("\t")[:2] for line in table.read_text().splitlines() if line]
     for row in rows:
         if len(row) < 2 or row[1] not in labels:
-            raise UserError(f"tiny_imagenet: {table}: the line of {row[0]} has no class of train/")
+            raise UserError(f"tiny_imagenet: {table}: {row[0]}: its class is missing, or is not a folder of train/")
         if not (val / "images" / row[0]).is_file():
-            raise UserError(f"tiny_imagenet: {val / 'images' / row[0]} is missing, but listed in {table.name}")
+            raise UserError(f"tiny_imagenet: {val / 'images' / row[0]} is missing; {table.name} lists it")
     return [(val / "images" / name, labels[wnid]) for name, wnid in rows]
 
 
 def _decoded(paths, folder, part):
-    """The images as one array, cached in `folder`. The name of the cache depends on their names, sizes and times."""
-    stats = [(str(path.relative_to(folder)), path.stat()) for path in paths]
-    key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode()
-    cache = folder / f"{part}.{hashlib.sha256(key).hexdigest()[:16]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        return np.load(cache)
-    images = np.empty((len(paths), 64, 64, 3), np.uint8)
-    with ThreadPoolExecutor() as pool:
-        decoded = tqdm(pool.map(_decode, paths), f"Decoding {part}", len(paths), disable=None)
-        for i, image in enumerate(decoded):
-            images[i] = image
-    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, images)
-            os.fsync(file.fileno())
-        temporary.replace(cache)
-    except OSError:  # the folder is read-only or full; images are decoded again next time
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return images
+    """The images as an array (N, 64, 64, 3) in memory. A file in `folder` caches it."""
+    return np.array(image_cache.decoded(paths, folder, part, 64, _decode))
 
 
 def _decode(path):
-    """The RGB image (64, 64, 3) in a JPEG file; some files are greyscale."""
+    """Read a JPEG file as an RGB image (64, 64, 3). Greyscale files are converted."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
-        raise UserError(f"tiny_imagenet: {path} is damaged ({error}); delete the folder and add --download") from None
+        problem = f"{path} is damaged: {error}. Delete tiny-imagenet-200 and use --download to fetch it again"
+        raise UserError(f"tiny_imagenet: {problem}") from None
     if pixels.shape != (64, 64, 3):
         raise UserError(f"tiny_imagenet: {path} is {pixels.shape[1]}x{pixels.shape[0]}, expected 64x64")
     return pixels

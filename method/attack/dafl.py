@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from method.datafree import Generating
+from model.foreign import Foreign, no_features
 from utils.keys import key
 from utils.losses import cross_entropy, kl
 
@@ -50,6 +51,13 @@ class DAFL(Generating):
         a_oh: float = key("weight of the one-hot term", default=0.05, low=0)
         a_ie: float = key("weight of the information entropy term", default=5.0, low=0)
         a_act: float = key("weight of the activation term", default=0.01, low=0)
+
+        @staticmethod
+        def problems(params, networks):
+            problems = Generating.Params.problems(params, networks)
+            if isinstance(networks["teacher_model"], Foreign):
+                problems.append(f'"teacher_model": {no_features(params.teacher_model, params.method)}')
+            return problems
 
     def losses(self, noise):
         images = self.generator(noise)

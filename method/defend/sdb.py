@@ -36,6 +36,7 @@ from method import Method
 from method.image_key import ImageKey, load_key, random_key, seed_for
 from method.release import Release
 from utils import checkpoint
+from utils.data import spec_of
 from utils.distributed import RANK
 from utils.errors import UserError
 from utils.keys import key
@@ -118,7 +119,8 @@ class Keyed(Release):
 
     def __init__(self, teacher, params):
         super().__init__(teacher, params)
-        image, mix = load_key(params.key_resume, params.dataset)
-        if not torch.equal(image, load_key(params.teacher_resume, params.dataset)[0]):
+        size = spec_of(params).image_size
+        image, mix = load_key(params.key_resume, size)
+        if not torch.equal(image, load_key(params.teacher_resume, size)[0]):
             raise UserError(f"{display_path(from_root(params.key_resume))}: not the key of this teacher")
         self.query = ImageKey(image, params.mix or mix, next(teacher.parameters()).device)

@@ -31,6 +31,8 @@ def networks(folders, device):
     """(name of the data set, float32 networks of the run folders). The data set itself is not read."""
     settings = [params.load(folder) for folder in folders]
     first = settings[0].dataset
+    if first == data.OWN:
+        raise UserError(f"{display_path(folders[0])}: this figure cannot be drawn for the data set {first}")
     for folder, setting in zip(folders, settings, strict=True):
         if setting.dataset != first:
             one, other = (

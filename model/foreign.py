@@ -1,0 +1,130 @@
+"""Networks from the user's own code, "package.module:function" or "path/file.py:function".
+
+The function is called with the number of classes and returns a `torch.nn.Module`. Importing it runs the user's code, so
+such names come only from the command line and from params.json, never from a checkpoint.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model.network import Network, at_least_float32
+from utils.errors import UserError, suggest
+from utils.paths import display_path, from_root
+
+SMALLEST = 1e-12  # probabilities below it are raised to it, so that their logarithms are finite
+
+
+class Foreign(Network):
+    """The module of a foreign function as a Network. It has logits, but no `features` and no `head`.
+
+    probabilities: the module returns probabilities, whose logarithms are then the logits. Weights are float32. The
+    state_dict is that of the module.
+    """
+
+    def __init__(self, name, num_classes, *, probabilities=False):
+        super().__init__()
+        self.name, self.probabilities = name, probabilities
+        self.module = make(name, num_classes).float()
+
+    def forward(self, images, with_features=False):
+        if with_features:
+            self.features(images)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            answers = self.module(images)
+        if not torch.is_tensor(answers):
+            raise UserError(f"{self.name}: returns a {type(answers).__name__}, not a tensor of logits")
+        logits = at_least_float32(answers)
+        return logits.clamp_min(SMALLEST).log() if self.probabilities else logits
+
+    def features(self, images):
+        raise UserError(no_features(self.name, "this method"))
+
+    def state_dict(self, *args, **kwargs):
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args, **kwargs):
+        return self.module.load_state_dict(*args, **kwargs)
+
+
+def no_features(name, user):
+    """The error message for a use of a foreign network's features."""
+    return f"{name} is a network of other code, of which only the logits are known; {user} needs its features"
+
+
+def canonical(name):
+    """A foreign name whose file is given relative to the project root if it lies below it, and absolute otherwise."""
+    place, _, function = name.rpartition(":")
+    return f"{display_path(Path(place).resolve())}:{function}" if place.endswith(".py") else name
+
+
+def source(name):
+    """The content of the file that defines the function, as bytes."""
+    with importable(name):
+        return Path(inspect.getsourcefile(find_function(name))).read_bytes()
+
+
+def make(name, num_classes):
+    """The module that the function `name` returns, on the CPU. PyTorch's generator is left as it was."""
+    with importable(name), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        function = find_function(name)
+        try:
+            by_name = "num_classes" in inspect.signature(function).parameters or takes_any_keyword(function)
+            found = function(num_classes=num_classes) if by_name else function(num_classes)
+        except Exception as error:
+            raise UserError(f"{name}({num_classes}) failed: {one_line(error)}") from None
+    if not isinstance(found, nn.Module):
+        raise UserError(f"{name}({num_classes}): returned a {type(found).__name__}, not a torch.nn.Module")
+    if next(found.parameters(), None) is None:
+        raise UserError(f"{name}({num_classes}): returned a module without weights")
+    return found
+
+
+def takes_any_keyword(function):
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
+@contextlib.contextmanager
+def importable(name):
+    """Inside this context, code can import the modules beside the file of `name`, as if it were run as a script."""
+    place = name.rpartition(":")[0]
+    before = sys.path.copy()
+    if place.endswith(".py"):
+        sys.path.insert(0, str(from_root(place).resolve().parent))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def find_function(name):
+    place, _, function = name.rpartition(":")
+    if place.endswith(".py") and not from_root(place).is_file():
+        raise UserError(f"{name}: there is no file {place}")
+    try:
+        module = run_file(from_root(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        raise UserError(f"{name}: {place} cannot be imported: {one_line(error)}") from None
+    found = getattr(module, function, None)
+    if not callable(found):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise UserError(f"{name}: {place} has no function {function}{suggest(function, known)}")
+    return found
+
+
+def run_file(path):
+    """The module in a file, executed."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def one_line(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0]

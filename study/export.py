@@ -1,0 +1,77 @@
+"""Trained networks for others: a file of weights in model/weights/, and its card in model/pretrained.json."""
+
+import json
+from pathlib import Path
+
+import torch
+
+import model
+from model.pretrained import INDEX, WEIGHTS, cards, sha256
+from study.plan import epochs_done
+from training.zoo import Zoo
+from utils import checkpoint, data
+from utils.errors import UserError
+from utils.paths import display_path, from_root, write_file
+
+LICENCE = "MIT, as this project; the terms of the data set apply as well"
+
+
+def export(target, name=None, data_dir="data", download=False):
+    """Write the network of a finished run to model/weights/, and its card to the index. Returns the card as JSON.
+
+    target: a run folder, whose best_model.tar is taken, or a checkpoint in it. name: for `model.load_model`; default:
+    the folder below experiments/. Weights are float16 if the accuracy on the test images is equal to the last image.
+    """
+    file = from_root(Path(target) / "best_model.tar" if from_root(target).is_dir() else target)
+    content, folder = checkpoint.load(file), file.parent
+    if not {"params", "state_dict", "environment"} <= content.keys():
+        raise UserError(f"{display_path(file)}: not a checkpoint of a run of this project")
+    params = content["params"]
+    if (done := epochs_done(folder)) < params["num_epochs"]:
+        raise UserError(f"{display_path(folder)}: {done}/{params['num_epochs']} epochs; finish the run first")
+    name = name or display_path(folder).removeprefix("experiments/")
+    stem = name.replace("/", "-")
+    own = {key: params[key] for key in ("image_size", "augmentations") if key in params}
+    dataset = data.load(params["dataset"], data_dir, "cpu", download=download, **own)
+    network = Zoo(dataset.spec, torch.device("cpu")).frozen(params["model_name"], file)
+    weights = {key: weight.clone() for key, weight in network.state_dict().items()}
+    half = {key: weight.half() if weight.is_floating_point() else weight for key, weight in weights.items()}
+    correct = count_correct(network, dataset)
+    network.load_state_dict(half)
+    if count_correct(network, dataset) == correct:
+        weights = half
+    options = {key: params[key] for key in model.options(params["model_name"]) if key in params}
+    card = {
+        "about": f"{params['model_name']}, trained by the method {params['method']} on {dataset.name}",
+        "model_name": params["model_name"],
+        "options": options,
+        "num_classes": dataset.spec.num_classes,
+        "image_size": dataset.spec.image_size,
+        "dataset": dataset.name,
+        "mean": dataset.spec.mean,
+        "std": dataset.spec.std,
+        "accuracy": round(100 * correct / len(dataset.test), 4),
+        "correct": f"{correct} of {len(dataset.test)} test images",
+        "precision": "float16" if weights is half else "float32",
+        "checkpoint": display_path(file),
+        "epoch": content["epoch"],
+        "seed": params["seed"],
+        "environment": content["environment"],
+        "licence": LICENCE,
+        "weights": checkpoint.weights_digest(weights),
+    }
+    path = from_root(f"{WEIGHTS}/{stem}.pt")
+    path.parent.mkdir(exist_ok=True)
+    described = {"model_name": params["model_name"], "dataset": dataset.name} | options
+    checkpoint.save(path, {"state_dict": weights, "params": described, "card": json.dumps(card)})
+    card |= {"file": display_path(path), "url": None, "sha256": sha256(path)}
+    index = json.dumps(dict(sorted((cards() | {name: card}).items())), indent=4) + "\n"
+    write_file(from_root(INDEX), lambda stream: stream.write(index.encode()))
+    return json.dumps({name: card}, indent=4)
+
+
+@torch.no_grad()
+def count_correct(network, dataset):
+    """The number of test images that a network classifies correctly."""
+    network.eval()
+    return sum(int((network(images).argmax(1) == labels).sum()) for images, labels in dataset.test_loader())

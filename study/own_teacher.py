@@ -1,0 +1,122 @@
+"""A checkpoint of the user as a row of a benchmark: checked, scored, and copied to experiments/own/.
+
+The copy holds float32 weights only. Its folder is named after the file and a digest of the weights, of the network's
+name, and, for a network of other code, of the file that defines it. The path is a key of every student
+(`teacher_resume`), so students of different teachers never share a folder.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import model
+from model import foreign
+from study.tables import make, read_target
+from training import engine, params
+from training.zoo import Zoo
+from utils import checkpoint, data
+from utils.errors import UserError
+from utils.metrics import evaluate
+from utils.paths import display_path, from_root
+
+FOLDER = "experiments/own"
+ASKED = 64  # test images with which the answers are checked
+NEAR_CHANCE = 2  # times the accuracy of a guess: below that, the teacher is flagged
+PROBABILITIES = "the teacher answers with probabilities: their logarithms are used as logits"
+
+
+@dataclass(frozen=True)
+class OwnTeacher:
+    name: str  # of its row
+    source: str  # the user's file
+    network: str
+    file: str  # the copy
+    accuracy: float  # in percent, on the test images
+    flags: tuple = ()
+
+    def defence(self, template):
+        """The row of a benchmark: its student, and the keys to change in it."""
+        changes = {"teacher_model": self.network, "teacher_resume": self.file}
+        return {"student": template["undefended"], "changes": changes, "source": f"{self.source}, {self.network}"}
+
+
+def take(benchmark, file, network, data_dir, download=False):
+    """The OwnTeacher in the checkpoint `file`. Raises UserError, in one line, if it cannot be attacked.
+
+    network: a name of the zoo, or "package.module:function" or "path/file.py:function"; default: the network that the
+    checkpoint names, which is never one of other code. benchmark: a name in experiments/tables.json.
+    """
+    student = params.check(make(read_target(benchmark)["template"]["undefended"]).raw, benchmark)
+    file = Path(file).resolve()
+    content = checkpoint.load(file)
+    trained_with = content.get("params") if isinstance(content.get("params"), dict) else {}
+    given, network = network, foreign.canonical(network or str(trained_with.get("model_name", "")))
+    if not network or (":" in network and not given):
+        raise UserError(f"--teacher {display_path(file)}: does not say which network it holds; name it with --model")
+    device = engine.pick_device()
+    dataset = data.load(student.dataset, data_dir, device, download=download, **data.options_in(student))
+    options = {name: trained_with[name] for name in model.options(network) if name in trained_with}
+    built = model.build(network, dataset.spec.num_classes, dataset.spec.image_size, **options)
+    checkpoint.load_weights(built, content, file)
+    built.to(device).eval()
+    images = next(iter(dataset.test_loader(ASKED)))[0]
+    flags = []
+    if returns_probabilities(checked_answers(built, images, dataset.name)):
+        options["probabilities"] = True
+        flags.append(PROBABILITIES)
+    copy = write_copy(file, network, built, options)
+    bf16 = engine.resolve_precision(student.precision, device) == "bf16"
+    accuracy = evaluate(Zoo(dataset.spec, device, bf16).frozen(network, copy), dataset.test_loader())["acc"]
+    if accuracy < NEAR_CHANCE * 100 / dataset.spec.num_classes:
+        flags.append(f"the teacher is hardly better than a guess ({accuracy:.1f} %): check its images and classes")
+    return OwnTeacher(row_name(file), display_path(file), network, copy, accuracy, tuple(flags))
+
+
+@torch.no_grad()
+def checked_answers(network, images, dataset):
+    """The answers of a network to images (N, 3, H, W). Raises UserError if they are not N logits for each class."""
+    name, expected = getattr(network, "name", type(network).__name__), (len(images), network.num_classes)
+    try:
+        answers = network(images)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        size = "x".join(map(str, images.shape[1:]))
+        raise UserError(f"{name}: fails for images of {size}: {foreign.one_line(error)}") from None
+    if tuple(answers.shape) != expected:
+        reason = f"{dataset} has {network.num_classes} classes"
+        raise UserError(f"{name}: answers of shape {tuple(answers.shape)}, not {expected}: {reason}")
+    if not torch.isfinite(answers).all():
+        raise UserError(f"{name}: some answers are NaN or infinite")
+    half = network(images[::2])
+    if not torch.allclose(half, answers[::2], rtol=1e-2, atol=1e-2 * answers.abs().max().item()):
+        problem = "answers an image differently in another batch, so a part of it is random or in train mode"
+        raise UserError(f"{name}: {problem}; its function must return a module whose eval mode is deterministic")
+    return answers
+
+
+def returns_probabilities(answers):
+    """Whether answers (N, C) are probabilities: none below 0, and each row sums to 1."""
+    return bool((answers >= 0).all() and (answers.sum(1) - 1).abs().max() < 1e-2)
+
+
+def write_copy(file, network, built, options):
+    """Write the weights of the network `built` to a folder of their own, if they are not there. Returns the path."""
+    weights = {name: weight.cpu() for name, weight in built.state_dict().items()}
+    identity = [network, checkpoint.weights_digest(weights)]
+    if ":" in network:
+        identity.append(hashlib.sha256(foreign.source(network)).hexdigest())
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+    path = f"{FOLDER}/{row_name(file)}-{digest}/teacher.tar"
+    if not from_root(path).is_file():
+        from_root(path).parent.mkdir(parents=True, exist_ok=True)
+        content = {"state_dict": weights, "params": {"model_name": network} | options, "source": display_path(file)}
+        checkpoint.save(from_root(path), content)
+    return path
+
+
+def row_name(file):
+    """The name of the row of a file: "mine" of mine.pt, and the folder's name of a best_model.tar."""
+    name = file.parent.name if file.stem in ("best_model", "last_model") else file.stem
+    return re.sub(r"[^\w.-]+", "-", name)

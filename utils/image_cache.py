@@ -1,0 +1,64 @@
+"""Decoded images in a file that is memory-mapped, so that a data set may be larger than memory."""
+
+import contextlib
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+PIECE = 1024  # images that are decoded before they are written
+
+
+def decoded(paths, folder, part, size, decode, version=""):
+    """The images in the files `paths` as one array uint8 (N, size, size, 3).
+
+    It is memory-mapped from a file in `folder`, which is written once. The name of that file contains a digest of the
+    names, sizes and modification times of `paths`. If `folder` cannot be written, the array is held in memory.
+
+    decode: a function of a path that returns an array uint8 (size, size, 3). version: distinguishes other functions.
+    """
+    cache = cache_file(paths, folder, part, version)
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        return np.load(cache, mmap_mode="c")
+    shape = (len(paths), size, size, 3)
+    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        write(temporary, shape, decoded_images(paths, part, decode))
+        temporary.replace(cache)
+        return np.load(cache, mmap_mode="c")
+    except OSError:  # the folder is read-only or full
+        images = np.empty(shape, np.uint8)
+        for number, image in enumerate(decoded_images(paths, part, decode)):
+            images[number] = image
+        return images
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def cache_file(paths, folder, part, version=""):
+    stats = [(str(path.relative_to(folder)), path.stat()) for path in paths]
+    key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]) + version
+    return folder / f"{part}.{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+
+
+def decoded_images(paths, part, decode):
+    """Yield the decoded images in order. Threads decode at most PIECE images ahead."""
+    with ThreadPoolExecutor() as pool, tqdm(total=len(paths), desc=f"Decoding {part}", disable=None) as bar:
+        for first in range(0, len(paths), PIECE):
+            for image in pool.map(decode, paths[first : first + PIECE]):
+                yield image
+                bar.update()
+
+
+def write(path, shape, images):
+    """Write an .npy file of this shape, image by image."""
+    with path.open("wb") as file:
+        header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for image in images:
+            file.write(np.ascontiguousarray(image).tobytes())
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,137 @@
+"""The data set "imagefolder": the user's own images, below the data folder in train/<class>/ and test/<class>/.
+
+The test folder may also be called val. Each image is scaled until its shorter side has `image_size` pixels, and its
+centre is kept. The decoded images, their mean and their standard deviation are cached in the data folder.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from utils import image_cache
+from utils.errors import UserError
+from utils.keys import key
+from utils.paths import write_file
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+STEPS = ("crop", "rotate", "flip")
+AUGMENTATIONS = tuple("+".join(chosen) for count in (1, 2, 3) for chosen in combinations(STEPS, count))
+LAYOUT = "the data folder needs train/<class>/ and test/<class>/ (or val/<class>/) with images"
+PIECE = 256  # images whose pixels are counted at once
+
+
+@dataclass
+class Params:
+    """The keys of params.json that this data set adds."""
+
+    image_size: int = key("of imagefolder: width and height of the images for the network", low=8)
+    augmentations: str = key(
+        "of imagefolder: the random changes of training images", default="crop+flip", choices=AUGMENTATIONS
+    )
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    train: tuple  # (images uint8 (N, S, S, 3), labels (N,))
+    test: tuple
+    classes: tuple  # names
+    mean: tuple  # of the training images, for each channel, from 0 to 1
+    std: tuple
+    digest: str  # of all pixels and labels
+
+
+def read(data_dir, image_size):
+    """The ImageFolder in the folder `data_dir`. Raises UserError with the first class or file that is unsuitable."""
+    test = "test" if (data_dir / "test").is_dir() else "val"
+    found = {part: files_of_classes(data_dir / part) for part in ("train", test)}
+    classes = same_classes(found, data_dir)
+    parts, summaries = [], []
+    for part, files in found.items():
+        paths = [path for name in classes for path in files[name]]
+        labels = np.repeat(np.arange(len(classes)), [len(files[name]) for name in classes])
+        version = f"{image_size} {classes}"
+        images = image_cache.decoded(paths, data_dir, part, image_size, partial(decode, size=image_size), version)
+        file = image_cache.cache_file(paths, data_dir, part, version).with_suffix(".json")
+        parts.append((images, labels))
+        summaries.append(summary(images, labels, file))
+    digest = hashlib.sha256("".join(found["sha256"] for found in summaries).encode()).hexdigest()[:16]
+    return ImageFolder(*parts, classes, tuple(summaries[0]["mean"]), tuple(summaries[0]["std"]), digest)
+
+
+def files_of_classes(folder):
+    """{class: its images, sorted}. Raises UserError for a folder without classes, or a class without images."""
+    if not folder.is_dir():
+        raise UserError(f"imagefolder: {folder} is missing; {LAYOUT}")
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = {path.name: sorted(filter(is_image, path.rglob("*"))) for path in folders}
+    if len(found) < 2:
+        raise UserError(f"imagefolder: {folder} has {len(found)} class folders, expected at least 2; {LAYOUT}")
+    for name, files in found.items():
+        if not files:
+            raise UserError(f"imagefolder: {folder / name} has no images ({', '.join(SUFFIXES)})")
+    return found
+
+
+def is_image(path):
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def same_classes(found, data_dir):
+    """The names of the classes, in order. Raises UserError if the two parts have other ones."""
+    (first, one), (second, other) = found.items()
+    for part, extra in ((first, one.keys() - other.keys()), (second, other.keys() - one.keys())):
+        if extra:
+            problem = f"only {part}/ has the class {', '.join(sorted(extra)[:5])}"
+            raise UserError(f"imagefolder: {data_dir}: {first}/ and {second}/ have different classes: {problem}")
+    return tuple(one)
+
+
+def decode(path, size):
+    """The image in a file as uint8 (size, size, 3)."""
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.fit(ImageOps.exif_transpose(rgb(image)), (size, size), Image.Resampling.BILINEAR)
+    except UserError as error:
+        raise UserError(f"imagefolder: {path}: {error}") from None
+    except Exception as error:  # damaged files fail in many ways
+        raise UserError(f"imagefolder: {path} is damaged: {error}") from None
+    return np.asarray(image)
+
+
+def rgb(image):
+    """The image in RGB with 8 bits. Grey values with 16 bits are divided by 257. Transparency is ignored."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        pixels = np.asarray(image).astype(np.float64) / 257
+        image = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError("has pixels of 32 bits; convert it to 8 or 16 bits")
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def summary(images, labels, file):
+    """{"mean", "std": per channel, from 0 to 1, "sha256": of pixels and labels}. The JSON file `file` caches it."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        pass
+    counts, digest = np.zeros((3, 256), np.int64), hashlib.sha256(labels.astype(np.int64).tobytes())
+    for first in range(0, len(images), PIECE):
+        piece = np.ascontiguousarray(images[first : first + PIECE])
+        digest.update(piece.tobytes())
+        counts += [np.bincount(piece[..., channel].ravel(), minlength=256) for channel in range(3)]
+    values, weights = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+    mean = weights @ values
+    std = np.sqrt((weights * (values - mean[:, None]) ** 2).sum(1)).clip(1 / 255)
+    found = {"mean": mean.round(4).tolist(), "std": std.round(4).tolist(), "sha256": digest.hexdigest()}
+    try:
+        write_file(file, lambda stream: stream.write(json.dumps(found).encode()))
+    except UserError:  # the folder is read-only or full
+        pass
+    return found
