@@ -7,6 +7,7 @@ UserError with the first file that is missing or damaged.
 import contextlib
 import hashlib
 import os
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 from tqdm import tqdm
 
+from utils.digest import tensors_digest
 from utils.errors import UserError
 
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+DIGITS_MD5 = "35fa292850aefdac88ea117403394609"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
@@ -53,7 +56,10 @@ def digits(data_dir, download):
 
     The training images are the first 898 of RandomState(0).permutation(1797), in that order.
     """
-    with np.load(Path(__file__).with_name("digits.npz")) as file:
+    path = Path(__file__).with_name("digits.npz")
+    if not check_integrity(path, DIGITS_MD5):
+        raise UserError(f"digits: {path} is not the file of this project (its md5 differs); restore it with git")
+    with np.load(path) as file:
         images, labels = file["images"], file["labels"]
     # The weights of this interpolation are multiples of 1/64, exact in float32, so the pixels are the same everywhere.
     grey = torch.from_numpy(images)[:, None].float() * (255 / 16)
@@ -107,31 +113,39 @@ def _annotated(val, classes):
     if not table.is_file():
         raise UserError(f"tiny_imagenet: {table} is missing, and {val} has no class folders")
     labels = {name: label for label, name in enumerate(classes)}
-    rows = [line.split("\t")[:2] for line in table.read_text().splitlines() if line]
+    rows = [line.split("\t")[:2] for line in table.read_text(encoding="utf-8", errors="replace").splitlines() if line]
     for row in rows:
         if len(row) < 2 or row[1] not in labels:
             raise UserError(f"tiny_imagenet: {table}: the line of {row[0]} has no class of train/")
+        if row[0] != Path(row[0]).name:
+            raise UserError(f"tiny_imagenet: {table}: {row[0]} is not the name of a file in {val / 'images'}")
         if not (val / "images" / row[0]).is_file():
             raise UserError(f"tiny_imagenet: {val / 'images' / row[0]} is missing, but listed in {table.name}")
     return [(val / "images" / name, labels[wnid]) for name, wnid in rows]
 
 
 def _decoded(paths, folder, part):
-    """The images as one array, cached in `folder`. The name of the cache depends on their names, sizes and times."""
+    """The images as one array, cached in `folder`. The name of the cache depends on their names, sizes and times.
+
+    A cache that is damaged, or has no digest, is made again.
+    """
     stats = [(str(path.relative_to(folder)), path.stat()) for path in paths]
     key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode()
     cache = folder / f"{part}.{hashlib.sha256(key).hexdigest()[:16]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        return np.load(cache)
+    with contextlib.suppress(Exception), cache.open("rb") as file:  # damaged files fail in many ways
+        images = np.load(file)
+        if (images.dtype, images.shape) == (np.uint8, (len(paths), 64, 64, 3)) and file.read() == digest_of(images):
+            return images
     images = np.empty((len(paths), 64, 64, 3), np.uint8)
     with ThreadPoolExecutor() as pool:
         decoded = tqdm(pool.map(_decode, paths), f"Decoding {part}", len(paths), disable=None)
         for i, image in enumerate(decoded):
             images[i] = image
-    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
+    temporary = cache.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
             np.save(file, images)
+            file.write(digest_of(images))
             os.fsync(file.fileno())
         temporary.replace(cache)
     except OSError:  # the folder is read-only or full; images are decoded again next time
@@ -140,13 +154,18 @@ def _decoded(paths, folder, part):
     return images
 
 
+def digest_of(images):
+    """The digest at the end of a cache, as bytes."""
+    return tensors_digest([torch.from_numpy(images)]).encode()
+
+
 def _decode(path):
     """The RGB image (64, 64, 3) in a JPEG file; some files are greyscale."""
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
+            if image.size == (64, 64):  # other images are not decoded, however large they are
+                return np.asarray(image.convert("RGB"))
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"tiny_imagenet: {path} is damaged ({error}); delete the folder and add --download") from None
-    if pixels.shape != (64, 64, 3):
-        raise UserError(f"tiny_imagenet: {path} is {pixels.shape[1]}x{pixels.shape[0]}, expected 64x64")
-    return pixels
+    raise UserError(f"tiny_imagenet: {path} is {width}x{height}, expected 64x64")
