@@ -191,13 +191,13 @@ def read_records(path, version):
     """version: anything that changes when the file does."""
     found = {}
     for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
-        where = f"{display_path(path)}: line {number}"
+        where = f"{display_path(path)}: line {number} is not a record"
         record = read_line(line, where)
         try:
             check_record(record)
             found.setdefault(spec.from_json(record).any_seed, []).append(record)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, UserError) as error:
-            raise UserError(f"{where} is not a record: {error}") from None
+            raise UserError(f"{where}: {error}") from None
     return found
 
 

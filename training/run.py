@@ -22,10 +22,18 @@ from utils.paths import display_path, version, write_file
 class Printer(logging.StreamHandler):
     """A handler that lets BrokenPipeError end the program, when the reader closed the pipe."""
 
+    errors = BrokenPipeError
+
     def handleError(self, record):
-        if isinstance(sys.exc_info()[1], BrokenPipeError):
+        if isinstance(sys.exc_info()[1], self.errors):
             raise
         super().handleError(record)
+
+
+class LogFile(Printer):
+    """A handler that lets every error of writing end the program."""
+
+    errors = OSError
 
 
 class Run:
@@ -90,8 +98,9 @@ class Run:
             raise UserError(f"{display_path(self.folder)}: cannot be written: {error.strerror}") from None
 
     def close(self):
-        if self.file:
-            self.file.close()
+        with contextlib.suppress(OSError):  # of text that could not be written before either
+            if self.file:
+                self.file.close()
         self.file = None
 
     @contextlib.contextmanager
@@ -100,26 +109,34 @@ class Run:
         self.environment = environment
         self.logger = logging.Logger(str(self.folder))
         self.lock()
-        if self.file:
-            if not self.state:
-                self.file.truncate(0)
-            to_file = logging.StreamHandler(self.file)
-            to_file.setFormatter(logging.Formatter("%(asctime)s:%(levelname)s: %(message)s"))
-            self.logger.addHandler(to_file)
-            self.logger.addHandler(Printer(sys.stdout))
-        self.log(f"Environment: {environment}")
         try:
-            yield
-        except (Diverged, UserError) as error:
+            if self.file and not self.state:
+                self.file.truncate(0)
             if self.file:
-                self.file.write(f"{error}\n")
-            raise
+                to_file = LogFile(self.file)
+                to_file.setFormatter(logging.Formatter("%(asctime)s:%(levelname)s: %(message)s"))
+                self.logger.addHandler(to_file)
+                self.logger.addHandler(Printer(sys.stdout))
+            self.log(f"Environment: {environment}")
+            yield
         except BrokenPipeError:  # the reader closed the pipe
             raise
-        except Exception:
-            if self.file:
-                traceback.print_exc(file=self.file)
+        except (Diverged, UserError) as error:
+            self.write_to_log(f"{error}\n")
             raise
+        except OSError as error:  # for example a full disk
+            problem = f"{display_path(error.filename or self.folder)}: {error.strerror}"
+            self.write_to_log(f"{problem}\n")
+            raise UserError(problem) from None
+        except Exception:
+            self.write_to_log(traceback.format_exc())
+            raise
+
+    def write_to_log(self, text):
+        with contextlib.suppress(OSError):  # the disk may be full
+            if self.file:
+                self.file.write(text)
+                self.file.flush()
 
     def log(self, message):
         self.logger.info(message)
