@@ -43,6 +43,8 @@ def load_key(path, size):
         raise UserError(f"{display_path(file)}: has no key; only checkpoints of the method sdb have one")
     if image.shape != (1, 3, size, size):
         raise UserError(f"{display_path(file)}: a key of shape {tuple(image.shape)}, not (1, 3, {size}, {size})")
+    if problem := checkpoint.fault(image):
+        raise UserError(f"{display_path(file)}: the key {problem}")
     if not 0 < mix <= 1:
         raise UserError(f"{display_path(file)}: λ = {mix} of the key must be above 0 and at most 1")
     return image, mix

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 from study import autosteal, new_methods
 from study.launch import Runner
-from study.ledger import read_metrics
+from study.ledger import are_numbers, read_metrics
 from study.plan import Plan
 from study.protocol import LARGEST_PRICE, PRESETS, TEACHER, VALIDATION
 from study.tables import loaded_epoch, make, read_target
 from training import params
+from utils.digest import unsealed
 from utils.errors import UserError, suggest
 from utils.jsonfile import read_json
-from utils.paths import from_root
+from utils.paths import display_path, from_root
 
 ALONE, YARDSTICK = "alone", "yardstick"  # opponents without a teacher
 UNDEFENDED = "none"
@@ -191,7 +192,11 @@ def validation_accuracy(run, until=None, epoch="best"):
 
 def test_scores(run):
     """The content of test.json: the scores of a run's best epoch on the test images."""
-    return read_json(from_root(run.folder) / "test.json")
+    path = from_root(run.folder) / "test.json"
+    scores = unsealed(read_json(path), display_path(path))
+    if not are_numbers([*scores.values(), scores.get("acc")]):
+        raise UserError(f"{display_path(path)}: must have numbers, and an accuracy")
+    return scores
 
 
 def execute_with(executor):

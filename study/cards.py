@@ -1,6 +1,5 @@
 """Cards: the result of a defence under a threat preset, as a dictionary for JSON. See docs/benchmark.md."""
 
-import hashlib
 import json
 
 from tabulate import tabulate
@@ -13,6 +12,7 @@ from study.ledger import read_metrics
 from study.protocol import MISSED, VERSION, paired, verdict
 from study.publish import file_digest
 from utils import checkpoint
+from utils.digest import digest
 from utils.errors import UserError
 from utils.paths import display_path, from_root, write_file
 
@@ -135,14 +135,8 @@ def deterministic(run):
 
 
 def provenance(run):
-    environment = checkpoint.peek(from_root(run.folder) / "last_model.tar").get("environment", "")
+    environment = checkpoint.load(from_root(run.folder) / "last_model.tar").get("environment", "")
     return {"commit": environment.rpartition("commit ")[2], "environment": environment}
-
-
-def digest(card):
-    """The SHA-256 of a card without its digest."""
-    content = {name: value for name, value in card.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def show(cards, style="simple"):
@@ -217,7 +211,7 @@ def write_cards(name, cards):
 def save(path, cards):
     path.parent.mkdir(exist_ok=True)
     content = "".join(json.dumps(card, ensure_ascii=False) + "\n" for card in cards)
-    write_file(path, lambda file: file.write(content.encode()))
+    write_file(path, lambda file: file.write(content.encode()), shared=True)
 
 
 def read_cards(name):
@@ -226,11 +220,11 @@ def read_cards(name):
     if not path.exists():
         raise UserError(f"{display_path(path)}: there is no such file; make it with: python reproduce.py {name}")
     cards = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
         try:
-            card = json.loads(line)
+            card = json.loads(line.decode())
             intact = card["digest"] == digest(card)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise UserError(f"{display_path(path)}: line {number} is not a card") from None
         if not intact:
             raise UserError(f"{display_path(path)}: line {number}: the card was edited, its digest differs")

@@ -1,7 +1,7 @@
 """Executors train runs in processes of this machine, or as tasks of a Ray cluster.
 
 An executor has `room`, the number of runs that it takes at once; `start(folder, until)`; `wait(seconds)`, which returns
-[(folder, None or an error message)] of the runs that ended; and `close()`, which interrupts all others.
+[(folder, None, BUSY or an error message)] of the runs that ended; and `close()`, which interrupts all others.
 """
 
 import contextlib
@@ -12,14 +12,16 @@ import multiprocessing.connection
 import os
 import socket
 import threading
+import time
 
 import torch
 
 from training import experiment, params
 from utils import data
-from utils.errors import Diverged, UserError
+from utils.errors import Busy, Diverged, UserError
 from utils.paths import ROOT, from_root
 
+BUSY = "another process is training here"
 RETRIES = 3  # of a Ray task whose worker or node died; the run continues after its last epoch
 
 
@@ -27,13 +29,15 @@ load_data = functools.lru_cache(maxsize=2)(data.load)  # a worker reads a data s
 
 
 def work(folder, until, data_dir, download, command, gpu=None, threads=None):
-    """Train the run in `folder` until epoch `until`, silently. Returns None or an error message."""
+    """Train the run in `folder` until epoch `until`, silently. Returns None, BUSY or an error message."""
     if threads:
         torch.set_num_threads(threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
             path = from_root(folder)
             experiment.train(path, params.load(path), data_dir, gpu, download, command, until, load_data)
+        except Busy:
+            return BUSY
         except (UserError, Diverged) as problem:
             return str(problem)
         except Exception as problem:
@@ -129,6 +133,9 @@ class Ray:
         self.running[self.task.remote(folder, until, *self.arguments)] = folder
 
     def wait(self, seconds):
+        if not self.running:  # upon which `ray.wait` raises an error
+            time.sleep(seconds)
+            return []
         done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds)
         return [(self.running.pop(reference), self.outcome(reference)) for reference in done]
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from training import spec
+from utils.digest import read_line
 from utils.errors import UserError
 from utils.jsonfile import read_json
-from utils.paths import display_path, from_root
+from utils.paths import display_path, from_root, version
 
 SCORED = ("test", "validation")  # images on which a run is scored in every epoch
+PARTS = ("train", *SCORED)
 
 
 @dataclass
@@ -115,23 +117,53 @@ def preferred(specs):
 
 
 def read_metrics(path):
-    """The lines of a metrics.jsonl, one dictionary per epoch. A last line that is incomplete does not count."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    metrics = []
-    for number, line in enumerate(lines, 1):
-        try:
-            metrics.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise UserError(f"{display_path(path)}: line {number}: {error.msg}") from None
+    """The lines of a metrics.jsonl, one dictionary per epoch. A last line that was cut off does not count.
+
+    Raises UserError for a line that is damaged or has other contents.
+    """
+    *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    metrics = [
+        read_epoch(line, number, path) for number, line in enumerate(lines if is_cut(rest) else [*lines, rest], 1)
+    ]
+    if len({tuple(part in epoch for part in PARTS) for epoch in metrics}) > 1:
+        raise UserError(f"{display_path(path)}: line {len(metrics)}, or one before it, has other parts")
     return metrics
+
+
+def is_cut(line):
+    """Whether `line`, which does not end in a newline, is the beginning of a line of JSON."""
+    try:
+        json.loads(line.decode())
+    except json.JSONDecodeError as error:
+        return error.msg != "Extra data"
+    except ValueError:
+        pass
+    return False
+
+
+def read_epoch(line, number, path):
+    where = f"{display_path(path)}: line {number}"
+    epoch = read_line(line, where)
+    if type(epoch.get("epoch")) is not int or epoch["epoch"] != number:
+        raise UserError(f"{where}: is not that of epoch {number}")
+    for part in PARTS:
+        terms = epoch.get(part, {"acc": 0})
+        if not isinstance(terms, dict) or not are_numbers(terms.values()) or ("acc" not in terms and part != "train"):
+            raise UserError(f"{where}: {part}: must have numbers, and an accuracy")
+    if not are_numbers([epoch.get(name, 0) for name in ("seconds", "queries")]):
+        raise UserError(f"{where}: seconds and queries must be numbers")
+    return epoch
+
+
+def are_numbers(values):
+    return all(type(value) in (int, float) for value in values)
 
 
 def columns(metrics):
     """{"train": {term: values per epoch}, "test" or "validation": …} of the lines of a metrics.jsonl."""
     return {
         part: {term: [epoch[part].get(term) for epoch in metrics] for term in metrics[0][part]}
-        for part in ("train", *SCORED)
+        for part in PARTS
         if part in metrics[0]
     }
 
@@ -160,19 +192,30 @@ def records_beside(experiment):
 
 def records_in(path):
     """{spec without seed: [record, …]} of a file in results/. Not to be modified."""
-    stat = path.stat()
-    return read_records(path, (stat.st_mtime_ns, stat.st_size))
+    return read_records(path, version(path))
 
 
 @functools.cache
 def read_records(path, version):
     """version: anything that changes when the file does."""
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
+        where = f"{display_path(path)}: line {number} is not a record"
+        record = read_line(line, where)
         try:
-            record = json.loads(line)
-            float(record[scored_part(record)]["acc"][-1]), int(record["seed"])
+            check_record(record)
             found.setdefault(spec.from_json(record).any_seed, []).append(record)
-        except (ValueError, TypeError, KeyError, IndexError, StopIteration, UserError) as error:
-            raise UserError(f"{display_path(path)}: line {number} is not a record: {error}") from None
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, StopIteration, UserError) as error:
+            raise UserError(f"{where}: {error}") from None
     return found
+
+
+def check_record(record):
+    """Raises an error unless `record` has one number, or null, per epoch for each term, and an accuracy."""
+    columns = [values for part in PARTS for values in record.get(part, {}).values()]
+    accuracies = record[scored_part(record)]["acc"]
+    terms = [value for values in columns for value in values if value is not None]
+    if not are_numbers([*terms, *accuracies, accuracies[-1], record.get("planned_epochs", 0)]):
+        raise ValueError("its metrics must be numbers")
+    if len({len(values) for values in columns}) != 1:
+        raise ValueError("its metrics differ in length")

@@ -11,6 +11,7 @@ from study.ledger import Local, columns, file_of, read_metrics, scored_part
 from training import params
 from training.changes import differences_to_run
 from utils import checkpoint
+from utils.digest import read_line, sealed
 from utils.errors import UserError
 from utils.paths import display_path, write_file
 
@@ -33,27 +34,31 @@ def publish(target, **selection):
 
 def make_record(run, folder):
     """The record of the run of the Spec `run` in `folder`; None if it has not finished."""
-    metrics, state = read_metrics(folder / "metrics.jsonl"), checkpoint.peek(folder / "last_model.tar")
+    metrics, last = read_metrics(folder / "metrics.jsonl"), folder / "last_model.tar"
     wanted = vars(params.check(run.raw, folder / "params.json"))
-    if not state or len(metrics) < wanted["num_epochs"]:
+    if not last.exists() or len(metrics) < wanted["num_epochs"]:
         return None
+    state = checkpoint.load(last)
+    if not checkpoint.is_of_a_run(state):
+        raise UserError(f"{display_path(last)}: not a checkpoint of this project")
     if wanted["precision"] == "auto":
         wanted["precision"] = state["params"]["precision"]
     where = display_path(folder)
     if lines := differences_to_run(state["params"], wanted):
         raise UserError(f"{where}: its parameters are not those of its definition: {'; '.join(lines)}")
-    commit = state["environment"].rpartition("commit ")[2]
+    environment = state.get("environment", "commit unknown")
+    commit = environment.rpartition("commit ")[2]
     if commit == "unknown":
         raise UserError(f"{where}: ran outside of a git repository, so its code is unknown; run it again in a clone")
     if commit.endswith("-dirty"):
         raise UserError(f"{where}: ran with modified code ({commit}); commit the code and run it again")
     return record(run, metrics) | {
         "params": state["params"],
-        "environment": state["environment"],
+        "environment": environment,
         "commit": commit,
         "command": state.get("command") or None,
         "weights": {name: file_digest(folder / name) for name in ("best_model.tar", "last_model.tar")},
-        "loaded": state["origins"],
+        "loaded": state.get("origins", {}),
     }
 
 
@@ -88,14 +93,16 @@ def identity(record):
 
 def write_records(path, records):
     """Add `records` to the file `path`, in place of older records of the same runs. Returns a line for each."""
-    old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    lines, said = {identity(json.loads(line)): line for line in old}, []
+    old = path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.exists() else []
+    where = display_path(path)
+    lines = {identity(read_line(line.encode(), f"{where}: line {n}")): line for n, line in enumerate(old, 1)}
+    said = []
     for new in records:
-        key, line = identity(new), json.dumps(new, ensure_ascii=False)
+        key, line = identity(new), json.dumps(sealed(new), ensure_ascii=False)
         word = "unchanged" if lines.get(key) == line else "replaced" if key in lines else "added"
-        said.append(f"{display_path(path)}: {word}: {new['experiment']}, seed {new['seed']}, best {new['best']:.2f}")
+        said.append(f"{where}: {word}: {new['experiment']}, seed {new['seed']}, best {new['best']:.2f}")
         lines[key] = line
     path.parent.mkdir(exist_ok=True)
     content = "".join(f"{lines[key]}\n" for key in sorted(lines))
-    write_file(path, lambda file: file.write(content.encode()))
+    write_file(path, lambda file: file.write(content.encode()), shared=True)
     return said

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from study import new_methods
+from study.entries import check_entries
 from training import spec
 from training.changes import check_common
 from training.spec import Spec
@@ -72,7 +73,8 @@ class Matrix(Table):
 
 def read_targets():
     """{name: entry} of experiments/tables.json."""
-    return read_json(from_root("experiments/tables.json"))
+    path = from_root("experiments/tables.json")
+    return check_entries(read_json(path), display_path(path))
 
 
 def read_target(name):

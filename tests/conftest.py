@@ -153,9 +153,9 @@ def same_weights(one, other):
 
 
 def metrics(folder):
-    """The lines of metrics.jsonl without times."""
+    """The lines of metrics.jsonl without times and digests."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "digest")} for line in lines]
 
 
 def files(folder):

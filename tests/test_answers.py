@@ -209,10 +209,10 @@ def test_a_limit_on_the_size(teacher, tmp_path):
 def test_a_disk_that_is_full_costs_only_time(teacher, tmp_path, monkeypatch):
     save = checkpoint.save
 
-    def full(path, content):
+    def full(path, content, **options):
         if "answers" in str(path):
             raise OSError(28, "No space left on device")
-        save(path, content)
+        save(path, content, **options)
 
     monkeypatch.setattr(checkpoint, "save", full)
     done = train(student(tmp_path / "a", teacher))

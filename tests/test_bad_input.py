@@ -151,6 +151,36 @@ bad_teacher("weights are numbers", saved({"state_dict": {"fc1.weight": 1}}), "no
 bad_teacher("no weights", saved({}), "released/best_model.tar")
 
 
+def odd(change=None, **own):
+    """A checkpoint of a good network in which `change` replaces each tensor, with the items `own`."""
+    weights = model.build("net", 10).state_dict()
+    weights = {name: change(value) for name, value in weights.items()} if change else weights
+    return saved({"epoch": 1, "state_dict": weights} | own)
+
+
+NUMBERED = dict(enumerate(model.build("net", 10).state_dict().values()))
+
+bad_teacher("params are a list", odd(params=[1]), 'its "params" are not parameters')
+bad_teacher("params are null", odd(params=None), 'its "params" are not parameters')
+bad_teacher("params with numbers as names", odd(params={1: 2}), 'its "params" are not parameters')
+bad_teacher("params with a tensor", odd(params={"seed": torch.ones(1)}), 'its "params" are not parameters')
+bad_teacher(
+    "channels in words", odd(params={"num_channels": "x"}), 'no net can be built with its params {"num_channels"'
+)
+bad_teacher("channels null", odd(params={"num_channels": None}), "no net can be built with its params")
+bad_teacher("channels in a list", odd(params={"num_channels": [4]}), "no net can be built with its params")
+bad_teacher("far too many channels", odd(params={"num_channels": 10**9}), "released/best_model.tar: ")
+bad_teacher("channels beyond 64 bits", odd(params={"num_channels": 10**30}), "no net can be built with its params")
+bad_teacher("made by an odd network", odd(params={"model_name": [1], "num_channels": 4}), "weights do not fit a Net")
+bad_teacher("whole numbers as names", saved({"state_dict": NUMBERED}), "0: the name of weights must be a string")
+bad_teacher("sparse weights", odd(torch.Tensor.to_sparse), "conv1.weight: is not a plain tensor")
+bad_teacher("weights without values", odd(lambda value: value.to("meta")), "conv1.weight: has no values")
+bad_teacher("complex weights", odd(lambda value: value.to(torch.complex64)), "conv1.weight: has complex numbers")
+bad_teacher("weights NaN", odd(lambda value: value * float("nan")), "conv1.weight: has values that are NaN or infinite")
+bad_teacher("weights beyond float32", odd(lambda value: value.double() + 1e300), "has values that are NaN or infinite")
+bad_teacher("digests are odd", odd(digests=[1]), "damaged: its digest differs")
+
+
 @case
 def missing_teacher(root, trained):
     teacher = experiment(root / "my teacher")
@@ -292,6 +322,30 @@ used_folder(
     "last_model.tar",
     "not a checkpoint of this",
 )
+
+
+def own_with(**changes):
+    """The run's own checkpoint with other items, and without its digests."""
+
+    def change(file):
+        content = torch.load(file, weights_only=True)
+        torch.save({name: value for name, value in (content | changes).items() if name != "digests"}, file)
+
+    return own(change)
+
+
+for item, odd_value in {
+    "params": [None, [1], {1: 2}, {"seed": torch.ones(1)}],
+    "epoch": ["1", None, torch.ones(2)],
+    "best": [None, (1,), ("a", "b"), (torch.ones(2), 1.0)],
+    "optim_dict": [None, [1]],
+    "origins": [[1]],
+    "extra": [3],
+}.items():
+    for value in odd_value:
+        used_folder(
+            f"own {item} {value}"[:40], own_with(**{item: value}), "last_model.tar: not a checkpoint of this project"
+        )
 used_folder("no last_model.tar", lambda folder: (folder / "last_model.tar").unlink(), "no last_model.tar", "move")
 
 
@@ -381,6 +435,26 @@ def test_one_clear_line(name, tmp_path, trained, monkeypatch):
     assert len(message.splitlines()) == 1 or message.splitlines()[1].startswith("  ")  # a line, or one and its list
     assert not done.out
     assert files(tmp_path) | files(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optim_dict": {}}, "its state does not fit this run: "),
+        ({"optim_dict": {"state": {0: {"exp_avg": 3}}, "param_groups": [{"params": [0]}]}}, "its state does not fit"),
+        ({"state_dict": {}}, "weights do not fit a Net"),
+        ({"state_dict": NUMBERED}, "0: the name of weights must be a string"),
+    ],
+    ids=["no groups", "odd state", "no weights", "numbers as names"],
+)
+def test_a_state_that_does_not_fit_the_run_is_one_line(changes, words, trained, tmp_path):
+    """It is noticed when the network has been built, so the log has begun."""
+    shutil.copytree(trained / "kd_normal/student", tmp_path / "x")
+    own_with(**changes)(tmp_path / "x")
+    before = (tmp_path / "x/last_model.tar").read_bytes()
+    done = script("train_kd.py", "--save_path", tmp_path / "x")
+    assert done.status == 2 and len(done.err.splitlines()) == 1 and f"x/last_model.tar: {words}" in done.err
+    assert (tmp_path / "x/last_model.tar").read_bytes() == before
 
 
 LONG = "a" * 5000

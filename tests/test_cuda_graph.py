@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from training import engine, experiment
-from utils import cuda_graph, data, losses
+from utils import checkpoint, cuda_graph, data, losses
 
 pytestmark = pytest.mark.usefixtures("few_test_images")
 
@@ -207,7 +207,7 @@ def test_a_run_that_began_before_there_was_the_key_goes_on(trained, tmp_path):
     train(folder)
     state = torch.load(folder / "last_model.tar", weights_only=True)
     assert state["params"].pop("cuda_graph") is False
-    torch.save(state, folder / "last_model.tar")
+    checkpoint.save(folder / "last_model.tar", state)
     raw = json.loads((folder / "params.json").read_text()) | {"num_epochs": 2}
     (folder / "params.json").write_text(json.dumps(raw))
     assert "Continuing after epoch 1/2" in train(folder).out

@@ -14,7 +14,7 @@ from method.inversion import batch_norm_distances as distances
 from method.meta_generator import TERMS, meta_optimizer, synthesis_loss, synthesise
 from model.generator import Generator
 from training.zoo import Zoo
-from utils import data
+from utils import checkpoint, data
 
 OWN = {"method": "fast_datafree", "grid_every": 2, "teacher_model": "net"} | SMALL["fast_datafree"]
 RATES = {"learning_rate": 0.003, "noise_learning_rate": 0.01}
@@ -142,7 +142,7 @@ def test_images_that_cannot_be_used(damage, trained, tmp_path):
     elif damage == "truncated":
         file.write_bytes(file.read_bytes()[:100])
     else:
-        torch.save(torch.load(file) | {"made_from": {"seed": 9}}, file)
+        checkpoint.save(file, torch.load(file) | {"made_from": {"seed": 9}})
     raw = json.loads((folder / "params.json").read_text())
     (folder / "params.json").write_text(json.dumps(raw | {"num_epochs": 2}))
     error = train(folder, status=2).err

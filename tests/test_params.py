@@ -8,6 +8,7 @@ from conftest import ROOT, TINY, experiment, files, metrics, same_weights, scrip
 
 from training import changes as key_changes
 from training import params
+from utils import checkpoint
 from utils.errors import UserError
 
 EXPERIMENTS = sorted(path.parent for path in (ROOT / "experiments").rglob("params.json"))
@@ -176,7 +177,7 @@ def test_a_run_may_go_on_with_a_key_that_is_younger_than_it(tmp_path):
     train(folder)
     state = torch.load(folder / "last_model.tar", weights_only=True)
     del state["params"]["momentum"]
-    torch.save(state, folder / "last_model.tar")
+    checkpoint.save(folder / "last_model.tar", state)
     assert "finished" in train(folder).out
     (folder / "params.json").write_text(json.dumps(TINY | {"num_epochs": 1, "momentum": 0.5}))
     done = script("train_scratch.py", "--save_path", folder)

@@ -13,6 +13,7 @@ from study import ledger, report
 from study.ledger import Recorded
 from training import params, spec
 from training.changes import differences_to_run
+from utils import checkpoint
 from utils.jsonfile import read_json
 
 LINES = [
@@ -93,7 +94,7 @@ def project(trained, tmp_path, monkeypatch):
 def change(folder, **values):
     """Change entries of the last_model.tar in `folder`."""
     state = torch.load(folder / "last_model.tar", weights_only=True)
-    torch.save(state | values, folder / "last_model.tar")
+    checkpoint.save(folder / "last_model.tar", state | values)
 
 
 def records(project):

@@ -21,6 +21,7 @@ from study.formats import FORMATS
 from study.launch import Runner
 from study.plan import Plan
 from training import spec
+from utils import checkpoint
 
 # Worked out by hand: {target: runs}. Sweeps: values times rows, and the networks that none of the rows changes.
 RUNS = {
@@ -203,7 +204,7 @@ def test_what_is_no_conflict(tmp_path):
     assert conflict(folder, num_epochs=2) is None
     state = torch.load(folder / "last_model.tar", weights_only=True)
     state["params"].pop("cuda_graph")  # a key that is younger than the run
-    torch.save(state, folder / "last_model.tar")
+    checkpoint.save(folder / "last_model.tar", state)
     assert conflict(folder) is None
     assert conflict(folder, precision="bf16" if state["params"]["precision"] == "fp32" else "fp32") is not None
     assert '"seed": 0 in that run, 3 now' in conflict(folder, seed=3)

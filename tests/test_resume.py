@@ -1,9 +1,12 @@
 """Interrupted, repeated and extended runs give the same bits as an uninterrupted run."""
 
+import builtins
+import errno
 import itertools
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -200,6 +203,46 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(name, train
     (folder / name).unlink(missing_ok=True)
     train(folder)
     assert same_run(folder, trained / "baseline/student")
+
+
+def goes_on_after(failed, folder, trained):
+    """The run in `folder` failed in one line. Repeated, it is that of `trained`, as if it had not."""
+    assert failed.status == 2 and len(failed.err.splitlines()) == 1 and str(folder) in failed.err, failed
+    assert not list(folder.glob("*.tmp"))
+    train(folder)
+    return same_run(folder, trained / "baseline/student")
+
+
+@pytest.mark.parametrize("size", [0, 100, 300, 700, 1500, 4000, 20_000])
+def test_a_file_that_cannot_grow_ends_in_one_line_and_the_run_goes_on_afterwards(size, trained, tmp_path):
+    """A limit of the size of files fails like a full disk: in training.log, in metrics.jsonl, or in a checkpoint."""
+    folder, before = copy("baseline/student", trained, tmp_path / "x"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        failed = script("train_scratch.py", "--save_path", folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large" in failed.err and goes_on_after(failed, folder, trained)
+
+
+def test_a_folder_that_becomes_read_only_at_any_write(trained, tmp_path, monkeypatch):
+    """From the first, second, … opening of a file for writing on, until none fails."""
+    honest = builtins.open
+    for good in itertools.count():
+        folder, opened = copy("baseline/student", trained, tmp_path / str(good)), itertools.count()
+
+        def read_only(file, mode="r", *args, opened=opened, folder=folder, good=good, **options):
+            if set(mode) & set("wa") and str(file).startswith(str(folder)) and next(opened) >= good:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
+            return honest(file, mode, *args, **options)
+
+        monkeypatch.setattr(builtins, "open", read_only)
+        done = script("train_scratch.py", "--save_path", folder)
+        monkeypatch.setattr(builtins, "open", honest)
+        if done.status == 0:
+            break
+        assert "Read-only file system" in done.err and goes_on_after(done, folder, trained)
+    assert good > 5  # training.log; of two epochs, metrics.jsonl and last_model.tar; at least one best_model.tar
 
 
 def test_a_reader_who_has_enough_ends_the_run(tmp_path):

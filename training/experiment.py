@@ -66,10 +66,16 @@ def train(folder, params, data_dir, gpu_id=None, download=False, command="", unt
     device = engine.pick_device(gpu_id)
     distributed.join(device)
     params.precision = engine.resolve_precision(params.precision, device)
-    run = Run(folder, params, command)
-    if run.finished(until):
-        run.print_finished()
-        return
+    with contextlib.closing(Run(folder, params, command)) as run:
+        if run.finished(until):
+            run.print_finished()
+            return
+        run.lock(create=False)  # before the data set is read, where that is possible without creating a file
+        train_run(run, params, device, data_dir, download, until, load)
+
+
+def train_run(run, params, device, data_dir, download, until, load):
+    """Train an unfinished Run on `device`. Other arguments: see `train`."""
     own = data.options_in(params)
     dataset = load(params.dataset, data_dir, device, params.subset_percent, download, params.validation, **own)
     seed_everything(params.seed, epoch=-1)

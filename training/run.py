@@ -14,18 +14,27 @@ from pathlib import Path
 from training.changes import differences_to_run
 from utils import checkpoint
 from utils.data import OWN
+from utils.digest import sealed
 from utils.distributed import RANK
-from utils.errors import Diverged, UserError
-from utils.paths import display_path, write_file
+from utils.errors import Busy, Diverged, UserError
+from utils.paths import display_path, version, write_file
 
 
 class Printer(logging.StreamHandler):
     """A handler that lets BrokenPipeError end the program, when the reader closed the pipe."""
 
+    errors = BrokenPipeError
+
     def handleError(self, record):
-        if isinstance(sys.exc_info()[1], BrokenPipeError):
+        if isinstance(sys.exc_info()[1], self.errors):
             raise
         super().handleError(record)
+
+
+class LogFile(Printer):
+    """A handler that lets every error of writing end the program."""
+
+    errors = OSError
 
 
 class Run:
@@ -35,6 +44,8 @@ class Run:
         self.folder, self.params, self.command = Path(folder), vars(params), command
         self.last, self.best = self.folder / "last_model.tar", self.folder / "best_model.tar"
         self.metrics, self.scores = self.folder / "metrics.jsonl", self.folder / "test.json"
+        self.file = None  # training.log, open and locked
+        self.version = version(self.last)
         self.state = self.load_state()
         self.best_epoch, self.best_acc = self.state.get("best", (-1, -1.0))
 
@@ -51,7 +62,7 @@ class Run:
             state = checkpoint.load(self.last)
         except checkpoint.CheckpointError as error:
             raise UserError(f"{error}; move it away to train anew") from None
-        if not {"params", "optim_dict", "epoch", "best"} <= state.keys():
+        if not checkpoint.is_of_a_run(state):
             raise UserError(
                 f"{display_path(self.last)}: not a checkpoint of this project, so the run cannot continue from it; "
                 "move it away to train anew, or start from its weights in another folder with --resume"
@@ -63,46 +74,70 @@ class Run:
                 "folder, or move its *.tar away:\n  " + "\n  ".join(lines)
             )
         if RANK == 0 and best_is_outdated(state, self.best):
+            self.lock()
             checkpoint.save(self.best, state)  # the run was killed between the two writes
         return state
+
+    def lock(self, create=True):
+        """Lock the folder for this process until `close`. Only process 0 does.
+
+        create: whether to create training.log, the file that is locked, if it is missing. Raises Busy if another
+        process is training here, or has done so since the state was loaded.
+        """
+        path = self.folder / "training.log"
+        if RANK > 0 or self.file or not (create or path.exists()):
+            return
+        try:
+            self.file = open(path, "a", encoding="utf-8")
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if version(self.last) != self.version:
+                raise BlockingIOError
+        except BlockingIOError:
+            self.close()
+            raise Busy(f"{display_path(self.folder)}: another process is training here") from None
+        except OSError as error:
+            raise UserError(f"{display_path(self.folder)}: cannot be written: {error.strerror}") from None
+
+    def close(self):
+        with contextlib.suppress(OSError):  # of text that could not be written before either
+            if self.file:
+                self.file.close()
+        self.file = None
 
     @contextlib.contextmanager
     def opened(self, environment):
         """Inside this context the log is open and the folder is locked. Only process 0 writes."""
         self.environment = environment
         self.logger = logging.Logger(str(self.folder))
-        with self.locked_log() if RANK == 0 else contextlib.nullcontext() as file:
-            if file:
-                to_file = logging.StreamHandler(file)
+        self.lock()
+        try:
+            if self.file and not self.state:
+                self.file.truncate(0)
+            if self.file:
+                to_file = LogFile(self.file)
                 to_file.setFormatter(logging.Formatter("%(asctime)s:%(levelname)s: %(message)s"))
                 self.logger.addHandler(to_file)
                 self.logger.addHandler(Printer(sys.stdout))
             self.log(f"Environment: {environment}")
-            try:
-                yield
-            except (Diverged, UserError) as error:
-                if file:
-                    file.write(f"{error}\n")
-                raise
-            except BrokenPipeError:  # the reader closed the pipe
-                raise
-            except Exception:
-                if file:
-                    traceback.print_exc(file=file)
-                raise
+            yield
+        except BrokenPipeError:  # the reader closed the pipe
+            raise
+        except (Diverged, UserError) as error:
+            self.write_to_log(f"{error}\n")
+            raise
+        except OSError as error:  # for example a full disk
+            problem = f"{display_path(error.filename or self.folder)}: {error.strerror}"
+            self.write_to_log(f"{problem}\n")
+            raise UserError(problem) from None
+        except Exception:
+            self.write_to_log(traceback.format_exc())
+            raise
 
-    def locked_log(self):
-        """training.log, open for appending and locked; emptied if there is no checkpoint to continue from."""
-        try:
-            file = open(self.folder / "training.log", "a", encoding="utf-8")
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{display_path(self.folder)}: another process is training here") from None
-        except OSError as error:
-            raise UserError(f"{display_path(self.folder)}: cannot be written: {error.strerror}") from None
-        if not self.state:
-            file.truncate(0)
-        return file
+    def write_to_log(self, text):
+        with contextlib.suppress(OSError):  # the disk may be full
+            if self.file:
+                self.file.write(text)
+                self.file.flush()
 
     def log(self, message):
         self.logger.info(message)
@@ -136,10 +171,14 @@ class Run:
     def restore(self, method, optimizer):
         """Load the state of the run into `method` and `optimizer`. Returns the number of finished epochs."""
         if self.state:
-            method.model.load_state_dict(self.state["state_dict"])
-            optimizer.load_state_dict(self.state["optim_dict"])
-            for name, item in method.extra().items():
-                item.load_state_dict(self.state["extra"][name])
+            checkpoint.load_weights(method.model, self.state, self.last)
+            try:
+                optimizer.load_state_dict(self.state["optim_dict"])
+                for name, item in method.extra().items():
+                    item.load_state_dict(self.state["extra"][name])
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                problem = f"its state does not fit this run: {error}".splitlines()[0]
+                raise UserError(f"{display_path(self.last)}: {problem}; move it away to train anew") from None
             self.log(f"Continuing after epoch {self.epoch}/{self.params['num_epochs']}")
         if self.metrics.exists() and RANK == 0:  # a killed run may have logged one epoch more than it saved
             lines = self.metrics.read_bytes().splitlines(keepends=True)
@@ -154,7 +193,8 @@ class Run:
         """
         if not self.state:
             return
-        changed = [path for path, digest in origins.items() if self.state["origins"].get(path, digest) != digest]
+        before = self.state.get("origins", {})
+        changed = [path for path, digest in origins.items() if before.get(path, digest) != digest]
         if changed:
             what = "the images of the data set" if changed[0] == OWN else f"the weights in {changed[0]}"
             raise UserError(
@@ -176,7 +216,7 @@ class Run:
         self.log(f"- Eval metrics : {' ; '.join(format_terms(scores))}")
         self.log(f"- So far best epoch: {self.best_epoch}, best acc: {self.best_acc:05.2f}")
         with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(sealed(metrics)) + "\n")
         content = {
             "epoch": epoch,
             "state_dict": method.model.state_dict(),
@@ -188,17 +228,18 @@ class Run:
             "environment": self.environment,
             "command": self.command,
         }
-        checkpoint.save(self.last, content)
+        content = checkpoint.packed(content)
+        checkpoint.write(self.last, content)
         if self.best_epoch == epoch - 1:
-            checkpoint.save(self.best, content)
+            checkpoint.write(self.best, content)
 
     def score(self, method, loader):
         """Score the weights of the best epoch on `loader`, and write test.json."""
-        method.model.load_state_dict(checkpoint.load(self.best)["state_dict"])
+        checkpoint.load_weights(method.model, checkpoint.load(self.best), self.best)
         scores = method.final(loader)
         self.log(f"- Test metrics of epoch {self.best_epoch}: {' ; '.join(format_terms(scores))}")
         if RANK == 0:
-            content = json.dumps({"epoch": self.best_epoch + 1} | scores) + "\n"
+            content = json.dumps(sealed({"epoch": self.best_epoch + 1} | scores)) + "\n"
             write_file(self.scores, lambda file: file.write(content.encode()))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from training import changes as key_changes
 from training import params
+from utils.digest import sealed, unsealed
 from utils.errors import UserError
 from utils.jsonfile import read_json
 from utils.keys import LARGEST, shorten
@@ -139,13 +140,18 @@ def from_json(content):
         or not all(isinstance(v, dict) for v in fields.values())
     ):
         raise UserError(f"not the description of a run: {shorten(json.dumps(content))}")
-    return Spec(experiment, **{name: frozen(values) for name, values in fields.items()}, seed=seed)
+    spec = Spec(experiment, **{name: frozen(values) for name, values in fields.items()}, seed=seed)
+    try:
+        hash(spec)
+    except TypeError:  # a dictionary as a value
+        raise UserError(f"not the description of a run: {shorten(json.dumps(content))}") from None
+    return spec
 
 
 def of_folder(folder):
     """The Spec of the run in `folder`: that in its spec.json, or that of the experiment if there is none."""
     file = from_root(folder) / FILE
-    return from_json(read_json(file)) if file.is_file() else make(str(folder))
+    return from_json(unsealed(read_json(file), display_path(file))) if file.is_file() else make(str(folder))
 
 
 def is_definition(folder):
@@ -199,12 +205,12 @@ def write(spec):
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     if spec.folder != spec.experiment:
-        write_json(folder / FILE, spec.to_json())
+        write_json(folder / FILE, sealed(spec.to_json()))
     write_json(path, raw)
 
 
 def write_json(path, content):
-    write_file(path, lambda file: file.write(f"{json.dumps(content, indent=4)}\n".encode()))
+    write_file(path, lambda file: file.write(f"{json.dumps(content, indent=4)}\n".encode()), shared=True)
 
 
 def differs(spec, name, value):

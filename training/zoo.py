@@ -1,10 +1,14 @@
 """Networks of one run: for its data set, on its device, in its precision."""
 
+import json
+
 import torch
 from torch import nn
 
 import model
 from utils import checkpoint
+from utils.errors import CheckpointError, UserError
+from utils.keys import shorten
 from utils.paths import display_path, from_root
 
 
@@ -36,10 +40,16 @@ class Zoo:
         Its options (such as `num_channels` of `net`) are those that the checkpoint was trained with.
         """
         content = checkpoint.load(from_root(path))
-        trained_with = content.get("params", {})
+        trained_with = checkpoint.params_in(content, from_root(path))
         options = {key: trained_with[key] for key in model.options(name) if key in trained_with}
-        with torch.device("meta"):
-            network = model.build(name, self.spec.num_classes, self.spec.image_size, **options)
+        try:
+            with torch.device("meta"):
+                network = model.build(name, self.spec.num_classes, self.spec.image_size, **options)
+        except (UserError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            if not options:
+                raise
+            problem = f"no {name} can be built with its params {shorten(json.dumps(options))}: {error}"
+            raise CheckpointError(problem.splitlines()[0], None, display_path(from_root(path))) from None
         self.load_weights(network, path, content)
         return self.freeze(network)
 

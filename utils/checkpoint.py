@@ -1,32 +1,53 @@
 """Checkpoints: plain tensors in the released layout, loaded with `weights_only=True`."""
 
-import hashlib
 import io
+import json
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 
+from utils.digest import digests, tensors_digest
 from utils.errors import CheckpointError
+from utils.keys import shorten
 from utils.paths import display_path, write_file
 
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+FIELDS = {"params": dict, "optim_dict": dict, "epoch": int, "best": tuple}  # of the checkpoints of a run
+MORE_FIELDS = {"extra": dict, "origins": dict, "environment": str, "command": str}  # which old ones may lack
 
 WEIGHTS = ("state_dict", "model_state_dict", "model")  # where other projects keep the weights, if not at the top
 
 
-def save(path, content):
-    """Write the dictionary `content` as a checkpoint. Raises UserError if that fails, for example on a full disk."""
+def save(path, content, shared=False):
+    """Write the dictionary `content` as a checkpoint. shared: see `write_file`.
+
+    Raises UserError if the file cannot be written, for example on a full disk.
+    """
+    write(path, packed(content), shared)
+
+
+def packed(content):
+    """The bytes of a checkpoint with the dictionary `content` and its digests."""
+    content = without_digests(content)
+    values, tensors = digests(content)
     buffer = io.BytesIO()  # torch.save to a file hides the cause of an error
-    torch.save(content, buffer)
-    write_file(path, lambda file: file.write(buffer.getbuffer()))
+    torch.save(content | {"digests": {"values": values, "tensors": tensors()}}, buffer)
+    return buffer.getbuffer()
+
+
+def write(path, content, shared=False):
+    """Write a checkpoint that `packed` returned."""
+    write_file(path, lambda file: file.write(content), shared)
 
 
 def load(path):
-    """The dictionary in a checkpoint, on the CPU.
+    """The dictionary in a checkpoint, on the CPU, without its digests.
 
-    Raises CheckpointError if the file is missing or truncated, or holds more than plain tensors.
+    Raises CheckpointError if the file is missing, truncated or damaged, or holds more than plain tensors. Damage shows
+    in the digests of our checkpoints and in the checksums of zip files without digests.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,7 +67,31 @@ def load(path):
         raise CheckpointError("not a checkpoint, or truncated", path, display_path(path)) from None
     if not isinstance(content, dict):
         raise not_a_checkpoint(path)
-    return content
+    if not (intact(content, tensors=True) if "digests" in content else intact_zip(path)):
+        raise CheckpointError("damaged: its digest differs", path, display_path(path))
+    return without_digests(content)
+
+
+def without_digests(content):
+    return {name: value for name, value in content.items() if name != "digests"}
+
+
+def intact(content, tensors):
+    """Whether the digests in `content` are right; without `tensors`, the bytes of tensors are not read."""
+    there = content["digests"]
+    try:
+        values, digest_of_tensors = digests(without_digests(content))
+        return values == there["values"] and (not tensors or digest_of_tensors() == there["tensors"])
+    except Exception:  # something that is never saved
+        return False
+
+
+def intact_zip(path):
+    """Whether the checksums in the zip file `path` are right; True for a file in PyTorch's format before 1.6."""
+    try:
+        return not zipfile.is_zipfile(path) or zipfile.ZipFile(path).testzip() is None
+    except Exception:  # damaged files fail in many ways
+        return False
 
 
 def not_a_checkpoint(path):
@@ -54,11 +99,41 @@ def not_a_checkpoint(path):
 
 
 def peek(path):
-    """Like `load`, but tensors stay on the disk (memory-mapped). Returns {} for a file that cannot be read."""
+    """The dictionary in a checkpoint of a run of this project. Its tensors stay on the disk (memory-mapped).
+
+    Returns {} for a file that cannot be read, is damaged outside of its tensors, or is not such a checkpoint.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:
         return {}
+    whole = is_of_a_run(content) and ("digests" not in content or intact(content, tensors=False))
+    return content if whole else {}
+
+
+def is_of_a_run(content):
+    """Whether the content of a checkpoint has everything from which a run of this project continues."""
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in FIELDS.items()):
+        return False
+    types = all(isinstance(content.get(name, kind()), kind) for name, kind in MORE_FIELDS.items())
+    pair = content["best"]
+    return types and len(pair) == 2 and all(type(x) in (int, float) for x in pair) and is_plain(content["params"])
+
+
+def is_plain(params):
+    """Whether `params` is a dictionary of JSON values whose names are strings."""
+    try:
+        return isinstance(params, dict) and all(isinstance(name, str) for name in params) and bool(json.dumps(params))
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def params_in(content, path):
+    """The parameters in the checkpoint `content`; {} if it has none, like the released ones."""
+    params = content.get("params", {})
+    if not is_plain(params):
+        raise CheckpointError('its "params" are not parameters', None, display_path(path))
+    return params
 
 
 def state_dict(content, path):
@@ -66,7 +141,21 @@ def state_dict(content, path):
     weights = next((content[name] for name in WEIGHTS if name in content), content)
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise not_a_checkpoint(path)
+    for name, value in weights.items():
+        if problem := "the name of weights must be a string" if not isinstance(name, str) else fault(value):
+            raise CheckpointError(f"{shorten(str(name))}: {problem}", None, display_path(path))
     return {without_prefix(name): value for name, value in weights.items()}
+
+
+def fault(tensor):
+    """Why `tensor` cannot be weights or images of this project; None if it can."""
+    if tensor.is_meta:
+        return "has no values"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        return "is not a plain tensor"
+    if tensor.is_complex():
+        return "has complex numbers"
+    return None if tensor.float().isfinite().all() else "has values that are NaN or infinite"
 
 
 def without_prefix(name):
@@ -88,8 +177,7 @@ def load_weights(network, content, path):
         sorted(misfits)[:2] + [f"no {name}" for name in missing[:1]] + [f"unexpected {name}" for name in extra[:1]]
     )
     if misfits:
-        made_by = content.get("params")
-        made_by = made_by.get("model_name") if isinstance(made_by, dict) else None
+        made_by = params_in(content, path).get("model_name")
         made_by = f' It holds a "{made_by}".' if made_by else ""
         kind = f"{getattr(network, 'name', type(network).__name__)} for {network.num_classes} classes"
         problem = f"weights do not fit a {kind}: {', '.join(misfits)}.{made_by}"
@@ -100,7 +188,4 @@ def load_weights(network, content, path):
 
 def weights_digest(weights):
     """The first 16 hexadecimal digits of the SHA-256 of all tensors in a state_dict, to detect changed files."""
-    total = hashlib.sha256()
-    for tensor in weights.values():
-        total.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()[:16]
+    return tensors_digest(weights.values())[:16]

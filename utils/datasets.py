@@ -17,6 +17,7 @@ from utils import image_cache
 from utils.errors import UserError
 
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+DIGITS_MD5 = "35fa292850aefdac88ea117403394609"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
@@ -49,7 +50,10 @@ def digits(data_dir, download):
 
     The training images are the first 898 of RandomState(0).permutation(1797), in that order. The arguments are ignored.
     """
-    with np.load(Path(__file__).with_name("digits.npz")) as file:
+    path = Path(__file__).with_name("digits.npz")
+    if not check_integrity(path, DIGITS_MD5):
+        raise UserError(f"digits: {path} is not the file of this project (its md5 differs); restore it with git")
+    with np.load(path) as file:
         images, labels = file["images"], file["labels"]
     # All interpolation weights are multiples of 1/64. Float32 represents them exactly, so every machine computes the
     # same pixels.
@@ -104,10 +108,12 @@ def _annotated(val, classes):
     if not table.is_file():
         raise UserError(f"tiny_imagenet: {table} is missing, and {val} has no class folders")
     labels = {name: label for label, name in enumerate(classes)}
-    rows = [line.split("\t")[:2] for line in table.read_text().splitlines() if line]
+    rows = [line.split("\t")[:2] for line in table.read_text(encoding="utf-8", errors="replace").splitlines() if line]
     for row in rows:
         if len(row) < 2 or row[1] not in labels:
             raise UserError(f"tiny_imagenet: {table}: {row[0]}: its class is missing, or is not a folder of train/")
+        if row[0] != Path(row[0]).name:
+            raise UserError(f"tiny_imagenet: {table}: {row[0]} is not the name of a file in {val / 'images'}")
         if not (val / "images" / row[0]).is_file():
             raise UserError(f"tiny_imagenet: {val / 'images' / row[0]} is missing; {table.name} lists it")
     return [(val / "images" / name, labels[wnid]) for name, wnid in rows]
@@ -122,10 +128,10 @@ def _decode(path):
     """Read a JPEG file as an RGB image (64, 64, 3). Greyscale files are converted."""
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
+            if image.size == (64, 64):  # other images are not decoded, however large they are
+                return np.asarray(image.convert("RGB"))
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         problem = f"{path} is damaged: {error}. Delete tiny-imagenet-200 and use --download to fetch it again"
         raise UserError(f"tiny_imagenet: {problem}") from None
-    if pixels.shape != (64, 64, 3):
-        raise UserError(f"tiny_imagenet: {path} is {pixels.shape[1]}x{pixels.shape[0]}, expected 64x64")
-    return pixels
+    raise UserError(f"tiny_imagenet: {path} is {width}x{height}, expected 64x64")

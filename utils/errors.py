@@ -18,6 +18,10 @@ class CheckpointError(UserError):
         self.path = path
 
 
+class Busy(UserError):
+    """Another process is training in the same run folder."""
+
+
 class Diverged(Exception):
     """The loss is NaN or infinite. Exit status 1."""
 

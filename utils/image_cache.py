@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,15 +16,18 @@ def decoded(paths, folder, part, size, decode, version=""):
     """The images in the files `paths` as one array uint8 (N, size, size, 3).
 
     It is memory-mapped from a file in `folder`, which is written once. The name of that file contains a digest of the
-    names, sizes and modification times of `paths`. If `folder` cannot be written, the array is held in memory.
+    names, sizes and modification times of `paths`. If `folder` cannot be written, the array is held in memory. The file
+    ends with the digest of the pixels; if it differs, the images are decoded again.
 
     decode: a function of a path that returns an array uint8 (size, size, 3). version: distinguishes other functions.
     """
     cache = cache_file(paths, folder, part, version)
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        return np.load(cache, mmap_mode="c")
     shape = (len(paths), size, size, 3)
-    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
+    with contextlib.suppress(Exception):  # a damaged file fails in many ways
+        images = np.load(cache, mmap_mode="c")
+        if (images.dtype, images.shape) == (np.uint8, shape) and is_intact(images, cache):
+            return images
+    temporary = cache.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
         write(temporary, shape, decoded_images(paths, part, decode))
         temporary.replace(cache)
@@ -36,6 +40,16 @@ def decoded(paths, folder, part, size, decode, version=""):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def is_intact(images, cache):
+    """Whether the file `cache` ends with the digest of `images`."""
+    digest = hashlib.sha256()
+    for first in range(0, len(images), PIECE):
+        digest.update(np.ascontiguousarray(images[first : first + PIECE]))
+    with cache.open("rb") as file:
+        file.seek(-digest.digest_size, os.SEEK_END)
+        return file.read() == digest.digest()
 
 
 def cache_file(paths, folder, part, version=""):
@@ -54,11 +68,15 @@ def decoded_images(paths, part, decode):
 
 
 def write(path, shape, images):
-    """Write an .npy file of this shape, image by image."""
+    """Write an .npy file of this shape, image by image, and the digest of the pixels behind it."""
+    digest = hashlib.sha256()
     with path.open("wb") as file:
         header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for image in images:
-            file.write(np.ascontiguousarray(image).tobytes())
+            pixels = np.ascontiguousarray(image).tobytes()
+            file.write(pixels)
+            digest.update(pixels)
+        file.write(digest.digest())
         file.flush()
         os.fsync(file.fileno())

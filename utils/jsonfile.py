@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.paths import display_path
+from utils.paths import display_path, version
 
 
 def read_json(path):
@@ -15,8 +15,7 @@ def read_json(path):
     A file that has not changed is parsed once.
     """
     path = Path(path)
-    stat = path.stat() if path.is_file() else None
-    return copy.deepcopy(parse(path, stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)))
+    return copy.deepcopy(parse(path, version(path)))
 
 
 @functools.cache

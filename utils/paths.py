@@ -1,6 +1,7 @@
 """Paths as users write them, and files that are written whole or not at all."""
 
 import os
+import uuid
 from pathlib import Path
 
 from utils.errors import UserError
@@ -19,12 +20,19 @@ def display_path(path):
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def write_file(path, write):
+def version(path):
+    """A value that changes when the file `path` is replaced or written to; None if there is no such file."""
+    stat = path.stat() if path.is_file() else None
+    return stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+def write_file(path, write, shared=False):
     """Call `write` with a binary file that replaces `path` once it is complete and on the disk.
 
-    A kill at any moment leaves the old `path` or the new one. Raises UserError if the file cannot be written.
+    shared: whether other processes may write the same file at the same time. A kill at any moment leaves the old `path`
+    or the new one. Raises UserError if the file cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp" if shared else f"{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)

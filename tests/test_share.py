@@ -1,0 +1,162 @@
+"""Processes that work on one plan at the same time: each run is trained once, whoever is killed."""
+
+import fcntl
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SCRIPTS, experiment, grow, metrics, same_weights, train
+
+from study.executors import BUSY
+from study.launch import FINISHED, Runner
+from study.plan import Plan, epochs_logged
+from training import params, spec
+from training.run import Run
+from utils.errors import Busy
+
+pytestmark = pytest.mark.slow
+WAITS = f"{BUSY}; waiting for it"
+
+
+def reproduce(target, output, *argv):
+    """`reproduce.py target` in a process group of its own, which prints to the file `output`."""
+    command = [sys.executable, str(ROOT / "reproduce.py"), str(target), *argv]
+    with open(output, "a") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def waited(condition, seconds=120):
+    """Whether `condition` becomes true before the timeout."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def unlocked(folder):
+    """Whether no process is training in `folder`."""
+    try:
+        with open(folder / "training.log") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        pass
+    return True
+
+
+def processes(session):
+    """The processes of a session, that is, those that `reproduce` started, directly or not."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, of = stat.read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue  # it has ended meanwhile
+        if int(of) == session and state != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+def starts(folder):
+    return (folder / "training.log").read_text().count("Environment: ")
+
+
+def table(output):
+    """What `reproduce` printed after the runs."""
+    return output.read_text().rpartition("\n\n")[2]
+
+
+def same_runs(root, other):
+    for name in SCRIPTS:
+        assert metrics(root / name) == metrics(other / name)
+        assert all(
+            same_weights(root / name / file, other / name / file) for file in ("best_model.tar", "last_model.tar")
+        )
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_a_plan(count, trained, tmp_path):
+    root = grow(tmp_path / "x")
+    outputs = [tmp_path / f"out{number}" for number in range(count)]
+    running = [reproduce(root, output, "--jobs", "1") for output in outputs]
+    assert [process.wait(timeout=200) for process in running] == [0] * count, [o.read_text() for o in outputs]
+    assert [starts(root / name) for name in SCRIPTS] == [1] * len(SCRIPTS)
+    assert len({table(output) for output in outputs}) == 1 and WAITS in "".join(o.read_text() for o in outputs)
+    same_runs(root, trained)
+
+
+def test_a_killed_holder_frees_its_run(tmp_path):
+    """Only reproduce.py is killed. Its worker notices, and another reproduce.py continues the run."""
+    whole, shared = (experiment(tmp_path / name, num_epochs=20) for name in ("whole", "shared"))
+    train(whole)
+    first = reproduce(shared, tmp_path / "first", "--jobs", "1")
+    assert waited(lambda: epochs_logged(shared) > 1)
+    os.killpg(first.pid, signal.SIGSTOP)  # so that it is not finished before the second one begins
+    second = reproduce(shared, tmp_path / "second", "--jobs", "1")
+    assert waited(lambda: WAITS in (tmp_path / "second").read_text())
+    first.kill()
+    first.wait()
+    os.killpg(first.pid, signal.SIGCONT)
+    assert second.wait(timeout=200) == 0, (tmp_path / "second").read_text()
+    assert not processes(first.pid)
+    assert "Continuing after epoch" in (shared / "training.log").read_text()
+    assert metrics(shared) == metrics(whole) and same_weights(shared / "last_model.tar", whole / "last_model.tar")
+
+
+@pytest.mark.parametrize("whom", ["the group", "reproduce.py"])
+def test_killed_at_random_moments_and_started_again(whom, trained, tmp_path):
+    root, output, rng = grow(tmp_path / "x"), tmp_path / "out", random.Random(whom)
+    for _ in range(2):
+        process = reproduce(root, output, "--jobs", "2")
+        waited(lambda: list(root.rglob("training.log")), seconds=20)
+        time.sleep(rng.uniform(0, 1))
+        os.kill(-process.pid if whom == "the group" else process.pid, signal.SIGKILL)
+        process.wait()
+        assert waited(lambda of=process.pid: not processes(of), seconds=10)
+        assert all(unlocked(root / name) for name in SCRIPTS)
+    assert reproduce(root, output, "--jobs", "2").wait(timeout=200) == 0, output.read_text()
+    same_runs(root, trained)
+
+
+def test_a_run_that_was_trained_since_it_was_read_is_left_alone(tmp_path):
+    folder = experiment(tmp_path / "x")
+    early = Run(folder, params.load(folder))
+    train(folder)
+    before = (folder / "last_model.tar").read_bytes()
+    with pytest.raises(Busy):
+        early.lock()
+    assert unlocked(folder) and (folder / "last_model.tar").read_bytes() == before
+
+
+class Elsewhere:
+    """An executor for which another process trains the run `held` until the third attempt."""
+
+    room = 1
+
+    def __init__(self, held):
+        self.held, self.started, self.ended = held, [], []
+
+    def start(self, folder, until):
+        busy = folder == self.held and self.started.count(folder) < 2
+        self.started.append(folder)
+        self.ended.append((folder, BUSY if busy else None))
+
+    def wait(self, seconds):
+        ended, self.ended = self.ended, []
+        return ended
+
+
+def test_what_another_process_trains_is_attempted_again_after_everything_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("study.launch.POLL", 0)
+    names = "a", "b", "c"
+    folders = [str(experiment(tmp_path / name)) for name in names]
+    runner, executor = Runner(Plan(map(spec.make, folders))), Elsewhere(folders[0])
+    runner.run(executor)
+    assert [Path(folder).name for folder in executor.started] == ["a", "b", "c", "a", "a"]
+    assert set(runner.states.values()) == {FINISHED} and capsys.readouterr().out.count(WAITS) == 1

@@ -1,0 +1,68 @@
+"""Digests (SHA-256), by which damaged files are noticed.
+
+A JSON object has its digest in its item "digest", a checkpoint in its item "digests"; see `sealed` and `digests`. Older
+files have none and are read without the check. This is safe, because no change of a single byte removes a digest and
+changes another item as well. A digest shows damage, but not who wrote a file: whoever edits it can renew the digest.
+"""
+
+import hashlib
+import json
+
+import torch
+
+from utils.errors import UserError
+
+
+def tensors_digest(tensors):
+    """The SHA-256 of the bytes of all tensors, in hexadecimal digits."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def digests(content):
+    """(values, tensors): the SHA-256 of a nested dictionary of JSON values and tensors without the tensors' bytes,
+    and a function that returns that of the tensors' bytes."""
+    found = []
+
+    def describe(value):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{type(value).__name__} in a checkpoint")
+        found.append(value)
+        return [str(value.dtype), list(value.shape), value.requires_grad]
+
+    text = json.dumps(content, sort_keys=True, default=describe)
+    return hashlib.sha256(text.encode()).hexdigest(), lambda: tensors_digest(found)
+
+
+def digest(content):
+    """The SHA-256 of a dictionary of JSON values without its item "digest"."""
+    content = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(content):
+    """The dictionary of JSON values with its digest as item "digest"."""
+    return content | {"digest": digest(content)}
+
+
+def unsealed(content, where):
+    """`content` without its digest. Raises UserError if the digest is not that of the content."""
+    if content.get("digest", digest(content)) != digest(content):
+        raise UserError(f"{where}: damaged or edited: its digest differs")
+    return {name: value for name, value in content.items() if name != "digest"}
+
+
+def read_line(line, where):
+    """The dictionary in a line of JSON (bytes), without its digest. Raises UserError if it is malformed or damaged."""
+    try:
+        content = json.loads(line.decode())
+        if isinstance(content, dict):
+            return unsealed(content, where)
+        problem = "must be one object"
+    except json.JSONDecodeError as error:
+        problem = error.msg
+    except (ValueError, RecursionError) as error:
+        problem = f"cannot be read: {error}"
+    raise UserError(f"{where}: {problem}")
