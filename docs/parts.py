@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.keys import TYPE_NAMES, key
 
 NAMES = ("leaderboard", "keys", "networks", "any_size", "equation", "defence", "attack", "datafree", "trials", "speed")
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "results.jsonl"
 SIZES = {"digits": "digits", "CIFAR-10, small networks": "CIFAR10-small"}
 OPTIONS = {"num_channels": "channels of the first convolution", "dropout_rate": "dropout before the last layer"}
 SIZES_TRIED = (8, 48, 225)  # pixels
@@ -153,12 +153,12 @@ def student_of(teacher, experiment, source):
     return show(max(source.histories(found[0])[0]["test"]["acc"])) if found else ""
 
 
-def speed(*files):
-    """Timings in benchmarks/results/ against the reference pipeline. files: names, or name#network."""
+def speed(*names):
+    """Timings in benchmarks/results.jsonl against the reference pipeline. names: of its lines, or name#network."""
+    measured = {found["name"]: found for found in map(json.loads, BENCHMARKS.read_text(encoding="utf-8").splitlines())}
     lines = []
-    for file, _, network in (name.partition("#") for name in files):
-        found = json.loads((BENCHMARKS / file).read_text())["results"]
-        found = [line for line in found if network in ("", line["network"])]
+    for name, _, network in (name.partition("#") for name in names):
+        found = [line for line in measured[name]["results"] if network in ("", line["network"])]
         lines += [[line["network"], line["kind"], *(f"{line[k]:{how}}" for k, how in SPEED.items())] for line in found]
     return draw(lines, ["network", "step", *(name.replace("_", " ") for name in SPEED)])
 
