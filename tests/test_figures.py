@@ -1,4 +1,4 @@
-"""Figures of tiny runs: they are written, identical each time, and show the right numbers; bad input is refused."""
+"""Figures of tiny runs are written, are identical each time, and show the right numbers. Bad input is refused."""
 
 import json
 import statistics
@@ -27,7 +27,7 @@ STUDENT = "experiments/mini/baseline/student"
 
 
 def fill(make, kinds=("normal", "nasty")):
-    """Accuracies of a student alone and of students of two teachers. make: `local` or `recorded`."""
+    """Make runs of a student alone and of students of two teachers. make: `local` or `recorded`."""
     make(STUDENT, 60.0, 70.0)
     for kind in kinds:
         low, student = {"normal": 70.0, "nasty": 50.0}[kind], f"experiments/mini/kd_{kind}/student"
@@ -39,7 +39,7 @@ def fill(make, kinds=("normal", "nasty")):
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
-    """A project root with the sweeps `temper` and `many`, with more rows than a panel takes, and the matrix `grid`."""
+    """A project root with the sweeps `temper` and `many`, with more rows than fit, and the matrix `grid`."""
     set_root(monkeypatch, tmp_path)
     named = Path("experiments/mini")
     root = grow(tmp_path / named, named)
@@ -59,7 +59,7 @@ def empty(tmp_path, monkeypatch):
 
 @pytest.fixture
 def project(empty):
-    """The same, in which two values of the sweeps have run."""
+    """The same project root, with runs of two values of the sweeps."""
     fill(local)
     return empty
 
@@ -150,11 +150,14 @@ def test_a_matrix_has_gains_and_frames_the_strongest(project):
     with style.sheet():
         ax = matrix.matrix("other").axes[0]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["kd", "cold", "hot"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["normal", "nasty"]  # whose teachers have not run
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "normal",
+        "nasty",
+    ]  # the row labels of a matrix whose teachers have not run
     numbers = {text.get_position(): text.get_text() for text in ax.texts}
-    # Alone 70 with one seed, with which the students have 79 and 59, with temperature 2 71 and 51.
+    # For the one seed of the student alone, 70: the students have 79 and 59, and 71 and 51 with temperature 2.
     assert numbers == {(0, 0): "+9.00", (1, 0): "+1.00", (0, 1): "−11.00", (1, 1): "−19.00"}
-    assert not ax.patches  # one attack has not run
+    assert not ax.patches  # no frame, because one attack has not run
     for kind, best in (("normal", 60.0), ("nasty", 65.0)):
         for seed in 0, 1:
             local(f"experiments/mini/kd_{kind}/student", best, best, changes={"temperature": 8}, seed=seed)

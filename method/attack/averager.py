@@ -19,9 +19,8 @@ from method.attack.kd import KD, kd_loss
 
 def class_means(logits, labels):
     """Replace each row of logits (N, C) by the mean of the rows that have the same label. labels: (N,)."""
-    members = F.one_hot(labels, logits.shape[1]).to(
-        logits.dtype
-    )  # a matrix product is deterministic, scatter_add is not
+    # A matrix product is deterministic, unlike scatter_add.
+    members = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
     means = members.T @ logits / members.sum(0).clamp_min(1)[:, None]
     return means[labels]
 

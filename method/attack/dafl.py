@@ -28,9 +28,8 @@ def dafl_loss(features, logits, a_oh, a_ie, a_act):
     """
     one_hot = cross_entropy(logits, logits.argmax(1))
     p = logits.softmax(1).mean(0)
-    entropy = (
-        p * p.clamp_min(torch.finfo(p.dtype).tiny).log10()
-    ).sum()  # the floor avoids a NaN in the gradient of 0 log 0
+    # The floor avoids a NaN in the gradient of 0 log 0
+    entropy = (p * p.clamp_min(torch.finfo(p.dtype).tiny).log10()).sum()
     activation = -features.abs().mean()
     return a_oh * one_hot + a_ie * entropy + a_act * activation, one_hot, entropy, activation
 

@@ -54,9 +54,8 @@ class DKD(Attack):
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        self.weight = torch.ones(
-            (), device=zoo.device
-        )  # w; changed in place, because a recorded CUDA graph reads this tensor
+        # w, which is changed in place, because a recorded CUDA graph reads this tensor
+        self.weight = torch.ones((), device=zoo.device)
 
     def batches(self, loader):
         self.weight.fill_(min((loader.epoch + 1) / max(self.params.warm_up, 1), 1.0))
