@@ -127,11 +127,7 @@ def test_what_is_wrong_is_found(name, fake):
     with Watch() as watch:
         try:
             WRONG[name](x)
-        # The step reads a value into Python
-        except (
-            DataDependentOutputException,
-            DynamicOutputShapeException,
-        ) as error:
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:  # it reads a value into Python
             watch.found.append(error)
         except RuntimeError as error:
             assert name == "two devices" and "device" in str(error)

@@ -150,10 +150,7 @@ def test_a_matrix_has_gains_and_frames_the_strongest(project):
     with style.sheet():
         ax = matrix.matrix("other").axes[0]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["kd", "cold", "hot"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == [
-        "normal",
-        "nasty",
-    ]  # the row labels of a matrix whose teachers have not run
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["normal", "nasty"]  # their teachers have not run
     numbers = {text.get_position(): text.get_text() for text in ax.texts}
     # For the one seed of the student alone, 70: the students have 79 and 59, and 71 and 51 with temperature 2.
     assert numbers == {(0, 0): "+9.00", (1, 0): "+1.00", (0, 1): "−11.00", (1, 1): "−19.00"}
@@ -245,8 +242,8 @@ def test_sweep_numbers(project, capsys):
 @pytest.mark.parametrize(
     "row, student",
     [
-        ("digits-matrix/kd_sdb_cnn/cnn8_key", "digits-matrix/baseline/cnn8"),  # by its network
-        ("digits/kd_nasty_cnn/cnn8", "digits/baseline/cnn8"),  # by its name
+        ("digits-matrix/kd_sdb_cnn/cnn8_key", "digits-matrix/baseline/cnn8"),  # found by its network
+        ("digits/kd_nasty_cnn/cnn8", "digits/baseline/cnn8"),  # found by its name
     ],
 )
 def test_the_baseline_of_a_student(row, student):

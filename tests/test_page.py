@@ -176,12 +176,8 @@ def test_presets_in_the_order_of_the_protocol_and_cards_by_score():
     found = leaderboard.groups([*CARDS, card("x", 1.0, preset="zeta"), card("x", 1.0, preset="alpha")])
     assert list(found) == ["insider", "few", "alpha", "zeta"]
     names = [one["defence"] for one in found["few"]["benchmark_digits, protocol v1"]]
-    assert names == [
-        "stingy",
-        "nasty",
-        "possessive",
-        "sdb",
-    ]  # scores +2, +1.25, −2.5; last +3, whose verdict is "not shown"
+    # The scores are +2, +1.25, −2.5, and +3 with the verdict "not shown".
+    assert names == ["stingy", "nasty", "possessive", "sdb"]
     assert before == CARDS
 
 
