@@ -51,7 +51,7 @@ def on_meta(name, num_classes=10, image_size=32):
 
 
 def fill(network):
-    """Set the reproducible weights with which the golden logits were computed, and eval mode."""
+    """Set eval mode, and the weights with which the logits in tests/data were computed."""
     state = network.state_dict()
     for i, (key, old) in enumerate(state.items()):
         x = np.random.RandomState(i).standard_normal(tuple(old.shape))
@@ -141,7 +141,7 @@ def test_channels_last_and_bf16(name, device, filled):
 
 @pytest.mark.parametrize("name", ["densenet121", "shufflenetv2"])
 def test_compiles_in_one_graph(name, monkeypatch):
-    """Networks with an unusual `features`: a child of this name, or a branch on the memory format."""
+    """These networks have a child named `features`, or a branch that depends on the memory format."""
     monkeypatch.setitem(densenet.DEPTHS, 121, (4, (1, 1, 1, 1)))
     network = model.build(name, 10).eval().to(memory_format=torch.channels_last)
     images = golden_images().to(memory_format=torch.channels_last)
@@ -157,7 +157,7 @@ def test_classes_and_sizes(name, num_classes, size):
     assert network.head(network.features(images)).shape == (2, num_classes)
 
 
-# Networks without golden logits are compared with equal blocks of torchvision, or with the equation.
+# Networks without logits in tests/data are compared with equal blocks of torchvision, or with the equation.
 
 
 def test_resnet50_is_torchvisions_with_a_small_stem(filled):
@@ -352,7 +352,7 @@ def test_depthwise_is_the_library_s_grouped_convolution(dtype, stride):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_frozen_network_in_bf16_answers_with_autocasts_bits(name, device, monkeypatch):
-    """The same bits for features, logits, and the gradient of the images, which attacks without data use."""
+    """Features, logits and the gradient of the images have the same bits. Attacks without data use this gradient."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as in `engine.pick_device`
     zoo = Zoo(DATASETS["cifar10"], torch.device(device), bf16=True)
     network = zoo.fresh(name)

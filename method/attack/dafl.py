@@ -46,9 +46,13 @@ class DAFL(Generating):
         generator_gamma: float = key(
             "factor of the generator's learning rate at the epochs of schedule", default=1.0, above=0
         )
-        a_oh: float = key("weight of the one-hot term", default=0.05, low=0)
-        a_ie: float = key("weight of the information entropy term", default=5.0, low=0)
-        a_act: float = key("weight of the activation term", default=0.01, low=0)
+        a_oh: float = key(
+            "weight of the one-hot term, the cross-entropy of an answer with its own top class", default=0.05, low=0
+        )
+        a_ie: float = key("weight of the information entropy of the mean answer", default=5.0, low=0)
+        a_act: float = key(
+            "weight of the activation term, the mean size of the teacher's features", default=0.01, low=0
+        )
 
     def losses(self, noise):
         images = self.generator(noise)

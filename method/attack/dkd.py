@@ -47,7 +47,9 @@ class DKD(Attack):
         beta_others: float = key(
             "β_n, weight of the KL divergence of the wrong classes", default=8.0, low=0, search=(0.5, 2, 8)
         )
-        warm_up: int = key("epochs in which w rises to 1; 0: w = 1 from the start", default=20, low=0)
+        warm_up: int = key(
+            "epochs in which the weight w of both KL divergences rises to 1; 0: always 1", default=20, low=0
+        )
         standardise: bool = key(
             "standardise the logits of teacher and student, as logit_std does", default=False, search=(False, True)
         )
