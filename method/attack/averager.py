@@ -5,7 +5,7 @@
 
 s    the student, trained        σ_T  softmax(·/T)
 t    the teacher, frozen         T    temperature
-y    the label                   α    share of the teacher
+y    the label                   α    weight of the distillation term
 
 The false peaks in the answers of a nasty teacher differ between images, so they cancel in the mean. The mean is that of
 the release. The loss, that of kd.py, is OURS. With the release rule "stingy", a logit that is withheld (−∞) for one

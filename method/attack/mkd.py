@@ -6,9 +6,9 @@
     min_s      α T² KL( sg[p̃] ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y)
     min_{a,U,V}  α T² KL( p̃ ‖ sg[σ_T(s(x))] )                            in the same iteration
 
-s  the student, trained        T    temperature               n   `rank`
-t  the teacher, frozen         α    share of the teacher      C   number of classes
-y  the label                   σ_T  softmax(·/T)              sg  stops the gradient
+s  the student, trained        T    temperature                        n   `rank`
+t  the teacher, frozen         α    weight of the distillation term    C   number of classes
+y  the label                   σ_T  softmax(·/T)                       sg  stops the gradient
 
 The matrices have their own Adam optimizer. `diagonal` selects their initial values. With null they are those of the
 released CMIM code of the same group: a_c = 1, and U and V are drawn from a uniform distribution. M_c is then nearly

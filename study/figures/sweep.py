@@ -76,7 +76,7 @@ def read_sweep(target):
     targets = tables.read_targets()
     sweeps = {name: data for name, data in targets.items() if "values" in data}
     if target not in sweeps:
-        raise UserError(f'"{target}" is no sweep; there are {", ".join(sweeps)}{suggest(target, sweeps)}')
+        raise UserError(f'"{target}" is not a sweep; there are {", ".join(sweeps)}{suggest(target, sweeps)}')
     return sweeps[target]
 
 
