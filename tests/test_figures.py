@@ -39,7 +39,7 @@ def fill(make, kinds=("normal", "nasty")):
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
-    """A project root with the sweeps `temper` and `many`, with more rows than fit, and the matrix `grid`."""
+    """A project root with two sweeps, `temper` and `many`, and the matrix `grid`. No run has been made."""
     set_root(monkeypatch, tmp_path)
     named = Path("experiments/mini")
     root = grow(tmp_path / named, named)
@@ -152,7 +152,7 @@ def test_a_matrix_has_gains_and_frames_the_strongest(project):
     assert [label.get_text() for label in ax.get_xticklabels()] == ["kd", "cold", "hot"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["normal", "nasty"]  # their teachers have not run
     numbers = {text.get_position(): text.get_text() for text in ax.texts}
-    # For the one seed of the student alone, 70: the students have 79 and 59, and 71 and 51 with temperature 2.
+    # The student alone has 70, with one seed. With this seed the students have 79 and 59; at temperature 2, 71 and 51.
     assert numbers == {(0, 0): "+9.00", (1, 0): "+1.00", (0, 1): "−11.00", (1, 1): "−19.00"}
     assert not ax.patches  # no frame, because one attack has not run
     for kind, best in (("normal", 60.0), ("nasty", 65.0)):

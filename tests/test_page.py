@@ -383,7 +383,7 @@ def test_browser_never_scrolls_the_page_sideways(browser, tmp_path, width):
     long["thief"]["settings"] = {f"setting_number_{index}": 0.123456789 for index in range(12)}
     show(browser, tmp_path, [*CARDS, long, hostile_card()], width=width)
     browser.run("document.querySelectorAll('details').forEach(details => details.open = true)")
-    # Otherwise phones would zoom out
+    # A wider page would make phones zoom out.
     assert browser.run("Math.max(innerWidth, document.documentElement.scrollWidth)") <= width
 
 
@@ -402,5 +402,5 @@ def test_browser_runs_no_script_of_a_card(browser, tmp_path):
     assert browser.run("typeof hacked") == "undefined" and browser.errors() == []
     assert {url for url in browser.requests()} == {address}
     browser.run("{const s = document.createElement('script'); s.textContent = 'hacked = 1'; document.body.append(s)}")
-    assert browser.run("typeof hacked") == "undefined"  # scripts that are not escaped would be refused by the policy
+    assert browser.run("typeof hacked") == "undefined"  # the policy also refuses scripts that are not escaped
     assert any("Content Security Policy" in error["text"] for error in browser.errors())

@@ -15,8 +15,8 @@ MAP = "PuOr"  # orange: the student gains; violet: it loses. Colour-blind reader
 def matrix(target):
     """Draw the gain of each student over the same student alone, in points.
 
-    A frame marks the strongest attack of a row. Cells of unfinished runs are empty. Raises UserError if there is no such
-    matrix, or no finished run.
+    A frame marks the strongest attack of a row. Cells of unfinished runs are empty. Raises UserError if there is no
+    such matrix, or no finished run.
     """
     from matplotlib.colors import SymLogNorm
 
