@@ -19,7 +19,7 @@ from utils.errors import UserError, suggest
 KEYS = {
     "weight": "weight ω of the nasty teacher",
     "temperature": "temperature τ$_s$ of the student",
-    "alpha": "share α of the teacher in the student's loss",
+    "alpha": "weight α of the distillation term",
     "subset_percent": "share of the training images",
 }
 MOST_LINES = 6  # in one panel
