@@ -34,7 +34,7 @@ TINY = {
 }
 
 
-datasets.digits = functools.cache(datasets.digits)  # takes longer than an epoch of a tiny experiment
+datasets.digits = functools.cache(datasets.digits)  # loading takes longer than an epoch of a tiny experiment
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,11 @@
 
     min_s  CE(σ(s(x)), y) + w T² [ β_t KL( b_t ‖ b_s ) + β_n KL( n_t ‖ n_s ) ],   w = min(epoch / `warm_up`, 1)
 
-s     the student, trained                       β_t  `beta_target`, the paper's α
-t     the teacher, frozen                        β_n  `beta_others`, the paper's β: 2 to 8
-b     (P_y, 1 − P_y) of σ_T of logits z          T    temperature
-n     softmax over k ≠ y of z_k / T              y    the label
-epoch is counted from 1                          P_y  probability of the label
+s      the student, trained                      β_t  `beta_target`, the paper's α
+t      the teacher, frozen                       β_n  `beta_others`, the paper's β: 2 to 8
+b      (P_y, 1 − P_y) of σ_T                     P_y  probability of the label y
+n      softmax over k ≠ y of z_k / T             z    the logits
+epoch  counted from 1                            T    temperature
 
 In plain distillation β_n is 1 − P_y of the teacher. So the wrong classes have little weight if the teacher is
 confident. With `standardise` the logits of both KL divergences are standardised first (logit_std.py). Those of the
