@@ -295,7 +295,7 @@ def test_labels_keep_apart():
         (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--a_tv", "nan"], "must be at least 0, not nan"),
         (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--a_l2", "few"], "invalid float value"),
         (["sweep", "tempr"], 'did you mean "temper"'),
-        (["sweep", "word"], "no sweep"),
+        (["sweep", "word"], "not a sweep"),
         (["sweep", "temper"], "python reproduce.py temper"),
     ],
 )
