@@ -1,4 +1,4 @@
-"""The benchmark: the search for a thief, verdicts, cards, and a tiny benchmark from end to end."""
+"""The benchmark: search for a thief (the student of an attack), verdicts, cards, and a complete tiny benchmark."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def test_students_without_a_teacher_get_as_many_draws():
     ],
 )
 def test_rungs_by_hand(count, epochs, expected):
-    """A third of the draws, rounded up, continues for three times as many epochs. The last rung trains all epochs."""
+    """A third of the draws, rounded up, continues for three times as many epochs. The last step trains all epochs."""
     assert autosteal.rungs(count, epochs) == expected
 
 
@@ -67,9 +67,8 @@ def test_ties_go_to_the_earlier_draw():
 
 
 def test_values_at_the_edge_of_the_space():
-    assert autosteal.at_edge({"method": "kd", "temperature": 50, "alpha": 1}) == [
-        "temperature"
-    ]  # alpha cannot exceed 0 and 1, so it has no edge
+    # alpha lies between 0 and 1 by definition, so these values do not count as edges.
+    assert autosteal.at_edge({"method": "kd", "temperature": 50, "alpha": 1}) == ["temperature"]
     assert autosteal.at_edge({"method": "kd", "temperature": 8, "alpha": 0.5}) == []
 
 
