@@ -3,7 +3,7 @@
     python figures.py curves experiments/digits/*/cnn                   accuracy and losses, with a band over seeds
     python figures.py responses --normal FOLDER --nasty FOLDER          outputs of two teachers for single images
     python figures.py tsne --normal FOLDER --nasty FOLDER               t-SNE of their features and logits
-    python figures.py inversion --teacher FOLDER FOLDER                 images from batch-norm statistics; no data
+    python figures.py inversion --teacher FOLDER FOLDER                 images from batch-norm statistics, no data
     python figures.py sweep omega                                       an ablation of experiments/tables.json
     python figures.py matrix matrix_digits                              a heat map of defences × attacks
     python figures.py adaptive benchmark_digits                         scores before and after the search for a thief

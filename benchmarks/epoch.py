@@ -62,32 +62,22 @@ def flags():
     add = parser.add_argument
     add("network", nargs="*", default=NETWORKS[:3], help=f"names as in params.json; all: {', '.join(NETWORKS)}")
     add("--kind", nargs="+", default=["normal"], choices=list(KINDS), help="training steps (default: normal)")
-    add(
-        "--precision",
-        default="auto",
-        choices=("auto", "fp32", "bf16"),
-        help="precision of our pipeline (default: auto)",
-    )
+    add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="ours only (default: auto)")
     add("--cuda_graph", action="store_true", help="run our pipeline with the key cuda_graph")
-    add(
-        "--batch_size",
-        type=at_least(1),
-        metavar="N",
-        help="default: 128, or the published size for attacks without data",
-    )
+    add("--batch_size", type=at_least(1), metavar="N", help="default: 128; for attacks without data as published")
     add("--steps", type=at_least(0), metavar="N", help="timed steps per round; 0: an epoch (default: 30; 380 on a GPU)")
     add(
         "--reference_steps",
         type=at_least(0),
         metavar="N",
-        help="--steps of the reference (default: as ours; 60 on a GPU)",
+        help="steps of the reference (default: as ours; 60 on a GPU)",
     )
     add(
         "--warmup",
         type=at_least(1),
         default=10,
         metavar="N",
-        help="steps before the timed ones; prefetching takes 8 (default: 10)",
+        help="untimed first steps; prefetching takes 8 (default: 10)",
     )
     add("--rounds", type=at_least(1), default=5, metavar="N", help="number of rounds for the median (default: 5)")
     instead = parser.add_mutually_exclusive_group().add_argument

@@ -127,8 +127,7 @@ class Inverting:
 
 
 class Part:
-    """The first `warmup` + `steps` steps of a loader. `start` and `end` are the times before and after the last
-    `steps`.
+    """The first `warmup` + `steps` steps of a loader. `start` and `end` are the times around the last `steps` steps.
 
     A step has one batch, or `loader.per_step` batches. Times are taken after the device has finished its work. With
     warmup 0 they include the start of the epoch: our random numbers, or the worker processes of the reference.

@@ -1,4 +1,4 @@
-"""The total throughput of several runs at once on one device, each in a separate process."""
+"""Measure the total throughput of several runs at once on one device, each in a separate process."""
 
 import multiprocessing
 import os

@@ -18,7 +18,7 @@ class Attack(Method):
         teacher_resume: str = key("checkpoint of the teacher: another experiment's best_model.tar")
         release: str = key("release rule of the teacher: logits, or the name of a defence", default="logits")
         answers: str = key(
-            "what the student gets of an answer: the logits, or only the label, the most likely class",
+            "part of an answer that the student gets: the logits, or only the label (the most likely class)",
             default="logits",
             choices=("logits", "label"),
         )

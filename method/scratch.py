@@ -17,7 +17,7 @@ class Scratch(Method):
     @dataclass
     class Params:
         label_smoothing: float = key(
-            "ε, probability that is spread evenly over all classes", default=0.0, low=0, below=1
+            "ε, share of the target probability that is spread evenly over all classes", default=0.0, low=0, below=1
         )
 
     def losses(self, images, labels):

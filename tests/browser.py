@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through its DevTools protocol over pipes: JSON messages that end with a zero byte."""
+"""A headless Chromium, controlled by the DevTools protocol: JSON messages over pipes, ended by a zero byte."""
 
 import base64
 import fcntl
@@ -20,10 +20,10 @@ SECONDS = 60
 
 
 class Browser:
-    """One tab. events: all events that the browser reported, such as requests and errors."""
+    """One tab of the browser. events: all events that it reported, such as requests and errors."""
 
     def __init__(self, profile):
-        pipes = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (*os.pipe(), *os.pipe())]  # above 3 and 4
+        pipes = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (*os.pipe(), *os.pipe())]  # numbers above 3 and 4
         command = [sys.executable, "-c", START, str(pipes[0]), str(pipes[3])]
         command += [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self.process = subprocess.Popen(command, pass_fds=(pipes[0], pipes[3]), stderr=subprocess.DEVNULL)
@@ -36,7 +36,7 @@ class Browser:
             self.send(f"{domain}.enable")
 
     def send(self, method, **params):
-        """The result of a command."""
+        """Send a command and return its result."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": params}
         message |= {"sessionId": self.session} if self.session else {}
@@ -58,7 +58,7 @@ class Browser:
         return json.loads(message)
 
     def open(self, address):
-        """Load a page; returns when its scripts have run."""
+        """Load a page and return when its scripts have run."""
         self.events.clear()
         self.send("Page.navigate", url=address)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
@@ -69,19 +69,19 @@ class Browser:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def run(self, script):
-        """The value of a JavaScript expression, or of the promise that it returns."""
+        """Return the value of a JavaScript expression, or of the promise that it returns."""
         result = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def errors(self):
-        """Exceptions, and errors and warnings in the log, such as refused scripts and styles."""
+        """Exceptions, and the errors and warnings in the log, such as refused scripts and styles."""
         logged = [e["params"]["entry"] for e in self.events if e["method"] == "Log.entryAdded"]
         thrown = [e["params"]["exceptionDetails"] for e in self.events if e["method"] == "Runtime.exceptionThrown"]
         return thrown + [entry for entry in logged if entry["level"] in ("error", "warning")]
 
     def requests(self):
-        """The addresses that the page asked for."""
+        """The addresses that the page requested."""
         return [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
 
     def screenshot(self, path):

@@ -1,4 +1,4 @@
-"""Tiny experiments on `digits` in a temporary folder, and the real scripts, run inside this process or killed in it."""
+"""Tiny experiments on `digits` in temporary folders, and functions that run or kill the scripts of the project."""
 
 import contextlib
 import functools
@@ -34,12 +34,12 @@ TINY = {
 }
 
 
-datasets.digits = functools.cache(datasets.digits)  # takes longer than an epoch of a tiny experiment
+datasets.digits = functools.cache(datasets.digits)  # loading takes longer than an epoch of a tiny experiment
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Threads do not speed up small networks, and slow them down tenfold on busy cores."""
+    """Threads do not make small networks faster. On busy cores they make them ten times slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,7 +48,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def signal_handlers():
-    """The scripts set signal handlers; restore the previous ones for later tests."""
+    """Restore the signal handlers that a script replaces."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -56,7 +56,7 @@ def signal_handlers():
 
 @pytest.fixture
 def few_test_images(monkeypatch):
-    """Evaluation on all 899 test images of `digits` takes three times as long as an epoch of training."""
+    """Evaluate on few test images. All 899 of `digits` would take three times as long as an epoch of training."""
     honest = datasets.digits
     monkeypatch.setattr(
         datasets, "digits", lambda *where: (*honest(*where)[:2], *(x[:100] for x in honest(*where)[2:]))
@@ -64,7 +64,7 @@ def few_test_images(monkeypatch):
 
 
 def experiment(folder, **changes):
-    """An experiment folder with TINY and `changes` in its params.json; None removes a key."""
+    """Make an experiment folder whose params.json has TINY and `changes`. The value None removes a key."""
     raw = {name: value for name, value in (TINY | changes).items() if value is not None}
     folder.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(raw))
@@ -72,16 +72,16 @@ def experiment(folder, **changes):
 
 
 def with_teacher(teacher, role="teacher", **changes):
-    """The keys of a student of the experiment `teacher`, or of a nasty teacher with that adversary."""
+    """The keys of a student of the experiment `teacher`, or of a nasty teacher with this adversarial network."""
     own = {"alpha": 0.9} if role == "teacher" else {"weight": 0.1}
     source = {f"{role}_model": "net", f"{role}_resume": str(teacher / "best_model.tar")}
     return source | {"temperature": 4} | own | changes
 
 
 def grow(root, named=None, **changes):
-    """The experiments baseline/teacher, baseline/student, kd_normal/student, kd_nasty/{nasty,student} below `root`.
+    """Make baseline/teacher, baseline/student, kd_normal/student, kd_nasty/nasty and kd_nasty/student below `root`.
 
-    named: what `root` is called where one names another's checkpoint.
+    named: the path of `root` in the keys that name a checkpoint of another experiment.
     """
     named = named or root
     experiment(root / "baseline/teacher", **changes)
@@ -102,7 +102,7 @@ SCRIPTS = {
 
 
 def script(name, *argv):
-    """Run a script of the project in this process: .status, .out and .err. Its uncaught exceptions are raised."""
+    """Run a script of the project in this process. Returns .status, .out and .err. Uncaught exceptions are raised."""
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
     status = 0
     sys.argv = [name, *map(str, argv)]
@@ -117,7 +117,7 @@ def script(name, *argv):
 
 
 def train(folder, *argv):
-    """Run the training script of the experiment `folder`; it must succeed."""
+    """Run the training script of the experiment `folder`, which must succeed."""
     raw = json.loads((folder / "params.json").read_text())
     name = "kd" if "alpha" in raw else "nasty" if "weight" in raw else "scratch"
     done = script(f"train_{name}.py", "--save_path", folder, *argv)
@@ -126,7 +126,7 @@ def train(folder, *argv):
 
 
 def start(folder, name, output):
-    """Start a script on `folder` in a process of its own, which may be killed; it prints to the file `output`."""
+    """Start a script on `folder` in a new process, which a test may kill. It prints to the file `output`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.experiment", "pytest"])
     process = context.Process(target=in_child, args=(name, str(folder), str(output)))
@@ -136,7 +136,7 @@ def start(folder, name, output):
 
 def in_child(name, folder, output):
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C
     sys.stdout = sys.stderr = open(output, "a", encoding="utf-8", buffering=1)
     sys.argv = [name, "--save_path", folder]
     runpy.run_path(str(ROOT / name), run_name="__main__")
@@ -147,25 +147,25 @@ def weights(file):
 
 
 def same_weights(one, other):
-    """Whether two checkpoints hold the same bits."""
+    """Whether the weights of two checkpoints have the same bits."""
     a, b = weights(one), weights(other)
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def metrics(folder):
-    """The lines of metrics.jsonl without times and digests."""
+    """The lines of metrics.jsonl without the times and digests."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "digest")} for line in lines]
 
 
 def files(folder):
-    """{file: (its content, when it was written)} of everything below `folder`."""
+    """{file: (content, time of the last change)} of all files below `folder`."""
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The five experiments of `grow`, trained; not to be changed."""
+    """The five experiments of `grow` after training. Tests must not change them."""
     root = grow(tmp_path_factory.mktemp("trained"))
     for name in SCRIPTS:
         train(root / name)

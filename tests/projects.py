@@ -1,4 +1,4 @@
-"""Projects of tests: a root in this process with made-up runs, and a copy of the repository."""
+"""Projects for tests: a project root with made-up runs in this process, and copies of the repository."""
 
 import json
 import shutil
@@ -16,12 +16,12 @@ CODE = ("method", "model", "study", "training", "utils")
 
 
 def set_root(monkeypatch, root):
-    """This process works in the project `root`, with its own code."""
+    """Make `root` the project root of this process. The code stays that of this repository."""
     monkeypatch.setattr(paths, "ROOT", root)
 
 
 def log(folder, *accuracies, loss=1.0):
-    """Write a metrics.jsonl with these test accuracies. Returns its lines."""
+    """Write a metrics.jsonl with these test accuracies, and return its lines."""
     lines = [
         {"epoch": i, "train": {"loss": loss}, "test": {"acc": acc, "loss": 1.0}} for i, acc in enumerate(accuracies, 1)
     ]
@@ -30,7 +30,7 @@ def log(folder, *accuracies, loss=1.0):
 
 
 def local(experiment, *accuracies, **arguments):
-    """A run folder with these test accuracies. arguments: of `spec.make`. Returns the folder."""
+    """Make a run folder with these test accuracies, and return it. arguments: those of `spec.make`."""
     run = spec.make(experiment, **arguments)
     spec.write(run)
     log(paths.from_root(run.folder), *accuracies)
@@ -38,14 +38,14 @@ def local(experiment, *accuracies, **arguments):
 
 
 def recorded(experiment, *accuracies, **arguments):
-    """A record with these test accuracies. arguments: of `spec.make`."""
+    """Make a record with these test accuracies. arguments: those of `spec.make`."""
     run = spec.make(experiment, **arguments)
     tests = [{"train": {}, "test": {"acc": acc, "loss": 1.0}} for acc in accuracies]
     publish.write_records(ledger.file_of(run.experiment), [publish.record(run, tests)])
 
 
 def copy_code(root):
-    """A project without experiments in the folder `root`."""
+    """Make a project without experiments in the folder `root`."""
     for name in CODE:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
@@ -54,7 +54,7 @@ def copy_code(root):
 
 
 def clone(root):
-    """A git repository in the folder `root` with the files of this one that git tracks, as they are now."""
+    """Make a git repository in the folder `root` with all files that git tracks here, in their present state."""
     listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z").stdout.split("\0")
     for name in filter(None, listed):
         if (ROOT / name).is_file():
@@ -75,7 +75,7 @@ def git(root, *arguments):
 
 
 def command(root, *argv):
-    """Run a script of the project `root` in a process of its own: .status, .out and .err."""
+    """Run a script of the project `root` in a new process. Returns .status, .out and .err."""
     done = subprocess.run([sys.executable, *map(str, argv)], cwd=root, capture_output=True, text=True, check=False)
     return SimpleNamespace(status=done.returncode, out=done.stdout, err=done.stderr)
 
@@ -103,7 +103,7 @@ print(json.dumps([run(line) for line in sys.argv[1:]]))
 
 
 def commands(root, *lines):
-    """Run several command lines of scripts of the project `root` in one process: [.status, .out and .err, …]."""
+    """Run several command lines in the project `root` in one process. Returns a list with .status, .out and .err."""
     done = command(root, "-c", SEVERAL, *lines)
     assert done.status == 0, done.err
     return [SimpleNamespace(**result) for result in json.loads(done.out)]

@@ -1,4 +1,4 @@
-"""What a student sees of its teacher's answers: labels alone, counted queries, and stored answers."""
+"""The answers of a teacher: labels only, the number of queries, and stored answers."""
 
 import json
 import threading
@@ -22,7 +22,7 @@ WITH_IMAGES = [name for name in method.names()["attack"] if not issubclass(metho
 
 @pytest.fixture
 def teacher(tmp_path, trained):
-    """A copy of a trained teacher, beside which answers may be stored."""
+    """A copy of a trained teacher. Tests may store answers beside it."""
     folder = tmp_path / "teacher"
     folder.mkdir()
     content = torch.load(trained / "baseline/teacher/best_model.tar", weights_only=True)
@@ -38,11 +38,11 @@ def stored(teacher):
     return sorted((teacher / "answers").rglob("*.tar"))
 
 
-# Labels alone
+# Labels only
 
 
 class Fixed(Release):
-    """Answers with given logits."""
+    """A release rule that answers with given logits."""
 
     def __init__(self, logits):
         super().__init__(None, None)
@@ -59,12 +59,12 @@ def test_label_only_by_hand():
     rule = LabelOnly(Fixed(torch.tensor([[0.1, 0.3, 0.2], [5.0, -1.0, 4.0]])))
     expected = torch.tensor([[WITHHELD, 0.0, WITHHELD], [0.0, WITHHELD, WITHHELD]])
     assert torch.equal(rule(None), expected)
-    assert torch.equal(rule.answer(-rule.rule.logits), expected)  # of the rule's own answer
+    assert torch.equal(rule.answer(-rule.rule.logits), expected)  # the label of the answer that the inner rule gives
     assert torch.equal(rule(None).softmax(1), torch.tensor([[0.0, 1, 0], [1, 0, 0]]))
 
 
 def test_label_only_after_stingy_is_the_label_of_the_plain_rule(teacher):
-    """`stingy` keeps the highest logits, so the label does not change; the label of `reverse_sigmoid` does."""
+    """`stingy` keeps the highest logits, so it does not change the label. `reverse_sigmoid` changes the label."""
     images = torch.randn(20, 3, 32, 32)
     zoo, found = Zoo(DIGITS, torch.device("cpu")), {}
     for release, keys in (("logits", {}), ("stingy", {"rho": 0.2})):
@@ -88,7 +88,7 @@ def test_recovery_knows_the_rule_behind_both_wrappers(tmp_path):
 
 
 def test_queries_are_the_images_that_the_teacher_answers(teacher, tmp_path):
-    """89 images an epoch, whether they are asked for or read; a student without a teacher has none."""
+    """There are 89 queries per epoch, with computed or stored answers, and none for a student without a teacher."""
     for name in ("first", "second"):
         folder = student(tmp_path / name, teacher)
         train(folder)
@@ -102,7 +102,7 @@ def test_queries_of_a_data_free_attack(teacher, tmp_path):
     folder = student(tmp_path / "x", teacher, **keys)
     assert script("train_kd.py", "--save_path", folder).status == 0
     assert metrics(folder)[0]["queries"] == SMALL["dafl"]["iterations_per_epoch"] * 32
-    assert not stored(teacher)  # there are no images of a loader
+    assert not stored(teacher)  # an attack without data uses no images of the loader
 
 
 # Stored answers
@@ -110,7 +110,7 @@ def test_queries_of_a_data_free_attack(teacher, tmp_path):
 
 @pytest.mark.parametrize("name", WITH_IMAGES)
 def test_answers_change_no_bit(name, teacher, tmp_path):
-    """A student that stores, one that reads, and one that does neither."""
+    """One student stores answers, one reads them, and one does neither. All have the same weights."""
     own = {field for field in method.find(name).Params.__dataclass_fields__}
     keys = {key: EXAMPLES[key] if key in own else None for key in ("temperature", "alpha")}
     keys |= {"kd_delay": 0} if name == "skeptical" else {}
@@ -159,7 +159,7 @@ def test_answers_to_other_images_are_others(keys, teacher, tmp_path):
 
 
 def test_answers_of_another_teacher_are_not_read(teacher, tmp_path, trained):
-    """The same path with other weights has another digest."""
+    """Other weights at the same path have another digest, so their stored answers are not read."""
     train(student(tmp_path / "a", teacher))
     content = torch.load(trained / "kd_nasty/nasty/best_model.tar", weights_only=True)
     torch.save(content, teacher / "best_model.tar")
@@ -196,7 +196,7 @@ def test_a_damaged_file_is_named_and_written_anew(kind, teacher, tmp_path):
 
 
 def test_a_limit_on_the_size(teacher, tmp_path):
-    """An epoch's answers are 89 · 10 · 4 bytes and a header; with room for one epoch only one is stored."""
+    """The answers of an epoch are 89 · 10 · 4 bytes and a header. With room for one epoch, only one is stored."""
     train(student(tmp_path / "a", teacher))
     size = stored(teacher)[0].stat().st_size
     for path in stored(teacher):
@@ -220,7 +220,7 @@ def test_a_disk_that_is_full_costs_only_time(teacher, tmp_path, monkeypatch):
 
 
 def test_two_students_write_at_the_same_time(teacher):
-    """Whoever is last replaces a whole file by a whole file with the same answers."""
+    """The last student replaces a complete file by a complete file with the same answers."""
     made = [writer(teacher) for _ in range(2)]
     values = torch.randn(2000, 10)
     threads = [threading.Thread(target=lambda one=one: [one.write(0, values) for _ in range(20)]) for one in made]
@@ -251,10 +251,10 @@ def test_an_epoch_that_was_cut_is_not_stored(teacher, tmp_path):
         break
     for number, (images, _) in enumerate(rule.batches(Loader())):
         if number:
-            rule(images)  # and the first batch is not asked for
+            rule(images)  # the first batch is not answered
     assert not stored(teacher)
     for images, _ in rule.batches(Loader()):
-        rule(images), rule(images)  # asked twice, stored once
+        rule(images), rule(images)  # answered twice, stored once
     assert len(torch.load(stored(teacher)[0], weights_only=True)["answers"]) == 4
 
 

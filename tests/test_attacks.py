@@ -1,4 +1,4 @@
-"""skeptical, htc, scm and averager: their equations in float64, and their properties."""
+"""skeptical, htc, scm and averager: equations in float64, and properties."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_htc_loss_has_two_temperatures(T, alpha):
 
 @pytest.mark.parametrize("alpha", [0.3, 0.9])
 def test_htc_is_label_smoothing_where_the_temperature_melts_the_teacher(alpha):
-    """The gradient of the limit is that of label smoothing with ε = α: hence the control beside it."""
+    """At a high temperature the gradient is that of label smoothing with ε = α, which is why htc has a control."""
     student, teacher = logits(0), logits(1).detach()
     (own,) = torch.autograd.grad(htc_loss(student, teacher, LABELS, 1e9, alpha)[0], student)
     (smooth,) = torch.autograd.grad(cross_entropy(student, LABELS, alpha), student)
@@ -156,7 +156,7 @@ def test_one_head_may_have_both_roles(trained):
 
 
 def test_the_listener_learns(trained):
-    """The listener's head can be trained: from labels only its accuracy rises far above chance (10 %)."""
+    """The listener can be trained: with labels only, its accuracy rises far above chance (10 %)."""
     learner, _, optimizer = build(trained, "skeptical", alpha=0.0, kd_delay=0, num_channels=16)
     digits = data.load("digits", "", torch.device("cpu"))
     loader = digits.train_loader(32)
@@ -200,7 +200,7 @@ def test_a_network_without_stages(trained, tmp_path):
 
 
 def test_scm_trains_every_student_and_scores_the_last_one_and_their_ensemble(trained):
-    """`acc` is that of a single student, as in every other attack."""
+    """`acc` is the accuracy of a single student, as for every other attack."""
     learner, loader, optimizer = build(trained, "scm")
     before = [[p.clone() for p in student.parameters()] for student in learner.students]
     assert len(before) == 3 and not torch.equal(before[0][0], before[1][0])

@@ -1,4 +1,4 @@
-"""Mistakes of users: each ends in one clear line (or a list of them), exit status 2, and nothing is overwritten."""
+"""Mistakes of users. Each prints one clear line or a list, ends with exit status 2, and overwrites nothing."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def case(function):
 
 
 def bad_params(name, *words, dataset="digits", **changes):
-    """A params.json with wrong values; with a teacher, if they belong to a student."""
+    """Add a case: a params.json with wrong values. It has a teacher if the values belong to a student."""
     student = {"alpha", "temperature", "teacher_model"} & changes.keys()
 
     def build(root, trained):
@@ -84,7 +84,7 @@ bad_params("teacher with 64x64", '"teacher_model": mlp takes 32x32', dataset="ti
 
 
 def bad_file(name, content, *words):
-    """A params.json with this content."""
+    """Add a case: a params.json with this content."""
 
     def build(root, trained):
         (root / "x").mkdir()
@@ -103,7 +103,7 @@ bad_file("nothing but braces", b"{}", 'missing key "model_name"', 'missing key "
 
 
 def bad_teacher(name, make, *words):
-    """A student whose teacher's checkpoint is what `make(file)` writes."""
+    """Add a case: a student whose teacher's checkpoint is the file that `make(file)` writes."""
 
     def build(root, trained):
         (root / "released").mkdir()
@@ -115,7 +115,7 @@ def bad_teacher(name, make, *words):
 
 
 class Evil:
-    """Unpickling this would run code that makes a file."""
+    """An object that runs code and makes a file if it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch executed",)
@@ -196,7 +196,7 @@ def missing_adversary(root, trained):
 
 
 def flags(name, argv, *words):
-    """A command line on a good experiment, `x` in an empty folder; {x} and {trained} stand for paths."""
+    """Add a case: a command line for a valid experiment. {x} and {trained} stand for paths."""
 
     def build(root, trained):
         folder = experiment(root / "x", **(with_teacher(trained / "baseline/teacher") if "kd" in argv[0] else {}))
@@ -252,7 +252,7 @@ def one_image_in_the_last_batch(root, trained):
 @case
 def log_that_cannot_be_written(root, trained):
     folder = experiment(root / "x")
-    (folder / "training.log").mkdir()  # works for root too, to whom every folder is open
+    (folder / "training.log").mkdir()  # also works for the user root, who may write to every folder
     return ["train_scratch.py", "--save_path", folder], ["x: cannot be written"]
 
 
@@ -283,7 +283,7 @@ def set_in_the_folder_of_another_experiment(root, trained):
 
 
 def used_folder(name, spoil, *words):
-    """A folder with the results of a run, changed by `spoil(folder)`."""
+    """Add a case: a folder with the results of a run, which `spoil(folder)` changes."""
 
     def build(root, trained):
         folder = root / "x"
@@ -363,7 +363,7 @@ def other_teacher_than_before(root, trained):
 
 
 def reproduce(name, argv, *words):
-    """A command line; {root} stands for a folder with one good experiment, x."""
+    """Add a case: a command line. {root} stands for a folder with one valid experiment, x."""
 
     def build(root, trained):
         experiment(root / "x")
@@ -419,7 +419,7 @@ def table_with_a_missing_key(root, trained):
     return ["results.py", root], [f"{root}/x/params.json", "num_epochs"]
 
 
-@pytest.mark.filterwarnings("error")  # which would be more lines
+@pytest.mark.filterwarnings("error")  # a warning would be an additional line
 @pytest.mark.parametrize("name", CASES)
 def test_one_clear_line(name, tmp_path, trained, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -432,7 +432,8 @@ def test_one_clear_line(name, tmp_path, trained, monkeypatch):
         message = message.splitlines()[-1]
     for word in words:
         assert word in message
-    assert len(message.splitlines()) == 1 or message.splitlines()[1].startswith("  ")  # a line, or one and its list
+    # One line, or one line and a list
+    assert len(message.splitlines()) == 1 or message.splitlines()[1].startswith("  ")
     assert not done.out
     assert files(tmp_path) | files(trained) == before
 
@@ -491,6 +492,6 @@ def test_a_long_value_of_set_is_cut(tmp_path):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_good_ones_are_good(name, trained):
-    """Without the mistake the command succeeds, so the cases above fail for the stated reason."""
+    """Without the mistake the command succeeds. So the cases above fail because of the mistake."""
     assert (trained / name / "best_model.tar").is_file()
     assert TINY["num_epochs"] == 2

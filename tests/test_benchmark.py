@@ -1,4 +1,4 @@
-"""The speed benchmark runs; its measurements are not checked."""
+"""The speed benchmark runs. Its measurements are not checked."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ SMALL = ["--batch_size", "8", "--steps", "2", "--warmup", "1", "--rounds", "1", 
 
 
 def run(tmp_path, *argv):
-    """What `benchmarks/epoch.py` writes to --output; there is no data set, so random images are used."""
+    """Run `benchmarks/epoch.py` on random images, and return what it writes to --output."""
     output = tmp_path / "out.json"
     epoch.main([*SMALL, "--data_dir", str(tmp_path), "--output", str(output), *argv])
     return json.loads(output.read_text())
@@ -36,13 +36,13 @@ def test_table(tmp_path, capsys):
 
 
 def test_attacks_without_data(tmp_path, monkeypatch):
-    """An iteration of dafl is a step of the generator and one of the student, of dfad one and five; all are timed."""
+    """The time of an iteration includes the generator's step and all student steps: one for dafl, five for dfad."""
     steps, lengths, honest, invert = [], [], Generating.train_generator, pipelines.invert
     monkeypatch.setattr(Generating, "train_generator", lambda *args: steps.append(args[0]) or honest(*args))
     monkeypatch.setattr(pipelines, "invert", lambda *args, **own: lengths.append(own["steps"]) or invert(*args, **own))
     lines = run(tmp_path, "net", "--kind", *DATA_FREE, "--profile", str(tmp_path / "profile.txt"))["results"]
     assert Counter(type(attack).__name__ for attack in steps) == {"DAFL": 1 + 3 + 1, "DFAD": 1 + 3 + 1}
-    assert lengths == [1, 1, 2, 1]  # a first step; its warm-up and the timed ones of the round; the profile
+    assert lengths == [1, 1, 2, 1]  # first step; warm-up and timed steps of the round; profile
     for line, images in zip(lines, (8, 5 * 8, 8 / 2000), strict=True):
         assert line["images_per_second"] == pytest.approx(images * line["iterations_per_second"])
         assert line["ratio"] is line["reference_images_per_second"] is line["loading_percent"] is None
@@ -89,7 +89,7 @@ def test_a_step_of_several_batches():
 
 
 def test_what_a_part_times():
-    """The time of an attack between its batches counts, up to the training on the last batch."""
+    """A Part measures the time of an attack between batches too, up to the training on the last batch."""
     log = []
 
     def batches():

@@ -1,4 +1,4 @@
-"""The benchmark: the search for a thief, verdicts, cards, and a tiny benchmark from end to end."""
+"""The benchmark: search for a thief (the student of an attack), verdicts, cards, and a complete tiny benchmark."""
 
 import json
 import math
@@ -24,9 +24,9 @@ def test_draws_are_a_function_of_the_seed():
     one, again, other = (autosteal.draw_thieves(attacks, 9, STUDENT, seed) for seed in (0, 0, 1))
     assert one == again != other and len(one) == 9
     assert one[0] == other[0] == protocol.PASSIVE
-    assert autosteal.draw_thieves(attacks, 5, STUDENT, 0) == one[:5]  # more draws do not change the first ones
+    assert autosteal.draw_thieves(attacks, 5, STUDENT, 0) == one[:5]  # more draws do not change the first draws
     assert [drawn["method"] for drawn in one] == ["kd", "htc", "averager"] * 3
-    assert [drawn.get("seed") for drawn in one] == [None, None, 3] * 3  # a key that all draws of an attack have
+    assert [drawn.get("seed") for drawn in one] == [None, None, 3] * 3  # seed is a key of all draws of the third attack
 
 
 def test_draws_lie_in_the_search_space():
@@ -58,7 +58,7 @@ def test_students_without_a_teacher_get_as_many_draws():
     ],
 )
 def test_rungs_by_hand(count, epochs, expected):
-    """A third of the draws go on, rounded up, three times as far; the last rung trains all epochs."""
+    """A third of the draws, rounded up, continues for three times as many epochs. The last step trains all epochs."""
     assert autosteal.rungs(count, epochs) == expected
 
 
@@ -67,12 +67,13 @@ def test_ties_go_to_the_earlier_draw():
 
 
 def test_values_at_the_edge_of_the_space():
-    assert autosteal.at_edge({"method": "kd", "temperature": 50, "alpha": 1}) == ["temperature"]  # 0 and 1 bound alpha
+    # alpha lies between 0 and 1 by definition, so these values do not count as edges.
+    assert autosteal.at_edge({"method": "kd", "temperature": 50, "alpha": 1}) == ["temperature"]
     assert autosteal.at_edge({"method": "kd", "temperature": 8, "alpha": 0.5}) == []
 
 
 def test_a_run_until_an_epoch_is_continued_exactly(tmp_path):
-    """What successive halving does: epoch 2, then 5, against 5 at once, with a schedule between them."""
+    """As in successive halving: training to epoch 2 and then to 5 gives the result of training to 5 at once."""
     keys = {"num_epochs": 5, "schedule": [3], "validation": 0.2, "learning_rate": 0.01}
     whole, cut = (experiment(tmp_path / name, **keys) for name in ("whole", "cut"))
     train(whole)
@@ -85,7 +86,7 @@ def test_a_run_until_an_epoch_is_continued_exactly(tmp_path):
 
 
 class Here:
-    """An executor that trains in this process."""
+    """An executor that trains inside this process."""
 
     room = 1
 
@@ -111,7 +112,7 @@ def test_a_runner_stops_where_it_is_told(tmp_path):
         assert not runner.unfinished() and len(metrics(folder)) == epochs
         assert (folder / "test.json").exists() == scored
     assert [until for _, until in at_work.trained] == [2, 3]
-    (folder / "test.json").unlink()  # killed between the last epoch and the score
+    (folder / "test.json").unlink()  # as if killed between the last epoch and the scoring
     launch.Runner(plan.Plan([run])).run(at_work)
     assert len(at_work.trained) == 3 and (folder / "test.json").exists()
 
@@ -120,7 +121,7 @@ def test_a_runner_stops_where_it_is_told(tmp_path):
 
 
 def test_paired_interval_by_hand():
-    """Differences 1, 2, 3: mean 2, deviation 1, t of two degrees of freedom 4.303."""
+    """The differences 1, 2, 3 have mean 2 and deviation 1. t is 4.303 for two degrees of freedom."""
     found = protocol.paired([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
     half = 4.303 / math.sqrt(3)
     assert (found["mean"], found["n"]) == (2.0, 3)
@@ -235,7 +236,7 @@ def inside(project, monkeypatch):
 
 
 def test_runs_of_a_benchmark(inside):
-    """Planned only: who holds back images, whose test images are scored, and with which seeds."""
+    """Only planned: which runs hold back images, which are scored on test images, and their seeds."""
     mini = benchmark.Benchmark("mini", None)
     assert mini.rows == ["none", "nasty", "stingy"]
     insider, labels = (benchmark.Contest("nasty", preset) for preset in ("insider", "label_only"))
@@ -253,7 +254,7 @@ def test_runs_of_a_benchmark(inside):
 
 @pytest.mark.parametrize(("accuracies", "weight"), [((79, 79), 0.5), ((78.9, 79), 0.1), ((10, 10), 0.1)])
 def test_the_largest_strength_within_the_price_is_chosen(accuracies, weight, inside, monkeypatch):
-    """The undefended teacher has 80 %; if none is within the price, the weakest is taken."""
+    """The undefended teacher has 80 %. If every strength costs too much, the weakest is chosen."""
     found = {0.5: accuracies[0], 0.1: accuracies[1]}
     monkeypatch.setattr(benchmark, "validation_accuracy", lambda run, epoch: found.get(run.raw.get("weight"), 80))
     executed = []
@@ -264,7 +265,7 @@ def test_the_largest_strength_within_the_price_is_chosen(accuracies, weight, ins
 
 
 def test_the_search_halves_by_validation_accuracy(inside, monkeypatch):
-    """Later draws are better here until epoch 1; of the two that go on, the later one is worse at the end."""
+    """Here later draws are better at epoch 1. Of the two that continue, the later one is worse at the end."""
     mini, executed, numbers = benchmark.Benchmark("mini", lambda runs: executed.append(runs)), [], {}
     contest = benchmark.Contest("none", "insider")
     for number, drawn in enumerate(mini.draws(contest)):
@@ -304,7 +305,7 @@ def test_from_end_to_end(project, ran, inside):
         thief, alone, smooth = (card[part]["accuracy"] for part in ("thief", "alone", "yardstick"))
         assert card["score"] == protocol.paired(smooth, thief) and card["seeds"] == [0, 1] and len(alone) == 2
         assert card["gap"] == protocol.paired(thief, card["passive"]["accuracy"])
-        assert card["thief"]["queries"] == 3 * 718  # 898 images without 180 that are held back
+        assert card["thief"]["queries"] == 3 * 718  # 898 images minus 180 that are held back
         assert card["verdict"] in ("holds", "holds, at a price", "does not hold", "not shown")
         assert card["thief"]["attack"] in MINI["attacks"] and len(set(card["teacher"]["weights"])) == 2
     nasty, none = found[0], found[2]
@@ -322,7 +323,7 @@ def test_tuning_reads_no_test_images(project, ran):
         complete = len(metrics(path.parent)) == 3
         assert (path.parent / "test.json").exists() == (bool(raw.get("test_at_end")) and complete)
         checked += not complete
-    assert checked > 0  # draws that did not go on
+    assert checked > 0  # there were draws that did not continue
 
 
 @pytest.mark.slow

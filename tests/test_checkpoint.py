@@ -1,4 +1,4 @@
-"""Checkpoints: their layout, those of the released code, and writing that cannot be interrupted."""
+"""Checkpoints: their layout, checkpoints of the released code, and writing that survives interruptions."""
 
 import os
 import random
@@ -55,7 +55,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_foreign_checkpoints_teach(layout, legacy, tmp_path):
-    """Without params in the file the network has the default of 32 channels."""
+    """The file has no parameters, so the network has the default of 32 channels."""
     torch.manual_seed(3)
     network = model.build("net", 10).eval()
     file = tmp_path / "foreign.tar"
@@ -77,7 +77,7 @@ def test_a_released_teacher_trains_a_student_and_its_prefix_goes_no_further(tmp_
 
 
 def test_resume_starts_from_weights(tmp_path, trained):
-    """With this small learning rate only batch-norm statistics change."""
+    """The learning rate is so small that only batch-norm statistics change."""
     folder, source = experiment(tmp_path / "x", learning_rate=1e-30), trained / "baseline/teacher/best_model.tar"
     train(folder, "--resume", source)
     ours, theirs = weights(folder / "last_model.tar"), weights(source)
@@ -158,6 +158,6 @@ def test_truncated_anywhere(tmp_path, legacy):
     whole = path.read_bytes()
     for length in [*range(0, 600, 37), *(rng.randrange(len(whole)) for _ in range(60))]:
         path.write_bytes(whole[:length])
-        # Before torch 1.6, cut inside a name it is not told from one with another name, which is not loaded either.
+        # A file of torch < 1.6 that is cut inside a name looks like a file with another name, which is refused too.
         with pytest.raises(UserError, match=r"x\.tar: (not a checkpoint, or truncated|holds more than plain tensors)"):
             checkpoint.load(path)

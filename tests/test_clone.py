@@ -1,4 +1,4 @@
-"""The main scripts in a fresh clone: git sees no change, and printing a table takes hardly longer than PyTorch."""
+"""The main scripts in a fresh clone: git sees no change, and a table takes little more time than importing PyTorch."""
 
 import os
 import resource
@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (shutil.which("git") and (ROOT / ".git").exists()), reason="this is no git repository"),
 ]
-LONG = "resume=" + 40 * "none/such/"  # its folder's name is a digest
+LONG = "resume=" + 40 * "none/such/"  # so long that the folder is named by a digest
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_git_status_is_clean_after_every_script(cloned):
     )
     assert [done.status for done in trained] == [0, 0, 0, 0, 2], [done.err for done in trained]
     done = command(cloned, "reproduce.py", tiny, "--seeds", "0", "1", "--jobs", "2")
-    assert done.status == 0 and done.out.count(": finished\n") == 10 - 2, done.err  # two have been trained already
+    assert done.status == 0 and done.out.count(": finished\n") == 10 - 2, done.err  # two are trained already
     printed = commands(
         cloned,
         f"results.py {tiny}",
@@ -58,14 +58,15 @@ def test_git_status_is_clean_after_every_script(cloned):
         f"figures.py curves {tiny}/kd_nasty/student",
     )
     assert [done.status for done in printed[:4]] == [0, 0, 0, 2], [done.err for done in printed]
-    assert len(list((cloned / tiny / "baseline").glob("teacher,*"))) == 2  # of seed 1, and of LONG, which has failed
-    if not printed[4].status:  # matplotlib is installed
+    # The run with seed 1, and the failed run of LONG
+    assert len(list((cloned / tiny / "baseline").glob("teacher,*"))) == 2
+    if not printed[4].status:  # true if matplotlib is installed
         assert (cloned / "figures/yours/curves.pdf").exists()
     assert git(cloned, "status", "--short").stdout == ""
 
 
 def test_a_run_of_a_clean_clone_is_published(cloned):
-    """A record names the commit; no record is written for modified code."""
+    """A record names the commit. For modified code, no record is written."""
     trained, done = commands(
         cloned,
         "train_scratch.py --save_path experiments/tiny/baseline/student",
@@ -87,7 +88,7 @@ def test_a_run_of_a_clean_clone_is_published(cloned):
 
 
 def seconds(root, *argv):
-    """CPU seconds of a Python process, which depend little on other processes."""
+    """CPU seconds of a Python process. They depend little on other processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *argv], cwd=root, env=environment, capture_output=True, check=True)
@@ -97,7 +98,7 @@ def seconds(root, *argv):
 
 def test_printing_a_table_takes_hardly_longer_than_importing_pytorch():
     scripts = {"table": ("results.py", "table1"), "import": ("-c", "import torch, torchvision")}
-    seconds(ROOT, *scripts["table"])  # which writes the .pyc files
+    seconds(ROOT, *scripts["table"])  # writes the .pyc files
     taken = {name: [] for name in scripts}
     for _ in range(2):
         for name, argv in scripts.items():

@@ -1,4 +1,4 @@
-"""Convolutions of small maps in bf16: as accurate as the library's, and the same bits each time."""
+"""Convolutions of small maps in bf16 are as accurate as those of PyTorch, and give the same bits each time."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ SHAPES = [
 
 
 def pair(shape, kernel_size, bias=True):
-    """(ours, PyTorch's with the same weights), and (images, gradient of the outputs) that bf16 represents exactly."""
+    """(our layer, PyTorch's with equal weights), (images, gradient of the outputs). Both tensors are exact in bf16."""
     generator = torch.Generator().manual_seed(0)
     images, in_channels, out_channels, size, stride = shape
     arguments = in_channels, out_channels, kernel_size, stride, kernel_size // 2
@@ -49,11 +49,11 @@ def results(layer, x, grad, dtype=torch.bfloat16):
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_as_near_float64_as_the_library(shape, kernel_size):
-    """Outputs and gradients, within a tolerance that PyTorch's convolution in bf16 meets as well."""
+    """Outputs and gradients meet a tolerance that PyTorch's convolution in bf16 meets too."""
     ours, plain, x, grad = pair(shape, kernel_size)
     assert all(map(torch.equal, ours.parameters(), plain.parameters()))
     assert list(ours.state_dict()) == list(plain.state_dict())
-    for layer in (ours, plain):  # weights that bf16 represents, so that its rounding of results alone is compared
+    for layer in (ours, plain):  # weights that are exact in bf16, so that only the rounding of results is compared
         for parameter in layer.parameters():
             parameter.data = parameter.data.bfloat16().float()
     here, library = results(ours, x, grad), results(plain, x, grad)
@@ -68,7 +68,7 @@ def test_as_near_float64_as_the_library(shape, kernel_size):
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
 def test_the_same_bits_each_time(shape, kernel_size, threads):
-    """Twice in a row, and after another layer and another batch."""
+    """The bits are the same twice in a row, and after another layer and another batch."""
     torch.set_num_threads(threads)
     ours, _, x, grad = pair(shape, kernel_size)
     first = results(ours, x, grad)
@@ -99,7 +99,7 @@ def test_apart_is_the_inverse_of_beside(stride, width):
 
 
 def test_where_it_is_used():
-    """In bf16 autocast, small maps, channels_last and more than one image; otherwise PyTorch's result, bit by bit."""
+    """It is used in bf16 autocast for small maps in channels_last with several images. Otherwise PyTorch's is used."""
     ours, plain, x, grad = pair(SHAPES[0], 3)
     assert isinstance(output_of(ours, x).grad_fn, SideBySide._backward_cls)
     large = torch.randn(2, 32, 16, 16).contiguous(memory_format=torch.channels_last)
@@ -117,7 +117,7 @@ def output_of(layer, x):
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
 def test_gradients_that_nobody_wants_are_left_out(kernel_size):
-    """A frozen layer computes only the input's gradient; a first layer only the weight's."""
+    """A frozen layer computes only the gradient of the input, and a first layer only that of the weight."""
     ours, _, x, grad = pair(SHAPES[0], kernel_size, bias=False)
     full = results(ours, x, grad)
     output_of(ours, x).backward(grad.bfloat16())

@@ -1,4 +1,4 @@
-"""The key `cuda_graph`: recorded steps give the results of ordinary steps. On a CPU, all but the graph is tested."""
+"""The key `cuda_graph`: recorded steps give the results of ordinary steps. On a CPU, everything but the graph runs."""
 
 import json
 import re
@@ -17,8 +17,8 @@ from utils import checkpoint, cuda_graph, data, losses
 
 pytestmark = pytest.mark.usefixtures("few_test_images")
 
-# Adam, random numbers and a clipped gradient in the step; SGD with momentum and batch norm. The rate changes with the
-# second epoch, and the third batch of an epoch is smaller.
+# One run has Adam, random numbers and a clipped gradient in its steps, the other SGD with momentum and batch norm. The
+# learning rate changes in the second epoch, and the third batch of an epoch is smaller.
 NETWORKS = {
     "net": {"dropout_rate": 0.5, "precision": "bf16", "clip_grad_norm": 0.1},
     "preresnet8": {"model_name": "preresnet8", "num_channels": None},
@@ -26,10 +26,10 @@ NETWORKS = {
 
 
 class Tape(TorchDispatchMode):
-    """Stands for `cuda_graph.Graph` on the CPU: the operations of a step, backward pass and optimizer included.
+    """A substitute for `cuda_graph.Graph` on the CPU: it records the operations of a step.
 
-    As a graph it replays them on the same memory and with the same numbers, refuses to have a value looked at, and
-    leaves everything as it was while it records.
+    The backward pass and the optimizer are included. Like a graph, it replays operations on the same memory and with
+    the same numbers, refuses to read a value into Python, and does not change any state while it records.
     """
 
     replays = 0
@@ -81,7 +81,7 @@ def address(tensor):
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request, monkeypatch):
-    """The device of the scripts, with a recorder that works on it."""
+    """The device of the scripts, and a recorder that works on this device."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     if request.param == "cpu":
@@ -102,7 +102,7 @@ def log(folder):
 
 
 def assert_same(folder, other, device):
-    """On the CPU to the last bit. On a GPU 1e-4 is allowed, because libraries may choose another kernel."""
+    """Equal to the last bit on the CPU. On a GPU within 1e-4, because libraries may choose another kernel."""
     tolerance = {"rtol": 0, "atol": 0} if device == "cpu" else {"rtol": 1e-4, "atol": 1e-5}
     one, two = (torch.load(path / "last_model.tar", weights_only=True) for path in (folder, other))
     torch.testing.assert_close(one["state_dict"], two["state_dict"], **tolerance)
@@ -181,9 +181,9 @@ def test_every_method(name, keys, device, trained, tmp_path):
         experiment.train(tmp_path / str(value), params, "")
     assert_same(tmp_path / "False", tmp_path / "True", device)
     said = re.findall(r"INFO: (.*CUDA graph.*)", log(tmp_path / "True"))
-    if name != "averager" or device == "cuda":  # its one_hot looks at the labels, on the CPU alone
+    if name != "averager" or device == "cuda":  # on a CPU, its one_hot reads the labels into Python
         kinds = 2 if name == "dfad" else 1  # of batches
-        images = 3 if name == "deepinversion" else 0  # whose pixels are changed in recorded steps
+        images = 3 if name == "deepinversion" else 0  # batches of images, made in recorded steps
         assert len(said) == kinds + images
         assert all(re.match(r"(Images ./3: )?Recorded a CUDA graph in ", line) for line in said)
 

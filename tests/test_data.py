@@ -17,7 +17,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def noise(count, height, width, seed=0):
-    """uint8 (count, height, width, 3) without zeros, so that filled pixels stand out."""
+    """uint8 images (count, height, width, 3) without zeros, so that a test can see the filled pixels."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(1, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
 
@@ -30,7 +30,7 @@ def same(image, pil_image):
     return np.array_equal(image.numpy(), np.asarray(pil_image))
 
 
-# Augmentation: the same numbers, the same pixels
+# Augmentation: the same random numbers give the same pixels
 
 
 def test_crop_is_torchvisions():
@@ -85,7 +85,7 @@ def test_digits_are_never_mirrored():
 
 
 def numbered(count, size=8):
-    """A split whose labels number its images."""
+    """A split in which the label of an image is its index."""
     return data.Split(noise(count, size, size), torch.arange(count))
 
 
@@ -200,7 +200,7 @@ def test_batches_are_those_of_torchvisions_transforms(name):
 
 
 def refusal(name, folder, **options):
-    """The message with which loading is refused: one line."""
+    """The message of the error that loading raises: one line."""
     with pytest.raises(UserError) as error:
         data.load(name, folder, "cpu", **options)
     assert "\n" not in str(error.value)
@@ -241,7 +241,7 @@ def test_a_share_without_images_is_refused(share):
 
 
 def fake_cifar10(folder):
-    """What the public archive unpacks to, of one image a file; its md5 sums are wrong by design."""
+    """Write the files of the public archive, with one image in each. Their md5 sums are wrong on purpose."""
     folder.mkdir(parents=True)
     for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
         content = {"data": np.zeros((1, 3072), np.uint8), "labels": [0]}
@@ -283,7 +283,7 @@ def jpeg(path, shade, mode="RGB", size=(64, 64)):
 
 @pytest.fixture
 def tiny(tmp_path):
-    """The public layout: one training image in each class, validation images of classes 3, 199 and 0."""
+    """The public layout, with one training image in each class and validation images of classes 3, 199 and 0."""
     folder = tmp_path / "tiny-imagenet-200"
     for shade, name in enumerate(CLASSES):
         jpeg(folder / "train" / name / "images" / f"{name}_0.JPEG", shade, "L" if shade == 5 else "RGB")

@@ -1,4 +1,4 @@
-"""DAFL, DFAD and DeepInversion: their equations in float64, and runs that must not read a training image."""
+"""DAFL, DFAD and DeepInversion: equations in float64, and runs, which must not read a training image."""
 
 import dataclasses
 import itertools
@@ -159,7 +159,7 @@ def test_inversion_lowers_its_loss_and_removes_its_hooks():
 
 @pytest.mark.parametrize(("keys", "flip"), [({}, False), ({"flip": 1}, True)], ids=["default", "flip"])
 def test_images_are_flipped_only_where_the_key_says_so(keys, flip, trained):
-    """The released script for CIFAR shifts images, and does not flip them."""
+    """The released script for CIFAR shifts images and does not flip them."""
     learner = build(trained, "deepinversion", **keys)
     learner.zoo.spec = data.DATASETS["cifar10"]
     assert learner.settings()["flip"] is flip
@@ -187,7 +187,7 @@ def test_generator_is_the_published_one():
 
 @pytest.mark.parametrize(("run", "eps"), [("dafl", 0.8), ("dfad", 1e-5)])
 def test_generator_has_the_released_eps(run, eps, trained):
-    """Behind the two convolutions; the first batch norm, and the last, which normalises the image, have the default."""
+    """The batch norms after the first two convolutions have it. The first and the last have the default."""
     norms = [part.eps for part in build(trained, run).generator.modules() if isinstance(part, nn.BatchNorm2d)]
     assert norms == [1e-5, eps, eps, 1e-5]
 
@@ -212,7 +212,7 @@ class Unread(torch.Tensor):
 
 @pytest.fixture
 def unread(monkeypatch):
-    """A run that reads the training set fails."""
+    """Make every run fail that reads the training set."""
     honest = data.Dataset.train_loader
 
     def train_loader(self, *arguments, **options):
@@ -223,7 +223,7 @@ def unread(monkeypatch):
 
 
 def student(folder, trained, run, **changes):
-    """The experiment of a data-free student, from the teacher of `trained`."""
+    """Make the experiment of a data-free student with the teacher of `trained`."""
     teacher = with_teacher(trained / "baseline/teacher", temperature=None, alpha=None)
     return experiment(folder, **(teacher | {"num_epochs": 3} | RUNS[run] | changes))
 
@@ -236,7 +236,7 @@ def train(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, trained):
-    """Each run in one go."""
+    """Each run without an interruption."""
     root = tmp_path_factory.mktemp("whole")
     for run in RUNS:
         train(student(root / run, trained, run))
@@ -272,7 +272,7 @@ def test_resume_and_num_epochs_grown_later(run, trained, whole, tmp_path):
 
 @pytest.mark.parametrize("run", ["deepinversion", "adaptive"])
 def test_images_survive_an_interruption(run, trained, whole, tmp_path, monkeypatch):
-    """Cut while the second batch of the second epoch is made: the three before it are not made again."""
+    """The run is stopped while it makes the second batch of epoch 2. The three earlier batches are not made again."""
     folder, honest, calls = student(tmp_path / "x", trained, run), deepinversion.invert, []
 
     def cut(*arguments, **options):

@@ -1,4 +1,4 @@
-"""Possessive, key-based, stingy and mildly nasty teachers: equations in float64, files, and refused inputs."""
+"""possessive, sdb, stingy, perturb and mildly_nasty: equations in float64, files, and refused inputs."""
 
 import dataclasses
 import math
@@ -34,7 +34,7 @@ def others(row, label):
 
 
 def reversed_order(row):
-    """The value at rank k, from the top, goes to the class at rank k from the bottom."""
+    """Give the k-th highest value to the class with the k-th lowest value."""
     classes = sorted(range(len(row)), key=lambda c: -row[c])
     target = [0.0] * len(row)
     for k, c in enumerate(classes):
@@ -43,7 +43,7 @@ def reversed_order(row):
 
 
 def half_right():
-    """Logits of an adversary that is right on the first and third image only."""
+    """Logits of an adversarial network that is right on the first and third image only."""
     z = logits(1).detach()
     for i, label in enumerate(LABELS.tolist()):
         z[i, label] = 9.0 if i in (0, 2) else -9.0
@@ -161,7 +161,7 @@ def test_stingy_keeps_the_highest_logits_and_the_divergence_finite(dtype):
 
 
 class Teacher(torch.nn.Module):
-    """Answers with the first pixels."""
+    """A teacher whose logits are the first pixels of an image."""
 
     def __init__(self, num_classes):
         super().__init__()
@@ -208,7 +208,7 @@ def test_a_perturbed_answer_keeps_the_top_class():
 
 @pytest.mark.parametrize("seed", [0, 2**31 - 1])
 def test_the_perturbation_is_standard_normal(seed):
-    """Moments of 2,000 images' noise, within five standard errors; classes and images are uncorrelated."""
+    """The moments of the noise of 2,000 images are within five standard errors. Classes and images are uncorrelated."""
     torch.manual_seed(0)
     n = noise(torch.randint(0, 256, (2000, 3, 8, 8)) / 255, 10, seed).double()
     assert n.shape == (2000, 10) and n.isfinite().all()
@@ -238,12 +238,12 @@ def test_logits_is_the_plain_rule():
 
 @pytest.fixture(scope="module")
 def sdb(tmp_path_factory, trained):
-    """A teacher with a key: its run folder."""
+    """The run folder of a teacher with a key."""
     return teacher(tmp_path_factory.mktemp("sdb") / "teacher", trained, method="sdb")
 
 
 def defended(trained, **changes):
-    """The keys of a defended teacher, for params.json."""
+    """The keys of params.json of a defended teacher."""
     source = {"adversarial_model": "net", "adversarial_resume": str(trained / "baseline/teacher/best_model.tar")}
     return source | {"temperature": 4} | changes
 
@@ -305,7 +305,7 @@ def test_sdb_keeps_its_key_and_scores_with_and_without(sdb):
 
 @pytest.mark.parametrize("keys", [{}, {"joint": False}])
 def test_sdb_batch_norm_trains_with_the_statistics_that_it_keeps(keys, trained):
-    """A joint pass updates the running averages once, by the statistics of images with and without the key together."""
+    """A joint pass updates the running averages once, with the statistics of images with and without the key."""
     checked = params.check(experiment_keys(trained, method="sdb", **keys), "params.json")
     learner = method.find("sdb")(checked, Zoo(DIGITS, torch.device("cpu")))
     images, labels = next(iter(data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)))
@@ -456,7 +456,7 @@ def test_half_spoils_the_last_layer_only(trained):
 @pytest.mark.parametrize("keys", [{}, {"body": "eval"}], ids=["train", "eval"])
 @pytest.mark.parametrize("variant", ["light", "light_deep"])
 def test_light_trains_the_last_layer_only(variant, keys, trained):
-    """As released, the frozen body's running averages are updated too; with "eval" it stays as it is."""
+    """As released, the running averages of the frozen layers are updated. With "eval" they do not change."""
     learner, loader, optimizer = build(trained, variant=variant, width=5, **keys)
     origin = {name: value.clone() for name, value in learner.adversary.state_dict().items()}
     assert all(torch.equal(value, origin[name]) for name, value in learner.model.state_dict().items())
@@ -505,7 +505,7 @@ def test_a_light_teacher_is_an_ordinary_teacher_and_resumes(variant, trained, tm
 
 
 def test_a_nasty_teacher_sees_other_batches_than_its_original(trained, tmp_path):
-    """With weight 0 the loss is the cross-entropy and the initial weights are equal, but the runs differ."""
+    """With weight 0, loss and initial weights are those of the original, but the order of images differs."""
     teacher = trained / "baseline/teacher"
     nasty = experiment(tmp_path / "nasty", **with_teacher(teacher, "adversarial", weight=0), num_epochs=1)
     train(nasty)
@@ -514,7 +514,7 @@ def test_a_nasty_teacher_sees_other_batches_than_its_original(trained, tmp_path)
 
 
 def test_a_student_sees_the_batches_of_its_baseline(trained, tmp_path):
-    """With alpha 0 the loss is the cross-entropy, so the student is its baseline, bit by bit."""
+    """With alpha 0 the loss is the cross-entropy, so the student has the weights of its baseline to the last bit."""
     student = experiment(tmp_path / "student", **with_teacher(trained / "kd_nasty/nasty", alpha=0))
     train(student)
     assert same_weights(student / "last_model.tar", trained / "baseline/student/last_model.tar")

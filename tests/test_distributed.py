@@ -1,4 +1,4 @@
-"""One run over two processes, as torchrun starts them, against the same run in one."""
+"""A run with two processes, as torchrun starts them, compared with the same run in one process."""
 
 import os
 import subprocess
@@ -10,7 +10,8 @@ from conftest import ROOT, experiment
 
 pytestmark = pytest.mark.slow
 
-# Without batch norm, which on the CPU sees the share of its process alone, both compute the same.
+# Without batch norm, one and two processes compute the same. On the CPU, batch norm uses the images of its process
+# only.
 PLAIN = {
     "model_name": "mlp",
     "num_channels": None,
@@ -24,7 +25,7 @@ PLAIN = {
 def train(folder, processes=1):
     command = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
     command = [sys.executable, *command, "train_scratch.py", "--save_path", str(folder)]
-    on_cpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # two processes want two GPUs
+    on_cpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # on GPUs, two processes would need two of them
     return subprocess.run(command, cwd=ROOT, env=on_cpu, capture_output=True, text=True, check=True).stdout
 
 

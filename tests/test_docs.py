@@ -1,4 +1,4 @@
-"""README.md and docs/: generated parts are up to date, links and commands name what exists, the examples run."""
+"""README.md and docs/: generated parts are up to date, links and commands are valid, and the examples run."""
 
 import re
 import runpy
@@ -24,14 +24,14 @@ OUTPUTS = ("*=*", "*.tar", "metrics.jsonl", "training.log", "spec.json", "images
 
 
 def commands(text):
-    """The commands in the code blocks of a page, and those in its text, as lists of words."""
+    """The commands in the code blocks and in the text of a page, each as a list of words."""
     code = [
         line for block in re.findall(r"```\n(.*?)```", text, re.S) for line in block.replace("\\\n", " ").split("\n")
     ]
     code += [" ".join(inline.split()) for inline in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
     parts = [part.strip() for line in code for part in line.split(" && ")]
     found = [shlex.split(part, comments=True) for part in parts if re.match(r"(python|pip) \S", part)]
-    return [words for words in found if not any(word.isupper() for word in words)]  # TARGET stands for any
+    return [words for words in found if not any(word.isupper() for word in words)]  # skips placeholders such as TARGET
 
 
 COMMANDS = sorted({tuple(words) for text in PAGES.values() for words in commands(text)})
@@ -69,7 +69,7 @@ def test_links_resolve(page, link):
 
 
 def anchors(text):
-    """The anchors that GitHub makes of the headings of a page."""
+    """The anchors that GitHub makes from the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
     return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
@@ -138,7 +138,7 @@ def test_the_network_of_the_example_trains(tmp_path):
 
 @pytest.mark.slow
 def test_the_examples_of_the_readme_run(tmp_path):
-    """Both files in a copy of the project: a teacher with the defence, and a student of it with the attack."""
+    """Train a teacher with the defence and its student with the attack, in a copy of the project with both files."""
     defence, attack = (Path(path).stem for path in EXAMPLES)
     for name, flag in ((defence, "--rows"), (attack, "--columns")):
         assert ["python", "reproduce.py", "matrix_digits", flag, name] in commands(README)

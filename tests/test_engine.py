@@ -1,4 +1,4 @@
-"""Schedule, seeds, means, accuracy, precision and the stop at NaN."""
+"""Schedule, seeds, means, accuracy, precision, and the stop at NaN."""
 
 import json
 import re
@@ -56,14 +56,14 @@ def test_randomness_is_a_function_of_seed_and_epoch():
 
 
 def split(count, batch_size, image_size=4):
-    """A loader of `count` images, of which number i shows i, class i % 3."""
+    """A loader of `count` images. The pixels of image i have the value i, and its class is i % 3."""
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, image_size, image_size, 3)
     spec = data.DataSpec(3, image_size, count, count, (0.0,) * 3, (1 / 255,) * 3, ())
     return data.Loader(data.Split(images.contiguous(), torch.arange(count) % 3), spec, batch_size)
 
 
 class Answers(nn.Module):
-    """Predicts class 0 for image numbers below `limit`, for the others the right one."""
+    """A network that predicts class 0 for images with a number below `limit`, and the right class for others."""
 
     def __init__(self, limit):
         super().__init__()
@@ -76,7 +76,7 @@ class Answers(nn.Module):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 10, 100])
 def test_accuracy_counts_images_not_batches(batch_size):
-    """10 images: number 9 alone in the last batch of 3; of the 8 before `limit`, numbers 0, 3 and 6 are right."""
+    """In batches of 3, image 9 of 10 is alone in the last batch. Of the images below `limit`, 0, 3 and 6 are right."""
     scores = evaluate(Answers(8), split(10, batch_size))
     assert scores["acc"] == pytest.approx(100 * 5 / 10, abs=1e-9)
     right, wrong = (torch.logsumexp(torch.tensor([4.0, 0, 0]), 0) - logit for logit in (4, 0))
@@ -93,7 +93,7 @@ def test_score_uses_eval_mode_and_no_gradient():
 
 
 class Toy(Method):
-    """Loss: the mean image number, times a weight that starts at 1; `spoil` replaces the loss at one step."""
+    """The loss is the mean image number times a weight that starts at 1. `spoil` replaces the loss of one step."""
 
     def __init__(self, spoil=None, at=1):
         self.model, self.step, self.spoil, self.at = nn.Linear(1, 1, bias=False), 0, spoil, at
@@ -129,7 +129,7 @@ def test_means_are_exact_sums_in_double():
 
 
 class Pull(Method):
-    """Two weights, 0 at first, whose gradient is (3, 4), of norm 5."""
+    """Two weights that start at 0. Their gradient is (3, 4), whose norm is 5."""
 
     def __init__(self):
         self.model = nn.Linear(2, 1, bias=False)
@@ -172,13 +172,13 @@ def test_divergence_is_noticed_before_the_epoch_ends():
 
 
 def diverge(folder, monkeypatch, epoch):
-    """Run `folder` with a loss that is infinite in one epoch, counted from 1."""
+    """Run `folder` with a loss that is infinite in epoch `epoch`, counted from 1."""
     honest, seen = losses.F.cross_entropy, []
 
     def spoilt(logits, *rest, **options):
         value = honest(logits, *rest, **options)
         seen.append(logits.requires_grad)
-        return value * (float("inf") if sum(seen) == 3 * epoch else 1)  # three steps an epoch
+        return value * (float("inf") if sum(seen) == 3 * epoch else 1)  # three steps per epoch
 
     monkeypatch.setattr(losses.F, "cross_entropy", spoilt)
     return script("train_scratch.py", "--save_path", folder)
@@ -208,7 +208,7 @@ def test_divergence_in_the_first_epoch_leaves_no_checkpoint(tmp_path, monkeypatc
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    """One step an epoch: its loss is finite, the weights after it are not, so only the evaluation can tell."""
+    """With one step per epoch, the loss is finite and the weights after it are not. Only the evaluation shows this."""
     keys = {"optimizer": "sgd", "learning_rate": 1e38, "batch_size": 898, "num_epochs": 1}
     folder = experiment(tmp_path / "x", **keys)
     done = script("train_scratch.py", "--save_path", folder)

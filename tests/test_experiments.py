@@ -1,4 +1,4 @@
-"""The experiment tree against the settings table of the release and the papers' tables."""
+"""The experiments agree with the settings of the release and with the papers' tables."""
 
 import json
 from itertools import chain
@@ -20,7 +20,7 @@ TREE = {
     if not (path.parent / "spec.json").exists()  # runs with changed keys or seeds
 }
 TARGETS = json.loads((ROOT / "tables.json").read_text())
-TARGETS = {name: target for name, target in TARGETS.items() if isinstance(target, dict)}  # a string is another name
+TARGETS = {name: target for name, target in TARGETS.items() if isinstance(target, dict)}  # a string is an alias
 SWEEPS = {name: target for name, target in TARGETS.items() if "key" in target}
 BENCHMARKS = {name: target for name, target in TARGETS.items() if "presets" in target}
 MATRICES = {name: target for name, target in TARGETS.items() if "defences" in target and name not in BENCHMARKS}
@@ -45,14 +45,15 @@ SETTINGS = {
     "TinyImageNet": ([60, 120, 160], 0.2, 200, 20, 0.01),
 }
 MILDLY_NASTY = ("half", "light", "light-deep")
+# First words of the names of defended teachers
 DEFENDED = (
     "nasty_",
     "nastier_",
     "possessive_",
     "sdb_",
     *(f"{variant}_" for variant in MILDLY_NASTY),
-)  # what a defended teacher's name begins with
-# Other papers' teachers, in none of Nasty Teacher's tables; resnet8 is a student of the possessive one.
+)
+# Teachers of other papers, which are in no table of Nasty Teacher. resnet8 is a student of the possessive teacher.
 OTHERS = {
     "CIFAR10/baseline": "resnet8 cnn_label_smoothing_0.89",
     "CIFAR10/kd_nastier_resnet18": "nastier_resnet18 cnn",
@@ -66,7 +67,7 @@ OTHERS = {
 }
 OTHERS |= {f"CIFAR10/kd_{kind}_resnet18": f"{kind}_resnet18 cnn" for kind in MILDLY_NASTY}
 OTHERS = {f"{folder}/{name}" for folder, names in OTHERS.items() for name in names.split()}
-# The data-free attacks as published, PAPERS.md section 4; a_oh, a_ie, a_act of DAFL.
+# The published settings of the data-free attacks. The weights of DAFL are a_oh, a_ie, a_act.
 DATA_FREE = {
     "dafl": {"iterations_per_epoch": 120, "noise_size": 1000, "generator_learning_rate": 0.02},
     "dfad": {"iterations_per_epoch": 50, "student_steps": 5, "noise_size": 256, "generator_learning_rate": 0.001},
@@ -81,7 +82,7 @@ COMMON = {"batch_size": 128, "num_epochs": 160, "num_workers": 4, "augmentation"
 
 
 def expected(experiment):
-    """The expected params.json of `experiment`, with keys in the released order."""
+    """The expected params.json of `experiment`, with its keys in the released order."""
     dataset, folder, name = experiment.split("/")
     name, _, smoothing = name.partition("_label_smoothing_")
     schedule, gamma, epochs, temperature, weight = SETTINGS[dataset]
@@ -142,12 +143,12 @@ def read(experiment):
 
 
 def source(params, role):
-    """The experiment that trains the "teacher" or the "adversarial" network."""
+    """The experiment that trains the network of `role`, "teacher" or "adversarial"."""
     return str(Path(params[f"{role}_resume"]).parent).removeprefix("experiments/")
 
 
 def cells(table):
-    """(experiment, published accuracy) of a table's cells. Those of another teacher have a number of their own."""
+    """(experiment, published accuracy) of the cells of a table, without rows that have another teacher."""
     rows = [row for row in table["rows"] if "teacher" not in row]
     found = [row.get("cells") or [(experiment, None) for experiment in row["experiments"]] for row in rows]
     return [cell for row in found for cell in row if cell is not None]
@@ -178,7 +179,7 @@ def test_resume_is_an_experiment_with_that_model():
 
 
 def test_the_public_chain_starts_from_a_network_trained_against_the_nasty_teacher():
-    """nasty teacher -> "nastier" network, by the nasty loss -> a sequence of students."""
+    """A "nastier" network is trained with the nasty loss and the nasty teacher. It teaches a sequence of students."""
     nasty = "CIFAR10/kd_nasty_resnet18/nasty_resnet18"
     nastier = "CIFAR10/kd_nastier_resnet18/nastier_resnet18"
     assert source(TREE[nastier], "adversarial") == nasty
@@ -189,7 +190,7 @@ def test_the_public_chain_starts_from_a_network_trained_against_the_nasty_teache
 
 @pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
 def test_htc_has_its_control(matrix):
-    """Label smoothing of the strength to which htc is close at T = 50 and α = 0.9."""
+    """The control has the label smoothing to which htc is close at T = 50 and α = 0.9."""
     alone, attack = read(matrix["alone"]), matrix["attacks"]["htc"]
     assert attack["temperature"] == 50 and {read(path)["alpha"] for path in matrix["defences"].values()} == {0.9}
     assert read(f"{matrix['alone']}_label_smoothing_0.89") == alone | {"label_smoothing": 0.89}
@@ -224,13 +225,13 @@ def test_table1_has_13_experiments():
 
 
 def test_table4_has_its_reference_rows():
-    """The students alone, and with a normal teacher, as in Table 1."""
+    """The rows of the students alone and with a normal teacher are those of Table 1."""
     rows = [{row["name"]: row["cells"] for row in TABLES[table]["rows"]} for table in ("table1", "table4")]
     assert all(rows[1][name] == rows[0][name] for name in ("student baseline", "ResNet-18 normal"))
 
 
 def test_datafree_has_what_was_published():
-    """DAFL as reported by Ma et al., DFAD, and DeepInversion as reported by Fang et al. (2022); normal teachers."""
+    """With normal teachers: DAFL as in Ma et al., DFAD, and DeepInversion as in Fang et al. (2022)."""
     rows = {row["name"]: row["cells"] for row in TABLES["datafree"]["rows"]}
     assert [cell[1] for cell in rows["CIFAR-10, normal"]] == [95.42, 92.49, 93.3, 93.26]
     assert [cell[1] for cell in rows["CIFAR-100, normal"]] == [76.97, 71.06, 67.7, 61.32]
@@ -238,7 +239,7 @@ def test_datafree_has_what_was_published():
 
 
 def test_matrices_have_every_method():
-    """Those of papers. The data-free attacks are in table6 and datafree."""
+    """Every method of a paper is in the matrices, except the data-free attacks, which are in table6 and datafree."""
     for matrix in MATRICES.values():
         students = [json.loads((ROOT / path / "params.json").read_text()) for path in matrix["defences"].values()]
         teachers = [
@@ -248,7 +249,7 @@ def test_matrices_have_every_method():
         assert all(s[key] == value for s in students for key, value in alone.items() if key != "precision")
         found = {changes.get("method", "kd") for changes in matrix["attacks"].values()}
         temperatures = {changes["temperature"] for name, changes in matrix["attacks"].items() if name != "htc"}
-        assert temperatures == {4}  # the same attacker for every teacher, whatever its experiment was published with
+        assert temperatures == {4}  # the same attacker for every teacher, also if another T was published
         found |= {teacher.get("method", "nasty") for teacher in teachers if "adversarial_model" in teacher}
         found |= {student["release"] for student in students if "release" in student}
         assert found == METHODS
@@ -256,7 +257,7 @@ def test_matrices_have_every_method():
 
 
 def test_templates_of_matrices():
-    """A new defence replaces that of a row, a new release rule the plain one, and both have the row's other keys."""
+    """A new defence replaces that of the template, a new release rule the plain rule. All other keys stay the same."""
     for name, matrix in MATRICES.items():
         defended, undefended = (read(matrix["template"][kind]) for kind in ("defended", "undefended"))
         own = {"teacher_resume"}
@@ -264,7 +265,7 @@ def test_templates_of_matrices():
         assert "adversarial_model" in read(source(defended, "teacher")), name
         assert read(source(undefended, "teacher")).get("method", "scratch") == "scratch", name
         assert {matrix["template"][kind] for kind in ("defended", "undefended")} <= set(matrix["defences"].values())
-        assert next(iter(matrix["attacks"])) == "kd", name  # whose keys a new attack takes if they have no default
+        assert next(iter(matrix["attacks"])) == "kd", name  # a new attack takes its keys without a default from kd
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=BENCHMARKS)

@@ -1,8 +1,8 @@
-"""Errors that would occur on a GPU, found without one: steps on fake CUDA tensors, which have a device and no values.
+"""Find errors that would occur on a GPU, without a GPU: steps on fake CUDA tensors, which have a device and no values.
 
-An operation that works on two devices, copies from one to the other or looks at a value is found here. The first is an
-error on a GPU; the others make it wait, which a recording as a CUDA graph does not survive. The backward pass is
-left out, as it wants a real device.
+The tests find operations that work on two devices, that copy from one device to the other, or that read a value into
+Python. The first are errors on a GPU. The others make the CPU wait for the GPU, which is not allowed while a CUDA graph
+is recorded. The backward pass is left out, because it needs a real device.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal
 
 
 class Watch(TorchDispatchMode):
-    """Collects the operations that do not stay on the GPU, or wait for it."""
+    """Collects the operations that leave the GPU or wait for it."""
 
     def __init__(self):
         super().__init__()
@@ -49,11 +49,11 @@ class FakeZoo(Zoo):
         return self.freeze(self.fresh(name))
 
     def load_weights(self, network, path, content=None):
-        """Weights have no values here."""
+        """Load nothing, because fake weights have no values."""
 
 
 def apply_to_new_parameters(module, function, recurse=True):
-    """As `nn.Module._apply`, but real parameters become fake ones."""
+    """A version of `nn.Module._apply` that replaces real parameters by fake ones."""
     for child in module.children():
         child._apply(function)
     for name, weight in module._parameters.items():
@@ -66,18 +66,18 @@ def apply_to_new_parameters(module, function, recurse=True):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Tensors made in the test are fake."""
+    """Make all tensors of a test fake."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(nn.Module, "_apply", apply_to_new_parameters)
-    monkeypatch.setattr(Generating, "train_generator", lambda self, terms: None)  # a backward pass
-    monkeypatch.setattr(MKD, "step_matrices", lambda self, loss: None)  # another one
+    monkeypatch.setattr(Generating, "train_generator", lambda self, terms: None)  # it makes a backward pass
+    monkeypatch.setattr(MKD, "step_matrices", lambda self, loss: None)  # it makes a backward pass
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
 def batches_for(learner):
-    """One batch of each kind that the method's `losses` takes."""
+    """One batch of each kind that `losses` of the method accepts."""
     if isinstance(learner, Generating):
         return list(learner.iteration())
     images = torch.empty(32, 3, 32, 32, device=CUDA).contiguous(memory_format=torch.channels_last)
@@ -127,7 +127,7 @@ def test_what_is_wrong_is_found(name, fake):
     with Watch() as watch:
         try:
             WRONG[name](x)
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:  # there is no value to look at
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:  # it reads a value into Python
             watch.found.append(error)
         except RuntimeError as error:
             assert name == "two devices" and "device" in str(error)

@@ -1,4 +1,4 @@
-"""fast_datafree: its equation in float64, its images, and runs that are interrupted."""
+"""fast_datafree: the equation in float64, the images, and interrupted runs."""
 
 import copy
 import json
@@ -41,7 +41,7 @@ def test_synthesis_loss():
 
 @pytest.fixture
 def parts():
-    """(G, teacher, student, z, labels), small."""
+    """Small (G, teacher, student, z, labels)."""
     torch.manual_seed(0)
     zoo = Zoo(DIGITS, torch.device("cpu"))
     teacher, student = (zoo.freeze(zoo.fresh("net", num_channels=4)) for _ in range(2))
@@ -49,7 +49,7 @@ def parts():
 
 
 def test_one_step_is_a_step_on_the_loss(parts):
-    """With k = 1, G takes the step that Adam takes on L(G(z)), and the images are those of G before it."""
+    """With k = 1, G makes a step of Adam on L(G(z)). The images are those of G before this step."""
     generator, teacher, student, z, labels = parts
     plain = copy.deepcopy(generator)
     images, values = synthesise(
@@ -68,7 +68,7 @@ def test_one_step_is_a_step_on_the_loss(parts):
 def test_the_generator_steps_along_the_sum_of_the_copys_gradients(parts):
     generator, teacher, student, z, labels = parts
     start, before = copy.deepcopy(generator), [w.clone() for w in generator.parameters()]
-    optimizer = torch.optim.SGD(generator.parameters(), 1.0)  # the step is the gradient
+    optimizer = torch.optim.SGD(generator.parameters(), 1.0)  # with this optimizer the step is the gradient
     images, _ = synthesise(generator, optimizer, teacher, student, z, labels, steps=3, **RATES, **WEIGHTS)
     own, noise = start, z.clone().requires_grad_()
     inner = torch.optim.Adam([{"params": list(own.parameters())}, {"params": [noise], "lr": 0.01}], 0.003, (0.5, 0.999))
@@ -124,7 +124,8 @@ def test_cut_and_continued_it_makes_the_same_images(whole, trained, tmp_path):
     folder = make(tmp_path / "x", trained, num_epochs=1)
     train(folder)
     for path in ("0002", "0003"):
-        torch.save({"images": torch.zeros(1)}, folder / f"images/{int(path) + 2:04}.tar")  # of an epoch that was killed
+        # Left by an epoch that was killed
+        torch.save({"images": torch.zeros(1)}, folder / f"images/{int(path) + 2:04}.tar")
     (folder / "params.json").write_text((whole / "params.json").read_text())
     train(folder)
     assert same_weights(folder / "last_model.tar", whole / "last_model.tar") and metrics(folder) == metrics(whole)
@@ -150,7 +151,7 @@ def test_images_that_cannot_be_used(damage, trained, tmp_path):
 
 
 def test_a_run_without_training_images(trained, tmp_path, monkeypatch):
-    """The attack reads only the loader's epoch: training images are uint8, its own images are half."""
+    """The attack reads only `loader.epoch`. Training images would be uint8; the images of the attack are half."""
     folder = make(tmp_path / "x", trained, num_epochs=1)
     honest = data.Loader.__iter__
 

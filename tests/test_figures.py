@@ -1,4 +1,4 @@
-"""Figures of tiny runs: they are written, identical each time, and show the right numbers; bad input is refused."""
+"""Figures of tiny runs are written, are identical each time, and show the right numbers. Bad input is refused."""
 
 import json
 import statistics
@@ -29,7 +29,7 @@ STUDENT = "experiments/mini/baseline/student"
 
 
 def fill(make, kinds=("normal", "nasty")):
-    """Accuracies of a student alone and of students of two teachers. make: `local` or `recorded`."""
+    """Make runs of a student alone and of students of two teachers. make: `local` or `recorded`."""
     make(STUDENT, 60.0, 70.0)
     for kind in kinds:
         low, student = {"normal": 70.0, "nasty": 50.0}[kind], f"experiments/mini/kd_{kind}/student"
@@ -41,7 +41,7 @@ def fill(make, kinds=("normal", "nasty")):
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
-    """A project root with the sweeps `temper` and `many`, with more rows than a panel takes, and the matrix `grid`."""
+    """A project root with two sweeps, `temper` and `many`, and the matrix `grid`. No run has been made."""
     set_root(monkeypatch, tmp_path)
     named = Path("experiments/mini")
     root = grow(tmp_path / named, named)
@@ -61,7 +61,7 @@ def empty(tmp_path, monkeypatch):
 
 @pytest.fixture
 def project(empty):
-    """The same, in which two values of the sweeps have run."""
+    """The same project root, with runs of two values of the sweeps."""
     fill(local)
     return empty
 
@@ -152,11 +152,11 @@ def test_a_matrix_has_gains_and_frames_the_strongest(project):
     with style.sheet():
         ax = matrix.matrix("other").axes[0]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["kd", "cold", "hot"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["normal", "nasty"]  # whose teachers have not run
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["normal", "nasty"]  # their teachers have not run
     numbers = {text.get_position(): text.get_text() for text in ax.texts}
-    # Alone 70 with one seed, with which the students have 79 and 59, with temperature 2 71 and 51.
+    # The student alone has 70, with one seed. With this seed the students have 79 and 59; at temperature 2, 71 and 51.
     assert numbers == {(0, 0): "+9.00", (1, 0): "+1.00", (0, 1): "−11.00", (1, 1): "−19.00"}
-    assert not ax.patches  # one attack has not run
+    assert not ax.patches  # no frame, because one attack has not run
     for kind, best in (("normal", 60.0), ("nasty", 65.0)):
         for seed in 0, 1:
             local(f"experiments/mini/kd_{kind}/student", best, best, changes={"temperature": 8}, seed=seed)
@@ -261,8 +261,8 @@ def test_sweep_numbers(project, capsys):
 @pytest.mark.parametrize(
     "row, student",
     [
-        ("digits-matrix/kd_sdb_cnn/cnn8_key", "digits-matrix/baseline/cnn8"),  # by its network
-        ("digits/kd_nasty_cnn/cnn8", "digits/baseline/cnn8"),  # by its name
+        ("digits-matrix/kd_sdb_cnn/cnn8_key", "digits-matrix/baseline/cnn8"),  # found by its network
+        ("digits/kd_nasty_cnn/cnn8", "digits/baseline/cnn8"),  # found by its name
     ],
 )
 def test_the_baseline_of_a_student(row, student):
@@ -314,7 +314,7 @@ def test_labels_keep_apart():
         (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--a_tv", "nan"], "must be at least 0, not nan"),
         (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--a_l2", "few"], "invalid float value"),
         (["sweep", "tempr"], 'did you mean "temper"'),
-        (["sweep", "word"], "no sweep"),
+        (["sweep", "word"], "not a sweep"),
         (["sweep", "temper"], "python reproduce.py temper"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Packages import only from the floors below them, without cycles: the contracts in pyproject.toml."""
+"""Packages import only from the packages below them, without cycles. The contracts are in pyproject.toml."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The losses against the papers' equations, written out term by term in float64."""
+"""The losses are compared with the papers' equations, which are written term by term in float64."""
 
 import math
 
@@ -53,7 +53,7 @@ def slope(function, rows):
 
 
 def check(value, written, *arguments):
-    """The scalar `value`, made from the tensors `arguments`, against a function of nested lists: also all gradients."""
+    """Compare the scalar `value` and its gradients with a function of nested lists. arguments: tensors."""
     assert value.dtype == torch.float64 and value.dim() == 0
     lists = [argument.tolist() for argument in arguments]
     assert value.item() == pytest.approx(written(*lists), rel=1e-12)
@@ -81,7 +81,7 @@ def test_kl_is_not_symmetric_zero_for_equals_and_survives_certainty():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy(smoothing):
     def written(rows):
-        share = smoothing / 7  # of each class; the label has the rest on top
+        share = smoothing / 7  # target of each class; the label has the rest in addition
         total = 0.0
         for row, label in zip(rows, LABELS.tolist(), strict=True):
             for c, p in enumerate(softmax(row, 1)):
@@ -123,7 +123,7 @@ def test_gradcheck(loss):
 
 
 def test_gradient_of_the_nasty_divergence_goes_through_the_first_argument():
-    """d KL(p ‖ q) / dz = p (log p/q − KL) / T, as p is what depends on z; with p constant it would be zero."""
+    """d KL(p ‖ q) / dz = p (log p/q − KL) / T, because p depends on z. For a constant p it would be zero."""
     T, own, adversary = 4.0, logits(0, rows=1), logits(1, rows=1).detach()
     label = LABELS[:1]
     with_term, without = (
@@ -143,7 +143,7 @@ def test_float32_agrees_with_float64(loss):
 
 
 def test_released_form():
-    """The form of the released code, with its order of the arguments of `F.kl_div`."""
+    """The loss as in the released code, with its order of the arguments of `F.kl_div`."""
     own, adversary, T = logits(0), logits(1).detach(), 4.0
     released = F.kl_div(F.log_softmax(adversary / T, 1), F.softmax(own / T, 1), reduction="batchmean") * T * T
     ours = nasty_loss(own, adversary, LABELS, T, 1.0)[2]

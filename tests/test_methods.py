@@ -1,4 +1,4 @@
-"""Every method on disk, in each of its variants, trained for a few steps on small networks."""
+"""Every method in method/, in each of its variants, is trained for a few steps on small networks."""
 
 import dataclasses
 import importlib
@@ -22,9 +22,9 @@ from utils.seeds import seed_everything
 pytestmark = pytest.mark.usefixtures("few_test_images")
 NAMES = [name for members in method.names().values() for name in members]
 DIGITS = data.DATASETS["digits"]
-# Values for keys without a default. A new method needs a line here only where a guess by name or type will not do.
+# Values for keys without a default. A new method needs a line only if `example` cannot guess a value from name or type.
 EXAMPLES = {"temperature": 4, "weight": 0.1, "alpha": 0.9, "rho": 0.5}
-# Other values than the default where that is too long or too large for a test.
+# Values for keys whose default is too long or too large for a test.
 GENERATOR = {"iterations_per_epoch": 3, "noise_size": 8, "generator_channels": 4}
 SMALL = {
     "dafl": GENERATOR,
@@ -54,12 +54,12 @@ def example(field, frozen):
 
 
 def rules():
-    """The release rules of files in method/defend/. That of sdb needs a key of its own: see test_defences.py."""
+    """The release rules in method/defend/ except that of sdb, which needs a key image; see test_defences.py."""
     return [name for name in method.files()["defend"] if method.is_release(name) and name != "sdb"]
 
 
 def cases():
-    """{id: (method, keys)}: every method, with each choice of a key; every attack on `stingy`; kd on every rule."""
+    """{id: (method, keys)}: methods with each choice of a key, attacks with `stingy`, and kd with every rule."""
     found = {name: (name, {}) for name in NAMES}
     for name in NAMES:
         for field in dataclasses.fields(method.find(name).Params):
@@ -76,7 +76,7 @@ def cases():
 
 
 def raw_params(name, keys, frozen):
-    """What a params.json of the method `name` may say, `keys` in it; frozen: the checkpoint of another network."""
+    """A params.json of the method `name` that has `keys`. frozen: the checkpoint of another network."""
     parts = [method.find(name).Params, *([method.find_release(keys["release"]).Params] if "release" in keys else [])]
     needed = [f for part in parts for f in dataclasses.fields(part) if f.default is dataclasses.MISSING]
     examples = {field.name: example(field, frozen) for field in needed}
@@ -84,7 +84,7 @@ def raw_params(name, keys, frozen):
 
 
 def refusal(name, keys):
-    """What `params.check` says of these keys, or None. It reads no checkpoint."""
+    """The error of `params.check` for these keys, or None. It reads no checkpoint."""
     try:
         params.check(raw_params(name, keys, "unread"), Path("params.json"))
     except UserError as error:
@@ -96,7 +96,7 @@ CASES = {case: keys for case, keys in cases().items() if case not in REFUSED}
 
 
 def every_method(test):
-    """Every method with each choice of its own keys. `every_case` has, in addition, other answers of the teacher."""
+    """Run a test for every method with each choice of its keys. `every_case` also has other answers of a teacher."""
     own = {name: case for name, case in CASES.items() if not name.endswith((" stingy", " label"))}
     return pytest.mark.parametrize(("name", "keys"), own.values(), ids=own)(test)
 
@@ -107,7 +107,7 @@ def every_case(test):
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory):
-    """The checkpoint of a network that is used as teacher and as adversarial network."""
+    """The checkpoint of a network that is teacher and adversarial network."""
     path = tmp_path_factory.mktemp("frozen") / "best_model.tar"
     torch.manual_seed(1)
     network = Zoo(DIGITS, torch.device("cpu")).fresh("net", num_channels=4)
@@ -116,7 +116,7 @@ def frozen(tmp_path_factory):
 
 
 class Witness(Zoo):
-    """A zoo that remembers the networks it has frozen, wherever the method keeps them."""
+    """A zoo that keeps a list of the networks that it has frozen."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -137,7 +137,7 @@ def build(name, keys, frozen, bf16=False):
 
 
 def steps(learner, optimizer, batches):
-    """Train on `batches`; the terms of each step."""
+    """Train on `batches`, and return the terms of each step."""
     learner.trained.train()
     for batch in batches:
         terms = learner.losses(*batch)
@@ -158,7 +158,7 @@ def test_three_steps(name, keys, bf16, frozen):
     learner, loader, optimizer = build(name, keys, frozen, bf16)
     before = [p.clone() for p in learner.trained.parameters()]
     for terms in steps(learner, optimizer, itertools.islice(learner.batches(loader), 3)):
-        assert next(iter(terms)) == "loss"  # the log's "Train loss" is the first term
+        assert next(iter(terms)) == "loss"  # the first term is logged as "Train loss"
         for value in terms.values():
             assert value.shape == () and value.isfinite() and value.dtype == torch.float32
     changed = [not torch.equal(a, b) for a, b in zip(before, learner.trained.parameters(), strict=True)]
@@ -170,7 +170,7 @@ def test_the_loss_of_a_batch_falls(name, keys, frozen):
     learner, loader, optimizer = build(name, keys, frozen)
     batch = next(iter(learner.batches(loader)))
     if isinstance(learner, Generating):
-        learner.optimizer.param_groups[0]["lr"] = 0.0  # or the images would not stay the same
+        learner.optimizer.param_groups[0]["lr"] = 0.0  # so that the images stay the same
     losses = [float(terms["loss"]) for terms in steps(learner, optimizer, [batch] * 12)]
     assert losses[-1] < losses[0]
 
@@ -187,7 +187,7 @@ def test_frozen_networks_stay_as_they_are(name, keys, frozen):
         assert all(p.grad is None and not p.requires_grad for p in network.parameters())
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     sources = [key for key in ("adversarial_resume", "teacher_resume", "proxy_resume") if hasattr(learner.params, key)]
-    random = name == "sdb" or keys.get("release") == "mad"  # which have a network of random weights as well
+    random = name == "sdb" or keys.get("release") == "mad"  # these also have a network with random weights
     assert len(before) == len(sources) + random
 
 
@@ -211,7 +211,7 @@ def test_cut_and_continued_it_ends_with_the_same_bits(name, keys, frozen, tmp_pa
     assert one["epoch"] == two["epoch"] == 2
     for part in ("state_dict", "optim_dict", "extra"):
         assert_same(one[part], two[part])
-    Zoo(DIGITS, torch.device("cpu")).frozen("net", tmp_path / "cut/best_model.tar")  # an ordinary checkpoint
+    Zoo(DIGITS, torch.device("cpu")).frozen("net", tmp_path / "cut/best_model.tar")  # it is an ordinary checkpoint
 
 
 def assert_same(one, other):

@@ -1,4 +1,4 @@
-"""The model zoo against the released one (tests/data/zoo.json.gz), torchvision, and its documented properties."""
+"""The networks agree with the released ones (tests/data/zoo.json.gz), with torchvision and with their docstrings."""
 
 import copy
 import gzip
@@ -38,7 +38,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads do not speed up batches of two, and slow them down tenfold on busy cores."""
+    """Threads do not make batches of two images faster. On busy cores they make them ten times slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,7 +51,7 @@ def on_meta(name, num_classes=10, image_size=32):
 
 
 def fill(network):
-    """The reproducible weights that the golden logits were made with; eval mode."""
+    """Set eval mode, and the weights with which the logits in tests/data were computed."""
     state = network.state_dict()
     for i, (key, old) in enumerate(state.items()):
         x = np.random.RandomState(i).standard_normal(tuple(old.shape))
@@ -75,7 +75,7 @@ def golden_images(size=32):
 
 @pytest.fixture(scope="module")
 def filled():
-    """name -> the network of 10 classes with the reproducible weights, each made once; not to be changed."""
+    """A function from a name to the network with 10 classes and the reproducible weights. Tests must not change it."""
     made = {}
 
     def get(name):
@@ -120,7 +120,7 @@ def test_forward_is_head_of_features(name, filled):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_channels_last_and_bf16(name, device, filled):
-    """Channels_last changes rounding only, bf16 little; a training step reaches each parameter."""
+    """channels_last changes only rounding, and bf16 little. A training step gives each parameter a gradient."""
     network, images = filled(name), golden_images()
     logits = network(images)
     fast = copy.deepcopy(network).to(device, memory_format=torch.channels_last)
@@ -141,7 +141,7 @@ def test_channels_last_and_bf16(name, device, filled):
 
 @pytest.mark.parametrize("name", ["densenet121", "shufflenetv2"])
 def test_compiles_in_one_graph(name, monkeypatch):
-    """Those with something unusual in `features`: a child of that name; a choice by memory format."""
+    """These networks have a child named `features`, or a branch that depends on the memory format."""
     monkeypatch.setitem(densenet.DEPTHS, 121, (4, (1, 1, 1, 1)))
     network = model.build(name, 10).eval().to(memory_format=torch.channels_last)
     images = golden_images().to(memory_format=torch.channels_last)
@@ -157,7 +157,7 @@ def test_classes_and_sizes(name, num_classes, size):
     assert network.head(network.features(images)).shape == (2, num_classes)
 
 
-# What has no golden logits: compared with torchvision's blocks where those are equal, else with the equation.
+# Networks without logits in tests/data are compared with equal blocks of torchvision, or with the equation.
 
 
 def test_resnet50_is_torchvisions_with_a_small_stem(filled):
@@ -177,7 +177,7 @@ def test_resnext29_is_made_of_torchvisions_bottlenecks(filled):
     reference.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     reference.maxpool = reference.layer4 = nn.Identity()
     reference.fc = nn.Linear(1024, 10)
-    # torchvision registers a block's parts in the same order, so that position names each tensor.
+    # torchvision registers the parts of a block in the same order, so tensors are matched by position.
     values = filled("resnext29").state_dict().values()
     reference.load_state_dict(dict(zip(reference.state_dict(), values, strict=True)))
     images = golden_images()
@@ -189,7 +189,7 @@ def test_shufflenetv2_is_torchvisions_with_a_small_stem_and_biases(filled):
     reference = torchvision.models.shufflenet_v2_x1_0(num_classes=10)
     reference.conv1 = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24))
     reference.maxpool = nn.Identity()
-    widens = reference.stage2[0].branch2  # torchvision: in its first convolution, here: in the last
+    widens = reference.stage2[0].branch2  # torchvision widens in the first convolution, this project in the last
     widens[0], widens[1] = nn.Conv2d(24, 24, 1, bias=False), nn.BatchNorm2d(24)
     widens[3], widens[4] = nn.Conv2d(24, 24, 3, 2, padding=1, groups=24, bias=False), nn.BatchNorm2d(24)
     widens[5] = nn.Conv2d(24, 58, 1, bias=False)
@@ -252,7 +252,7 @@ def test_initial_weights_preresnet():
             deviation = sqrt(2 / (conv.kernel_size[0] ** 2 * conv.out_channels))
             assert torch.isclose(conv.weight.std(), torch.tensor(deviation), rtol=0.2)
         weights = torch.cat([conv.weight.flatten() / conv.weight.std() for conv in convolutions(network)])
-        assert abs(weights.pow(4).mean() - 3) < 0.2  # kurtosis: 3 of normal, 1.8 of uniform weights
+        assert abs(weights.pow(4).mean() - 3) < 0.2  # the kurtosis is 3 for normal and 1.8 for uniform weights
 
 
 def test_initial_weights_resnext():
@@ -298,7 +298,7 @@ def test_options():
     assert network.conv1.out_channels == 8 and network.fc2.in_features == 32
     features = network.train().features(torch.randn(64, 3, 32, 32))
     zeros = (features == 0).float().mean()
-    assert 0.7 < zeros < 0.8  # half by ReLU, half of the rest by dropout
+    assert 0.7 < zeros < 0.8  # ReLU sets half to 0, and dropout half of the rest
 
 
 @pytest.mark.parametrize(
@@ -352,13 +352,13 @@ def test_depthwise_is_the_library_s_grouped_convolution(dtype, stride):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_frozen_network_in_bf16_answers_with_autocasts_bits(name, device, monkeypatch):
-    """Features, logits, and the gradient of the images, which attacks without data follow."""
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as `engine.pick_device` has it
+    """Features, logits and the gradient of the images have the same bits. Attacks without data use this gradient."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as in `engine.pick_device`
     zoo = Zoo(DATASETS["cifar10"], torch.device(device), bf16=True)
     network = zoo.fresh(name)
     images = torch.randn(4, 3, 32, 32, device=device)
     with torch.no_grad():
-        network.train()(images)  # statistics of its own for the batch norm
+        network.train()(images)  # gives batch norm new running averages
     found = []
     for frozen in (copy.deepcopy(network).eval().requires_grad_(False), zoo.freeze(network)):
         seen = images.clone().requires_grad_()

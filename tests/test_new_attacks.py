@@ -1,4 +1,4 @@
-"""logit_std, dkd, hard_label, mkd: the equations in float64, and their properties."""
+"""logit_std, dkd, hard_label and mkd: equations in float64, and properties."""
 
 import math
 
@@ -21,12 +21,12 @@ from utils.errors import UserError
 from utils.seeds import seed_everything
 
 STINGY = {"release": "stingy", "rho": 0.2}
-# Keys of kd that a method does not have.
+# Keys of kd that another method does not have.
 WITHOUT = {"dkd": {"alpha"}, "hard_label": {"alpha", "temperature"}}
 
 
 def build(trained, name, **changes):
-    """(the method, a loader of a tenth of the digits, an optimizer); the teacher is a nasty one."""
+    """(the method with a nasty teacher, a loader of a tenth of the digits, an optimizer)."""
     raw = TINY | with_teacher(trained / "kd_nasty/nasty", method=name)
     raw = {key: value for key, value in raw.items() if key not in WITHOUT.get(name, ())} | changes
     checked = params.check(raw, "params.json")
@@ -108,7 +108,7 @@ def test_dkd_loss(T, beta_target, beta_others, standardised):
 
 
 def test_dkd_weighs_the_parts_of_kd_apart():
-    """Eq. 6 of the paper: KL( t ‖ s ) = KL( b_t ‖ b_s ) + (1 − P_y) KL( n_t ‖ n_s ), image by image."""
+    """Equation 6 of the paper holds for each image: KL( t ‖ s ) = KL( b_t ‖ b_s ) + (1 − P_y) KL( n_t ‖ n_s )."""
     for i in range(5):
         student, teacher, label = logits(0)[i : i + 1], logits(1)[i : i + 1], LABELS[i : i + 1]
         wrong = 1 - softmax(teacher[0].tolist(), 4.0)[int(label)]
@@ -176,7 +176,7 @@ def test_labels_only_is_blind_to_labels_and_to_all_but_the_highest_answer(traine
 
 
 def written_markov(teacher, a, U, V, T):
-    """The rows p̃, class by class. a: [[a_c]]; U, V: one row of C·n numbers per class."""
+    """p̃, computed class by class. a: [[a_c]]. U, V: one row of C·n numbers for each class."""
     rows = []
     for z, label in zip(teacher, LABELS.tolist(), strict=True):
         p, classes, rank = softmax(z, T), len(z), len(U[label]) // len(z)
@@ -226,7 +226,7 @@ def test_mkd_begins_with_the_diagonal_it_is_given(diagonal):
     rows = (torch.diag_embed(own.a[:, None].expand(10, 10)) + own.U @ own.V.mT).softmax(2)
     expected = torch.full((10, 10), (1 - diagonal) / 9).fill_diagonal_(diagonal)
     torch.testing.assert_close(rows.detach(), expected.expand(10, 10, 10))
-    assert own.U.abs().min() > 0  # or V would never have a gradient
+    assert own.U.abs().min() > 0  # if U were 0, V would never have a gradient
 
 
 def test_mkd_begins_as_released():
@@ -264,7 +264,7 @@ def test_mkd_logs_how_far_it_is_from_the_teacher(trained):
     assert terms["loss"].item() == pytest.approx(kd.losses(images, labels)["loss"].item(), rel=1e-3)
 
 
-# All of them
+# All of these attacks
 
 
 @pytest.mark.parametrize("name", ["logit_std", "dkd", "hard_label", "mkd"])

@@ -1,4 +1,4 @@
-"""cmim and the rules: equations in float64, properties, and every attack against each rule."""
+"""cmim and the release rules: equations in float64, properties, and every attack with each rule."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ RULES = ["reverse_sigmoid", "modelguard", "poe", "mad"]
 
 
 def certain(scale=1.0, classes=5, rows=40):
-    """Probabilities, double (rows, classes): nearly uniform for a small scale."""
+    """Random probabilities, double (rows, classes). For a small `scale` they are nearly uniform."""
     generator = torch.Generator().manual_seed(classes)
     return (scale * torch.randn(rows, classes, dtype=torch.float64, generator=generator)).softmax(1)
 
@@ -44,7 +44,7 @@ def test_cmi_of_given_centroids(T):
 
 
 def test_cmi_is_smallest_at_the_class_means():
-    """And there it is the mutual information of image and answer given the class: H(mean) − mean of H."""
+    """The smallest value is the mutual information of image and answer given the class: H(mean) − mean of H."""
     rows = logits(0).detach()
     labels = torch.tensor([0, 0, 0, 1, 1])
     P = (rows / 4).softmax(1)
@@ -120,7 +120,7 @@ def test_reverse_sigmoid(beta, gamma):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_reverse_sigmoid_of_certain_answers(dtype):
-    """Positive, finite and with a gradient, also for very confident teachers."""
+    """The answers are positive and finite and have a gradient, also for very confident teachers."""
     z = torch.tensor([[500.0, 0.0, -500.0], [40.0, 0.0, 20.0], [0.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
     answer = reverse_sigmoid(z, 0.21, 0.2)
     assert answer.isfinite().all() and torch.autograd.grad(answer[:, 0].sum(), z)[0].isfinite().all()
@@ -157,7 +157,7 @@ def cost(p, answer):
 
 
 def allowed(p, answer, epsilon, slack=1e-9):
-    """Whether answers (…, C) keep every constraint of the programme for one p (C,)."""
+    """Whether answers (…, C) satisfy every constraint of the linear programme for one p (C,)."""
     top = answer[..., p.argmax()]
     rest = answer.index_select(-1, torch.tensor([k for k in range(len(p)) if k != p.argmax()])).amax(-1)
     ok = ((answer - p).abs().sum(-1) <= epsilon + slack) & (top - rest >= MARGIN - slack)
@@ -177,7 +177,7 @@ def test_modelguard_is_at_least_as_good_as_every_answer_of_a_grid(scale, epsilon
         if len(costs):
             assert cost(p, found) <= costs.min() + 1e-7
             if epsilon > 0.5:
-                assert cost(p, found) > costs.min() - 40 / steps  # a grid's distance: the two agree
+                assert cost(p, found) > costs.min() - 40 / steps  # 40 / steps: effect of the spacing of the grid
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.5, 1.0, 1.7])
@@ -228,7 +228,7 @@ def test_the_proxy_answers_beside_the_teacher(trained):
         features, logits_again = learner.teacher(images, with_features=True)
         assert torch.equal(logits_again, answers[share])
         assert torch.equal(features, learner.teacher.teacher(images, with_features=True)[0])
-        assert len(learner.zoo.origins) == 2  # a run notices another proxy
+        assert len(learner.zoo.origins) == 2  # teacher and proxy: a continued run refuses another proxy
     torch.testing.assert_close(answers[0.5], (answers[0.0] + answers[1.0]) / 2)
     torch.testing.assert_close(answers[0.0], learner.teacher.teacher(images))
     assert not torch.allclose(answers[0.0], answers[1.0])
@@ -243,7 +243,7 @@ def written_vertex(chosen, top, classes):
 
 
 class Surrogate:
-    """A last layer and its input, whose gradients make up G."""
+    """A last layer and its input. The gradients of the layer are the rows of G."""
 
     def __init__(self, classes, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -275,7 +275,7 @@ def test_mad_of_few_classes_compares_all_sets(classes, epsilon):
 
 
 def test_mad_of_two_classes():
-    """All directions are one line: several sets may be equally good, so that the deviation is compared."""
+    """With two classes, several sets may have the same deviation. So the test compares the deviations."""
     for seed, p in enumerate(certain(2.0, 2)):
         own, top = Surrogate(2, seed), int(p.argmax())
         found = [written_vertex(chosen, top, 2) for chosen in ({top}, {0, 1})]

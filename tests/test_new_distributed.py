@@ -1,4 +1,4 @@
-"""mkd and cmim change further state in a step: two processes give the result of one."""
+"""mkd and cmim change further state in a step. Two processes give the same result as one."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ SCRIPTS = {"mkd": "train_kd.py", "cmim": "train_nasty.py"}
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_two_processes_compute_what_one_does(name, trained, tmp_path):
     own = with_teacher(trained / "baseline/teacher", matrix_learning_rate=0.01) if name == "mkd" else {"weight": 1.0}
-    keys = PLAIN | {"subset_percent": 0.25, "num_epochs": 1} | own  # 224 images: every batch has 16, 8 for each process
+    keys = PLAIN | {"subset_percent": 0.25, "num_epochs": 1} | own  # 224 images: a batch has 16, 8 for each process
     content = []
     for processes in (1, 2):
         folder = experiment(tmp_path / str(processes), method=name, **keys)

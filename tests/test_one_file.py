@@ -1,4 +1,4 @@
-"""One file in method/ is a row or column of a matrix, without any other change to the project."""
+"""A new file in method/ gives a row or column of a matrix, without any other change to the project."""
 
 import json
 import re
@@ -107,7 +107,7 @@ ALONE, STUDENT = "experiments/mini/baseline/student", "experiments/mini/kd_nasty
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the project with the new files, a matrix of tiny experiments, and records of its row `nasty`."""
+    """A copy of the project with new files, a matrix of tiny experiments, and records of the row `nasty`."""
     root = copy_code(tmp_path_factory.mktemp("project"))
     for name, text in FILES.items():
         (root / f"method/{name}.py").write_text(text)
@@ -124,7 +124,7 @@ def project(tmp_path_factory):
 
 
 def planned(done):
-    """{folder below experiments/mini: those it needs} of a dry run."""
+    """{folder of a run: folders of the runs that it needs} of a dry run, below experiments/mini."""
     assert done.status == 0, done.err
     rows = [re.split(r"\s{2,}", line.strip()) for line in done.out.splitlines()[2:-2]]
     short = [[cell.replace("experiments/mini/", "") for cell in row] for row in rows]
@@ -132,7 +132,7 @@ def planned(done):
 
 
 def lines_of(text):
-    """{(defence, source): other cells} of a printed matrix."""
+    """{(defence, source): the other cells} of a printed matrix."""
     rows = [re.split(r"\s{2,}", line.strip()) for line in text.partition("---\n")[2].splitlines()]
     return {tuple(row[:2]): row[2:] for row in rows if len(row) > 3}
 
@@ -141,7 +141,7 @@ OWN = {"baseline/student": [], "baseline/student,label_smoothing=0.1": []}
 
 
 def test_plans(project):
-    """Only the teachers and students that the new row or column needs."""
+    """Only the teachers and students of the new row or column are planned."""
     free, against, rule, thief, changed = commands(
         project,
         "reproduce.py matrix --dry_run --rows free",
@@ -151,7 +151,7 @@ def test_plans(project):
         "reproduce.py matrix --dry_run --rows free --columns thief "
         "--set strength=0.3 hardness=0.1 temperature=3 gamma=0.5",
     )
-    # `free` loads no network; its own default replaces the temperature 4 of the nasty teacher's experiment
+    # `free` loads no network. Its default temperature replaces the temperature 4 of the template.
     teacher = "kd_nasty/nasty,method=free,temperature=2"
     student = "kd_nasty/student,{}teacher.method=free,teacher.temperature=2{}"
     assert planned(free) == OWN | {
@@ -170,14 +170,14 @@ def test_plans(project):
         "kd_normal/student,release=rule,temperature=8": ["baseline/teacher"],
         "kd_normal/student,method=scm,release=rule": ["baseline/teacher"],
     }
-    # `thief` has no default for the temperature, so it is that of `kd` for every teacher
+    # `thief` has no default temperature, so it has the temperature of `kd` for every teacher.
     assert planned(thief) == OWN | {
         "baseline/teacher": [],
         "kd_nasty/nasty": ["baseline/teacher"],
         "kd_normal/student,method=thief,temperature=8": ["baseline/teacher"],
         "kd_nasty/student,method=thief,temperature=8": ["kd_nasty/nasty"],
     }
-    # keys that new files declare are theirs, all others are those of every run
+    # --set changes keys of new files only in these, and all other keys in every run
     teacher = "kd_nasty/nasty,all.gamma=0.5,method=free,strength=0.3,temperature=3"
     student = (
         "kd_nasty/student,all.gamma=0.5,hardness=0.1,method=thief,"
@@ -205,7 +205,7 @@ def test_mistakes(project):
     for number, (flags, words) in enumerate(MISTAKES.items()):
         for name, done in zip(SCRIPTS, results[2 * number :], strict=False):
             if name == "results.py" and "must be" in words:
-                continue  # which builds no run
+                continue  # it builds no run
             assert done.status == 2 and done.err.count("\n") == 1, (name, flags, done.out, done.err)
             assert done.err.rstrip("\n").endswith(words) or words in done.err, (name, flags, done.err)
 

@@ -1,4 +1,4 @@
-"""The leaderboard: its texts and bars, escaping of untrusted texts, and how a browser shows it."""
+"""The leaderboard: texts, bars, escaping of untrusted texts, and its appearance in a browser."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ def interval(mean, half=0.5):
 
 
 def card(defence, mean, preset="few", half=0.5, price=0.25, **changes):
-    """A card with a score of `mean` ± `half`; `changes` replace fields."""
+    """A card with the score `mean` ± `half`. `changes` replace fields."""
     verdict = "does not hold" if mean <= half else "holds" if price <= 1 else "holds, at a price"
     accuracy = [70.0, 71.5, 72.25]
     return {
@@ -76,7 +76,7 @@ CARDS = [
 
 
 class Page(HTMLParser):
-    """All elements of a page as (tag, attributes), and the texts outside of scripts and styles."""
+    """Collects all elements of a page as (tag, attributes), and the texts outside of scripts and styles."""
 
     def __init__(self, text):
         super().__init__()
@@ -100,7 +100,7 @@ class Page(HTMLParser):
 
 
 def hostile(value):
-    """A card's fields with HOSTILE in place of each text, and as each setting's name."""
+    """The fields of a card in which HOSTILE replaces each text and each name of a setting."""
     if isinstance(value, dict):
         names = {name: HOSTILE if name in ("weight", "temperature") else name for name in value}
         return {names[name]: hostile(inner) for name, inner in value.items()}
@@ -120,8 +120,8 @@ def test_texts_of_a_card_stay_texts():
     plain, attacked = Page(page.make_html([card("nasty", 1.0, flags=["f"])])), Page(page.make_html([hostile_card()]))
     assert len(attacked.all("script")) == 1 and not attacked.all("img")
     usual, names = ({(tag, name) for tag, all in found.elements for name in all} for found in (plain, attacked))
-    assert names <= usual  # no element has an attribute that it does not have on an ordinary page
-    assert attacked.text.count("<script>hacked = 1</script>") > 15  # it is shown, as text
+    assert names <= usual  # no element has attributes that an ordinary page does not have
+    assert attacked.text.count("<script>hacked = 1</script>") > 15  # shown as text
 
 
 def test_texts_of_a_card_stay_texts_in_markdown():
@@ -165,7 +165,7 @@ def test_same_cards_give_same_bytes():
         assert make(shuffled) == make(CARDS)
     code = "import json, sys; from study import page; sys.stdout.write(page.make_html(json.loads(sys.argv[1])))"
     command = [sys.executable, "-c", code, json.dumps(CARDS)]
-    for seed in "12":  # of Python's hashes, and so of the order of sets
+    for seed in "12":  # the seed of Python's hashes determines the order of sets
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"}
         found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         assert found.stdout == page.make_html(CARDS)
@@ -176,7 +176,8 @@ def test_presets_in_the_order_of_the_protocol_and_cards_by_score():
     found = leaderboard.groups([*CARDS, card("x", 1.0, preset="zeta"), card("x", 1.0, preset="alpha")])
     assert list(found) == ["insider", "few", "alpha", "zeta"]
     names = [one["defence"] for one in found["few"]["benchmark_digits, protocol v1"]]
-    assert names == ["stingy", "nasty", "possessive", "sdb"]  # +2, +1.25, −2.5, and +3 that shows nothing
+    # The scores are +2, +1.25, −2.5, and +3 with the verdict "not shown".
+    assert names == ["stingy", "nasty", "possessive", "sdb"]
     assert before == CARDS
 
 
@@ -355,7 +356,7 @@ def test_browser_chooses_presets_sorts_and_opens_details(browser, tmp_path):
     assert states["Price", "descending"][:2] == ["possessive", "stingy"]
     assert states["Price", "ascending"][-2:] == ["stingy", "possessive"]
     assert states["Score", "ascending"] == ["possessive", "normal", "nasty", "stingy", "sdb"]
-    assert states["Gap", "descending"][-1] == "normal"  # it has no gap
+    assert states["Gap", "descending"][-1] == "normal"  # a card without a gap is last
     assert states["Defence", "ascending"] == ["nasty", "normal", "possessive", "sdb", "stingy"]
     assert states["Verdict", "ascending"] == ["normal", "possessive", "nasty", "stingy", "sdb"]
 
@@ -382,7 +383,8 @@ def test_browser_never_scrolls_the_page_sideways(browser, tmp_path, width):
     long["thief"]["settings"] = {f"setting_number_{index}": 0.123456789 for index in range(12)}
     show(browser, tmp_path, [*CARDS, long, hostile_card()], width=width)
     browser.run("document.querySelectorAll('details').forEach(details => details.open = true)")
-    assert browser.run("Math.max(innerWidth, document.documentElement.scrollWidth)") <= width  # phones zoom out instead
+    # A wider page would make phones zoom out.
+    assert browser.run("Math.max(innerWidth, document.documentElement.scrollWidth)") <= width
 
 
 def test_browser_shows_everything_without_javascript(browser, tmp_path):
@@ -400,5 +402,5 @@ def test_browser_runs_no_script_of_a_card(browser, tmp_path):
     assert browser.run("typeof hacked") == "undefined" and browser.errors() == []
     assert {url for url in browser.requests()} == {address}
     browser.run("{const s = document.createElement('script'); s.textContent = 'hacked = 1'; document.body.append(s)}")
-    assert browser.run("typeof hacked") == "undefined"  # the policy refuses scripts that escaping would have missed
+    assert browser.run("typeof hacked") == "undefined"  # the policy also refuses scripts that are not escaped
     assert any("Content Security Policy" in error["text"] for error in browser.errors())

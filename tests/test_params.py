@@ -132,7 +132,7 @@ def test_a_key_that_is_there_is_suggested_too():
         ({"teacher_model": "net", "temperature": 4}, {"method": "dafl", "temperature": 5}, set()),
         ({"model_name": "net", "num_channels": 8}, {"model_name": "preresnet8"}, {"num_channels"}),
         ({"teacher_model": "net", "release": "stingy", "rho": 0.2}, {"release": "logits"}, {"rho"}),
-        ({"momentun": 0.9}, {"seed": 1}, set()),  # a mistake stays one
+        ({"momentun": 0.9}, {"seed": 1}, set()),  # a misspelt key is not dropped
         ({"weight": 1}, {"method": "nastty"}, set()),
     ],
 )
@@ -212,7 +212,7 @@ def test_set_in_the_working_directory(tmp_path, monkeypatch):
 
 
 def test_every_key_changes_something_or_is_ignored(tmp_path, trained):
-    """Same params.json, same folder content; another seed, momentum or share of samples: other weights."""
+    """Each key in the first list changes the weights. Each key in the second list does not."""
     changed = {"seed": 1, "gamma": 0.5, "schedule": [], "augmentation": 0, "weight_decay": 0.1, "batch_size": 16}
     changed |= {"learning_rate": 0.002, "subset_percent": 0.2, "precision": "bf16", "label_smoothing": 0.1}
     changed |= {"dropout_rate": 0.5, "optimizer": "sgd", "clip_grad_norm": 1e-3}

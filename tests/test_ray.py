@@ -1,4 +1,4 @@
-"""The same graph of runs as Ray tasks on a local Ray instance."""
+"""A plan of runs, executed as Ray tasks on a local Ray instance."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def kill_whoever_trains_in(folder):
-    """Kill -9 the process that holds the training.log of `folder`, once it has two epochs behind it."""
+    """Kill (SIGKILL) the process that has the training.log of `folder` open, after two epochs."""
     while epochs_logged(folder) < 2:
         time.sleep(0.02)
     log = str(folder / "training.log")
@@ -29,7 +29,7 @@ def kill_whoever_trains_in(folder):
             if os.readlink(link) == log:
                 return os.kill(int(link.parts[2]), signal.SIGKILL)
         except OSError:
-            continue  # a process or a file of its that has gone meanwhile
+            continue  # the process or its file no longer exists
 
 
 def test_a_killed_worker_is_replaced_and_goes_on(tmp_path):

@@ -1,4 +1,4 @@
-"""Records: the lines of results/*.jsonl, and `results.py --publish`, which writes them."""
+"""Records, the lines of results/*.jsonl, and `results.py --publish`, which writes them."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def test_records_are_of_experiments_that_exist_and_each_of_another_run():
 
 
 def test_records_hold_what_their_definition_says():
-    """So no definition was changed after its runs."""
+    """The parameters of a record are those of its params.json, so no definition was changed after its runs."""
     for name, number, record in LINES:
         ran, wanted = (vars(params.check(raw, Path(name))) for raw in (record["params"], spec.from_json(record).raw))
         if wanted["precision"] == "auto":
@@ -77,7 +77,7 @@ STUDENT = "experiments/mini/kd_normal/student"
 
 @pytest.fixture
 def project(trained, tmp_path, monkeypatch):
-    """A project root with the five trained experiments, as if they had been run at a commit."""
+    """A project root with the five trained experiments, as if they had been trained at a commit."""
     set_root(monkeypatch, tmp_path)
     root = tmp_path / "experiments/mini"
     grow(root, Path("experiments/mini"))
@@ -92,7 +92,7 @@ def project(trained, tmp_path, monkeypatch):
 
 
 def change(folder, **values):
-    """Change entries of the last_model.tar in `folder`."""
+    """Change entries of last_model.tar in `folder`."""
     state = torch.load(folder / "last_model.tar", weights_only=True)
     checkpoint.save(folder / "last_model.tar", state | values)
 
@@ -135,7 +135,7 @@ def test_publishing_again_replaces_the_older_record_of_the_same_run(project):
     assert record["commit"] == "abcdef0123"
     run = spec.make(STUDENT, seed=1)
     spec.write(run)
-    assert "unchanged" in script("results.py", STUDENT, "--publish").out  # of seed 1 nothing has run
+    assert "unchanged" in script("results.py", STUDENT, "--publish").out  # nothing has run with seed 1
     assert len(records(project)) == 1
 
 

@@ -1,4 +1,4 @@
-"""recover: the estimate in float64 against its definition, and recovery from known rules."""
+"""recover: the estimate compared with its definition in float64, and recovery from known rules."""
 
 import pytest
 import torch
@@ -57,12 +57,12 @@ def test_tables_are_drawn_around_the_prior(prior, trained):
     table = own.table(q, others)
     assert table.shape == (3, 4001, 10) and torch.equal(table[:, 0], q)
     torch.testing.assert_close(table[:, 1:].mean(1), others, rtol=0.05, atol=0.005)
-    variance = others * (1 - others) / (80 + 1)  # of a Dirichlet distribution with c C = 80
+    variance = others * (1 - others) / (80 + 1)  # variance of a Dirichlet distribution with c C = 80
     torch.testing.assert_close(table[:, 1:].var(1), variance, rtol=0.25, atol=2e-4)
 
 
 def test_most_of_a_mild_perturbation_is_undone(trained):
-    """The recovered answers are at most half as far from the teacher's as the rule's answers."""
+    """The distance of recovered answers to the teacher's is at most half that of the rule's answers."""
     own, _, _ = learner(trained, release="reverse_sigmoid", samples=4000)
     torch.manual_seed(0)
     p = (3 * torch.randn(20, 10)).softmax(1)

@@ -1,4 +1,4 @@
-"""A table from one command: planned, run over two seeds, killed, run again, skipped, and printed in every format."""
+"""One command makes a table. Runs are planned, run with two seeds, killed, continued, skipped and printed."""
 
 import csv
 import fcntl
@@ -23,7 +23,7 @@ from study.plan import Plan
 from training import spec
 from utils import checkpoint
 
-# Worked out by hand: {target: runs}. Sweeps: values times rows, and the networks that none of the rows changes.
+# {target: number of runs}, counted by hand. A sweep has values × rows, and the networks that no row changes.
 RUNS = {
     "table1": 4 + 1 + 8,
     "table1_CIFAR10-small": 3 + 1 + 6,
@@ -62,7 +62,7 @@ RUNS = {
 
 
 def planned(*argv):
-    """{experiment: those it needs} in the order of a dry run, and the last line."""
+    """{experiment: the experiments that it needs} in the order of a dry run, and the last line."""
     done = script("reproduce.py", *argv, "--dry_run")
     assert done.status == 0, done.err
     rows = [re.split(r"\s{2,}", line.strip()) for line in done.out.splitlines()[2:-2]]
@@ -78,7 +78,7 @@ def test_dry_run_lists_each_run_once_after_what_it_needs(target):
 
 
 BENCHMARKS = {
-    # teachers: rows with one of their own, of 5 seeds and the tuning seed; searches and finals: of 3 presets
+    # A teacher is counted for 5 seeds and the tuning seed. Searches and final students are counted for 3 presets.
     "benchmark_digits": f"{2 * 6} teachers, {3 * (3 + 2)} searches of 9 draws, {3 * (2 * 3 + 2) * 5} final students",
     "benchmark_CIFAR10-small": f"{5 * 6} teachers, {3 * (8 + 2)} searches of 9 draws, {3 * 18 * 5} final students",
 }
@@ -119,9 +119,10 @@ def test_a_key_changed_everywhere():
         "experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18,all.precision=bf16,seed=17"
     ]
     assert found["experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18,all.precision=bf16"] == [
-        "experiments/CIFAR10/baseline/resnet18,precision=bf16"  # which depends on no other run
+        "experiments/CIFAR10/baseline/resnet18,precision=bf16"  # it depends on no other run
     ]
-    assert not any("=" in folder for folder in planned("table1_digits", "--set", "dataset=digits")[0])  # as it is
+    # "digits" is its value already
+    assert not any("=" in folder for folder in planned("table1_digits", "--set", "dataset=digits")[0])
     sweep = planned("omega_digits", "--set", "weight_decay=0.01", "num_epochs=1")
     assert (
         sweep[1] == f"{RUNS['omega_digits']} runs, {RUNS['omega_digits']} of them to do: {RUNS['omega_digits']} epochs"
@@ -155,7 +156,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(tmp_path):
 
 
 def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
-    """Finished with another learning rate; with the teacher of another seed; and spoilt before it has begun."""
+    """One run has another learning rate, one the teacher of another seed, and one a damaged folder."""
     root = grow(tmp_path, num_epochs=1)
     assert train(root / "baseline/teacher").status == 0
     (root / "baseline/teacher/params.json").write_text(
@@ -165,7 +166,8 @@ def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
     line = f'{root}/baseline/teacher: holds a run with other parameters: "learning_rate": 0.001 in that run, 0.002 now'
     assert dry.status == 0 and line in dry.out and dry.out.endswith("5 runs, 4 of them to do: 4 epochs\n")
     done = script("reproduce.py", root, "--jobs", "1")
-    assert done.status == 1 and line in done.err and done.out.count(": finished") == 1  # the student alone
+    # Only the student alone is finished
+    assert done.status == 1 and line in done.err and done.out.count(": finished") == 1
     assert done.err.count("skipped, because a run that it needs failed") == 3
 
     spec.write(spec.make(root / "kd_normal/student", seed=4))
@@ -178,7 +180,7 @@ def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
 
 
 def test_a_student_with_the_teacher_of_another_seed_is_another_run(trained, tmp_path):
-    """train_kd.py --set seed=1 keeps the teacher; --seeds 1 trains one with that seed."""
+    """train_kd.py --set seed=1 keeps the teacher. reproduce.py --seeds 1 also trains a teacher with seed 1."""
     folder = experiment(tmp_path / "x", **with_teacher(trained / "baseline/teacher"))
     train(folder, "--set", "seed=1")
     assert len(metrics(tmp_path / "x,seed=1,teacher.seed=0")) == 2
@@ -199,11 +201,11 @@ def test_what_is_no_conflict(tmp_path):
     folder = experiment(tmp_path / "x", num_epochs=1, precision="auto")
     assert conflict(folder) is None
     train(folder)
-    assert conflict(folder) is None  # though "auto" has been resolved
-    assert conflict(folder, momentum=0.9, label_smoothing=0) is None  # the defaults
+    assert conflict(folder) is None  # although the run has replaced "auto" by a value
+    assert conflict(folder, momentum=0.9, label_smoothing=0) is None  # these are the defaults
     assert conflict(folder, num_epochs=2) is None
     state = torch.load(folder / "last_model.tar", weights_only=True)
-    state["params"].pop("cuda_graph")  # a key that is younger than the run
+    state["params"].pop("cuda_graph")  # as if the key had been added after the run
     checkpoint.save(folder / "last_model.tar", state)
     assert conflict(folder) is None
     assert conflict(folder, precision="bf16" if state["params"]["precision"] == "fp32" else "fp32") is not None
@@ -213,10 +215,10 @@ def test_what_is_no_conflict(tmp_path):
 def test_runs_with_changed_keys_go_on_when_the_experiment_grows(tmp_path):
     folder = experiment(tmp_path / "x", num_epochs=1)
     for epochs in 1, 2:
-        assert conflict(folder, num_epochs=epochs, momentum=0.9) is None  # by default, and then written out
+        assert conflict(folder, num_epochs=epochs, momentum=0.9) is None  # first a default, and now in the file
         assert script("reproduce.py", folder, "--seeds", "1", "--set", "gamma=0.2", "--jobs", "1").status == 0
         assert len(metrics(tmp_path / "x,gamma=0.2,seed=1")) == epochs
-    done = script("reproduce.py", folder, "--jobs", "1")  # whose table is of its own runs alone
+    done = script("reproduce.py", folder, "--jobs", "1")  # the table has only the runs of this folder
     assert done.status == 0 and "gamma=" not in done.out and "gamma=" in script("results.py", folder).out
     raw = tmp_path / "x,gamma=0.2,seed=1/params.json"
     raw.write_text(raw.read_text().replace("0.001", "0.002"))
@@ -255,7 +257,7 @@ def test_only_what_all_runs_share_can_be_changed_in_all(name):
 def test_a_folder_whose_own_name_has_an_equals_sign(tmp_path):
     for name in "lr=0.1", "other", "other,seed=2":
         experiment(tmp_path / name)
-    spec.write(spec.make(tmp_path / "other", seed=1))  # not an experiment, because it has a spec.json
+    spec.write(spec.make(tmp_path / "other", seed=1))  # a folder with a spec.json is not an experiment
     assert set(planned(tmp_path)[0]) == {f"{tmp_path}/{name}" for name in ("lr=0.1", "other", "other,seed=2")}
 
 
@@ -288,7 +290,7 @@ def test_metrics_of_an_earlier_run_are_no_progress(tmp_path):
     assert seen == [0, 0, 1, 1] and at_work.done[str(folder)] == 3
 
 
-# The miniature: a copy of the project with experiments of its own
+# The miniature: a copy of the project with its own experiments
 
 TABLE = {
     "title": "Miniature",
@@ -356,14 +358,14 @@ def unlocked(folder):
 
 @pytest.fixture(scope="module")
 def killed(project):
-    """The miniature beside an experiment without end, killed once that has begun and another run has finished."""
+    """The miniature and an endless experiment, killed after this one has begun and another run has finished."""
     process, endless = reproduce(project, "experiments/endless", "mini"), project / "experiments/endless"
     begun = (endless / "training.log").exists
     assert waited(lambda: "finished" in (project / "output").read_text() and begun()), (project / "output").read_text()
     process.kill()
     process.wait()
     yield endless
-    shutil.rmtree(endless, ignore_errors=True)  # where nothing can be written a run ends, if it has not already
+    shutil.rmtree(endless, ignore_errors=True)  # a run that still trains ends, because it cannot write
 
 
 def test_killed_with_its_children(killed):
@@ -373,7 +375,7 @@ def test_killed_with_its_children(killed):
 
 @pytest.fixture(scope="module")
 def finished(project, killed):
-    """The same again with two seeds, a sweep and a new method, to the end. Returns its output."""
+    """The same command without a kill, with two seeds, a sweep and a new method. Returns its output."""
     process = reproduce(project, "mini", "sweep", "experiments/new", "--seeds", "0", "1")
     output = (project / "output").read_text() if process.wait(timeout=500) is not None else ""
     assert process.returncode == 0, output
@@ -382,7 +384,7 @@ def finished(project, killed):
 
 @pytest.fixture
 def inside(project, finished, monkeypatch):
-    """This process works in the miniature project."""
+    """Make the miniature the project root of this process."""
     set_root(monkeypatch, project)
     return project / "experiments/mini"
 

@@ -1,4 +1,4 @@
-"""Tables of accuracies, against numbers worked out by hand: the paper's, those of records, and those of run folders."""
+"""Tables of accuracies are compared with numbers computed by hand: of the paper, of records and of run folders."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from study import intervals, report
 from study.formats import FORMATS, STYLES
 from study.ledger import Recorded, Summary
 
-# A textbook's 0.975 quantiles of Student's t: {degrees of freedom: quantile}
+# 0.975 quantiles of Student's t from a textbook: {degrees of freedom: quantile}
 QUANTILES = {
     **{1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228},
     **{11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145, 15: 2.131, 16: 2.120, 17: 2.110, 18: 2.101, 19: 2.093},
@@ -45,7 +45,7 @@ ALONE, NORMAL = "experiments/mini/baseline/student", "experiments/mini/kd_normal
 
 
 def fill(make):
-    """Accuracies of MINI: three seeds of the baseline, two of a student, one of a teacher. make: `local`, `recorded`"""
+    """Make runs of MINI: 3 seeds of the baseline, 2 of a student, 1 of a teacher. make: `local` or `recorded`."""
     for seed, best in (0, 80.0), (1, 82.0), (2, 87.0):
         make(ALONE, best, best - 0.5, seed=seed)
     make("experiments/mini/baseline/teacher", 91.0, 91.5)
@@ -54,7 +54,7 @@ def fill(make):
 
 
 def fill_matrix(make):
-    """Accuracies of MATRIX: the yardstick, and the other attack on the normal teacher."""
+    """Make runs of MATRIX: the yardstick, and the other attack on the normal teacher. make: `local` or `recorded`."""
     for seed, best in (0, 83.5), (1, 84.5):
         make(ALONE, best, 83.25, changes={"label_smoothing": 0.1}, seed=seed)
         make(NORMAL, 85.0, 86.0, changes={"temperature": 50}, seed=seed)
@@ -74,7 +74,7 @@ def empty(tmp_path, monkeypatch):
 
 @pytest.fixture
 def project(empty):
-    """Runs on this machine; the nasty teacher's is not finished."""
+    """A project root with local runs. The run of the nasty teacher is not finished."""
     fill(local)
     log(empty / "kd_nasty/nasty", *range(12))
     return empty
@@ -129,7 +129,7 @@ def test_gains_are_between_runs_of_the_same_seed():
 
 
 def entries(style, target="mini", source="yours"):
-    """{(row, column): entry} of the table, from its JSON or CSV."""
+    """{(row, column): entry} of the table, read from JSON or CSV."""
     text = report.report(target, style)
     found = json.loads(text) if style == "json" else list(csv.DictReader(io.StringIO(text)))
     return {(entry["row"], entry["column"]): entry for entry in found if entry["source"] == source}
@@ -151,7 +151,7 @@ def test_numbers(empty, style, source):
     assert alone["published_inside"] in (True, "True")  # 83 ± 17.9 holds 70
     student = cells["normal", "student"]
     assert float(student["best"]) == 84.5 and float(student["difference"]) == pytest.approx(3.5)
-    assert float(student["difference_sd"]) == pytest.approx(math.sqrt(0.5))  # of 84 − 80 and 85 − 82
+    assert float(student["difference_sd"]) == pytest.approx(math.sqrt(0.5))  # differences 84 − 80 and 85 − 82
     assert float(student["published_difference"]) == pytest.approx(3.5)
     assert student["teacher"] == "teacher" and student["published_inside"] in (True, "True")  # 84.5 ± 11.003
     teacher = cells["normal", "teacher"]
@@ -164,8 +164,8 @@ def test_numbers(empty, style, source):
 
 def test_sources_are_never_averaged_together(empty):
     fill(recorded)
-    local(ALONE, 60.0, 61.0, seed=1)  # recorded: 80, 82 and 87
-    local(NORMAL, 64.0, 63.0, seed=1)  # recorded: 84 and 85
+    local(ALONE, 60.0, 61.0, seed=1)  # the records have 80, 82 and 87
+    local(NORMAL, 64.0, 63.0, seed=1)  # the records have 84 and 85
     alone = {source: entries("json", source=source)["student baseline", "student"] for source in SOURCES}
     student = {source: entries("json", source=source)["normal", "student"] for source in SOURCES}
     assert [(alone[source]["n"], alone[source]["best"]) for source in SOURCES] == [(3, 83.0), (1, 61.0)]
@@ -205,7 +205,7 @@ def test_markdown(project):
 
 
 def test_the_conclusion_of_a_table(empty):
-    """In one sentence below the table: the price of the defence, and the loss of students."""
+    """A sentence below the table states the accuracy that the defence costs, and the change of its students."""
     conclusion = {"alone": 0, "normal": 1, "nasty": 2}
     targets = {"mini": MINI | {"conclusion": conclusion}}
     (empty.parent / "tables.json").write_text(json.dumps(targets))
@@ -229,7 +229,7 @@ def test_matrix(empty, source):
     text = report.report("matrix", "markdown")
     header, _, *rows = grid(text)
     assert header == ["defence", "", "teacher", "kd", "hotter", "strongest attack", "minus yardstick"]
-    assert rows == [  # the student alone has 80, 82 and 87, with label smoothing 83.5 and 84.5
+    assert rows == [  # alone: 80, 82 and 87; with label smoothing: 83.5 and 84.5
         ["normal", source, "91.50", "+3.50 ± 0.71", "+5.00 ± 1.41", "hotter +5.00 ± 1.41", "+2.00"],
         ["nasty", "yours", "12/160 epochs", "–", "–", "", ""],
     ]
@@ -280,14 +280,15 @@ def test_latex(project):
     text = report.report("mini", "latex")
     head, body = text.split(r"\begin{tabular}")
     body, tail = body.split(r"\end{tabular}")
-    assert all(line.startswith("%") for line in (head + tail).splitlines() if line)  # nothing to typeset by mistake
+    # Everything outside the table is a comment
+    assert all(line.startswith("%") for line in (head + tail).splitlines() if line)
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 10 and all(len(re.findall(r"(?<!\\)&", row)) == 3 for row in rows)
     assert not re.search(r"(?<!\\)[%#_]", body)
 
 
 def test_runs_with_common_changes(matrix):
-    """Their baseline has the same changes, published numbers stay, and a change without effect is left out."""
+    """The baseline has the same changes. Published numbers stay. A change without effect is left out."""
     changes = {"momentum": 0.8, "gamma": 0.1}
     local(ALONE, 60.0, 60.0, common=changes)
     student = local(NORMAL, 61.0, 62.0, common=changes)
@@ -353,7 +354,7 @@ def test_a_baseline_is_one_with_defaults_written_out(project):
     raw = with_teacher(Path("experiments/mini/baseline/teacher"), dropout_rate=0.0)
     log(experiment(project / "kd_normal/another", **raw), 1.0, 83.0)
     rows = {row[0]: row for row in grid(report.report("experiments/mini/kd_normal", "markdown"))}
-    assert rows["mini/kd_normal/another"][5] == "+3.00"  # the student's 80 with seed 0, whose folder says none
+    assert rows["mini/kd_normal/another"][5] == "+3.00"  # relative to the student alone with seed 0, 80
 
 
 def test_a_damaged_line_is_named(project):
@@ -377,7 +378,7 @@ def test_seeds_that_are_not_finished_show_beside_those_that_are(project):
 
 
 def test_what_a_selection_shows(matrix):
-    """Only new columns come after all others; a selection of both, or of what the matrix has, is shown alone."""
+    """If only new columns or rows are selected, they come last. Any other selection is shown alone."""
 
     def shown(**selection):
         header, _, *rows = grid(report.report("matrix", "markdown", **selection))

@@ -23,20 +23,20 @@ LENGTH = 8  # epochs of the long runs
 
 
 def same_run(folder, other):
-    """Whether two run folders hold the same weights and metrics, one line for each epoch."""
+    """Whether two run folders have the same weights and the same metrics, with one line for each epoch."""
     assert metrics(folder) == metrics(other)
     assert [line["epoch"] for line in metrics(folder)] == list(range(1, len(metrics(other)) + 1))
     return all(same_weights(folder / name, other / name) for name in ("last_model.tar", "best_model.tar"))
 
 
 def copy(kind, trained, folder, **changes):
-    """The experiment `kind` of `trained`, without its results, as `folder`; its teacher stays the same file."""
+    """Copy the experiment `kind` of `trained` without its results to `folder`. The teacher stays the same file."""
     return experiment(folder, **(read_json(trained / kind / "params.json") | changes))
 
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory, trained):
-    """An experiment of each kind, `LENGTH` epochs in one go."""
+    """An experiment of each kind, trained for `LENGTH` epochs without an interruption."""
     root = tmp_path_factory.mktemp("long")
     for kind in KINDS:
         train(copy(kind, trained, root / kind, num_epochs=LENGTH))
@@ -44,13 +44,13 @@ def long(tmp_path_factory, trained):
 
 
 def epochs(folder):
-    """The number of epochs that are logged in `folder`."""
+    """The number of logged epochs of `folder`."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def grown(folder, num_epochs):
-    """The experiment with another number of epochs."""
+    """Set the number of epochs of an experiment."""
     raw = read_json(folder / "params.json") | {"num_epochs": num_epochs}
     (folder / "params.json").write_text(json.dumps(raw))
     return folder
@@ -74,7 +74,7 @@ def test_num_epochs_grown_later(kind, trained, long, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_random_moments(kind, trained, long, tmp_path):
-    """SIGKILL to the script some time within the epoch after three of its epochs; then to the end."""
+    """Kill the script (SIGKILL) at a random moment after three epochs, and then train to the end."""
     folder, output, rng = copy(kind, trained, tmp_path / "x", num_epochs=LENGTH), tmp_path / "out", random.Random(kind)
     seconds = json.loads((long / kind / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
     exits = []
@@ -97,12 +97,12 @@ def test_killed_at_random_moments(kind, trained, long, tmp_path):
 
 
 class Killed(BaseException):
-    """Ends a script like a kill: no handler catches it."""
+    """An exception that ends a script like a kill, because no handler catches it."""
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_at_each_write(moment, trained, tmp_path, monkeypatch):
-    """Cut just before or after the first, second, … renaming of a file that was written, until a run is not cut."""
+    """End the run just before or after the first, second, … renaming of a written file, until a run reaches its end."""
     honest, kind = os.replace, "kd_nasty/nasty"
     for write in itertools.count(1):
         folder, count, killed = copy(kind, trained, tmp_path / str(write)), itertools.count(1), False
@@ -190,7 +190,7 @@ def test_checkpoints_say_how_far_they_are_and_which_is_best(long):
 
 @pytest.mark.parametrize("name", ["best_model.tar.tmp", "last_model.tar.tmp"])
 def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(name, trained, tmp_path):
-    """Writing to /dev/full fails as on a full disk."""
+    """Writing to /dev/full fails like writing to a full disk."""
     folder = copy("baseline/student", trained, tmp_path / "x", num_epochs=1)
     train(folder)
     (folder / "params.json").write_text((trained / "baseline/student/params.json").read_text())
@@ -198,7 +198,9 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(name, train
     done = script("train_scratch.py", "--save_path", folder)
     assert done.status == 2 and len(done.err.splitlines()) == 1
     assert "No space left" in done.err and "x" in done.err
-    saved_before_it = {"best_model.tar.tmp": 2, "last_model.tar.tmp": 1}[name]  # epochs; last_model.tar comes first
+    saved_before_it = {"best_model.tar.tmp": 2, "last_model.tar.tmp": 1}[
+        name
+    ]  # number of epochs; last_model.tar is written first
     assert torch.load(folder / "last_model.tar")["epoch"] == saved_before_it
     (folder / name).unlink(missing_ok=True)
     train(folder)
@@ -246,7 +248,7 @@ def test_a_folder_that_becomes_read_only_at_any_write(trained, tmp_path, monkeyp
 
 
 def test_a_reader_who_has_enough_ends_the_run(tmp_path):
-    """As in `python train_scratch.py … | head -n 1`: no message, and the run stays intact."""
+    """`python train_scratch.py … | head -n 1` prints no error, and the run can be continued."""
     folder = experiment(tmp_path / "x", num_epochs=5000)
     command = [sys.executable, ROOT / "train_scratch.py", "--save_path", folder]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

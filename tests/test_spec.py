@@ -1,4 +1,4 @@
-"""The identity of a run: equal runs have equal specs, and different runs have different folders."""
+"""The identity of a run. Equal runs have equal specs, and different runs have different folders."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from training.changes import parse_change
 from utils.errors import UserError
 from utils.jsonfile import read_json
 
-# Values of some keys: several spellings of one value, and strings that an unsafe folder name would confuse.
+# Values of some keys: several spellings of one value, and strings that are not safe in a folder name.
 VALUES = {
     "gamma": [0.5, 0.25, 1, 1.0, 1e-05],
     "batch_size": [16, 64, 100],
@@ -41,7 +41,7 @@ VALUES = {
 
 @pytest.fixture
 def student(tmp_path):
-    """The experiment of a student; its teacher's is beside it."""
+    """The experiment of a student. The experiment of its teacher is beside it."""
     teacher = experiment(tmp_path / "teacher")
     return experiment(tmp_path / "student", **with_teacher(teacher))
 
@@ -59,7 +59,7 @@ def random_specs(student, count):
 
 
 def contents(run):
-    """All keys of a run and of the runs that it depends on, without the folders of these runs."""
+    """All keys of a run and of the runs that it depends on, without the names of their folders."""
     sources = run.sources
     own = {name: value for name, value in run.raw.items() if name not in sources}
     return {"keys": own} | {name: contents(source) for name, source in sources.items()}
@@ -87,7 +87,7 @@ def test_folders_are_beside_the_experiment_and_suit_shells_and_file_systems(stud
         ("augmentation=0", "augmentation=false", True),
         ("compile=1", "cuda_graph=true", True),
         ("schedule=[1, 2]", "schedule=[1.0,2]", True),
-        ("gamma=0.1", "seed=0", True),  # both are what the definition says
+        ("gamma=0.1", "seed=0", True),  # both values are those of the definition
         ("resume=a/b", "resume=a-b", False),
         ("resume=null", 'resume="null"', False),
         ("schedule=[1, 2]", "schedule=[12]", False),
@@ -143,7 +143,7 @@ def test_a_run_without_changes_is_the_experiment(student):
 
 
 def test_a_common_change_is_named_only_where_it_changes_something(student):
-    """`label_smoothing` is a key of the teacher, so the student is another run although its own keys are the same."""
+    """`label_smoothing` is a key of the teacher. So the student is another run, although its own keys are the same."""
     assert spec.make(student, common={"gamma": 0.1}) == spec.make(student)
     changed = spec.make(student, common={"gamma": 0.5})
     assert changed != spec.make(student)
@@ -152,7 +152,7 @@ def test_a_common_change_is_named_only_where_it_changes_something(student):
 
 
 def test_set_seed_keeps_the_teacher(trained, tmp_path):
-    """reproduce.py's seed 1 is that of the teacher too, so it is another run in another folder."""
+    """reproduce.py --seeds 1 also changes the seed of the teacher. So it is another run in another folder."""
     teacher = trained / "baseline/teacher"
     folder = experiment(tmp_path / "x", **with_teacher(teacher))
     train(folder, "--set", "seed=1")

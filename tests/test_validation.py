@@ -1,4 +1,4 @@
-"""The keys `validation` and `test_at_end`: which images are trained on, choose the epoch, and are scored."""
+"""The keys `validation` and `test_at_end`: which images train the network, choose the epoch, and are scored."""
 
 import json
 
@@ -21,7 +21,7 @@ def load(validation=0.0, share=1.0):
 
 
 def rows(split):
-    """The images of a split with their labels, as a sorted list of bytes."""
+    """A sorted list of the images of a split with their labels, as bytes."""
     return sorted(
         image.numpy().tobytes() + bytes([label]) for image, label in zip(split.images, split.labels, strict=True)
     )
@@ -37,13 +37,13 @@ def test_validation_images_are_held_back_from_those_that_are_used(share):
 
 
 def test_a_larger_share_holds_back_other_images_of_the_same_set():
-    """Nobody's training images are another run's test images; the held back part is the end of one fixed order."""
+    """The validation images are the end of one fixed order, so a larger share includes those of a smaller share."""
     small, large = load(0.1), load(0.3)
     assert set(rows(small.validation)) <= set(rows(large.validation)) and len(large.validation) == 269
 
 
 class Seen(data.Loader):
-    """Remembers the labels and the split of every batch that is taken from any loader."""
+    """Stores the labels and the split of every batch that any loader yields."""
 
     def __iter__(self):
         Seen.splits.append((self.split, self.shuffle))
@@ -99,7 +99,7 @@ def test_a_longer_run_is_scored_anew_and_not_before_its_end(tmp_path, monkeypatc
     raw = json.loads((folder / "params.json").read_text()) | {"num_epochs": 3}
     (folder / "params.json").write_text(json.dumps(raw))
     runs.train(folder, params.load(folder), "", until=2)
-    assert not (folder / "test.json").exists()  # it was that of another best epoch
+    assert not (folder / "test.json").exists()  # deleted, because the best epoch may change
     train(folder)
     assert (folder / "test.json").read_bytes() == (whole / "test.json").read_bytes()
     assert metrics(folder) == metrics(whole)
@@ -116,7 +116,7 @@ def test_a_run_that_ended_before_it_was_scored_is_scored(tmp_path, monkeypatch):
             runs.train(folder, params.load(folder), "")
     assert len(metrics(folder)) == 2 and not (folder / "test.json").exists()
     last = (folder / "last_model.tar").read_bytes()
-    monkeypatch.setattr(engine, "train_epoch", None)  # nothing is trained any more
+    monkeypatch.setattr(engine, "train_epoch", None)  # training would now raise an error
     train(folder)
     assert (folder / "test.json").read_bytes() == (whole / "test.json").read_bytes()
     assert (folder / "last_model.tar").read_bytes() == last

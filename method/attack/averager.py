@@ -5,7 +5,7 @@
 
 s    the student, trained        σ_T  softmax(·/T)
 t    the teacher, frozen         T    temperature
-y    the label                   α    share of the teacher
+y    the label                   α    weight of the distillation term
 
 The false peaks in the answers of a nasty teacher differ between images, so they cancel in the mean. The mean is that of
 the release. The loss, that of kd.py, is OURS. With the release rule "stingy", a logit that is withheld (−∞) for one
@@ -19,9 +19,8 @@ from method.attack.kd import KD, kd_loss
 
 def class_means(logits, labels):
     """Replace each row of logits (N, C) by the mean of the rows that have the same label. labels: (N,)."""
-    members = F.one_hot(labels, logits.shape[1]).to(
-        logits.dtype
-    )  # a matrix product is deterministic, scatter_add is not
+    # A matrix product is deterministic, unlike scatter_add.
+    members = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
     means = members.T @ logits / members.sum(0).clamp_min(1)[:, None]
     return means[labels]
 

@@ -29,9 +29,8 @@ def dafl_loss(features, logits, a_oh, a_ie, a_act):
     """
     one_hot = cross_entropy(logits, logits.argmax(1))
     p = logits.softmax(1).mean(0)
-    entropy = (
-        p * p.clamp_min(torch.finfo(p.dtype).tiny).log10()
-    ).sum()  # the floor avoids a NaN in the gradient of 0 log 0
+    # The floor avoids a NaN in the gradient of 0 log 0
+    entropy = (p * p.clamp_min(torch.finfo(p.dtype).tiny).log10()).sum()
     activation = -features.abs().mean()
     return a_oh * one_hot + a_ie * entropy + a_act * activation, one_hot, entropy, activation
 
@@ -48,9 +47,13 @@ class DAFL(Generating):
         generator_gamma: float = key(
             "factor of the generator's learning rate at the epochs of schedule", default=1.0, above=0
         )
-        a_oh: float = key("weight of the one-hot term", default=0.05, low=0)
-        a_ie: float = key("weight of the information entropy term", default=5.0, low=0)
-        a_act: float = key("weight of the activation term", default=0.01, low=0)
+        a_oh: float = key(
+            "weight of the one-hot term, the cross-entropy of an answer with its own top class", default=0.05, low=0
+        )
+        a_ie: float = key("weight of the information entropy of the mean answer", default=5.0, low=0)
+        a_act: float = key(
+            "weight of the activation term, the mean size of the teacher's features", default=0.01, low=0
+        )
 
         @staticmethod
         def problems(params, networks):

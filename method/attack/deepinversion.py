@@ -28,7 +28,9 @@ IMAGES = 5  # part of the seeds of images, so that they differ from other seeds 
 class DeepInversion(DataFree):
     @dataclass
     class Params(DataFree.Params):
-        temperature: float = key("T, temperature of the distillation and of JS", default=3.0, above=0)
+        temperature: float = key(
+            "T, temperature of the distillation and of the Jensen-Shannon divergence JS", default=3.0, above=0
+        )
         image_batches: int = key("total number of batches of images, each with batch_size images", default=1000, low=1)
         new_batches: int = key("number of batches of images that are made at the start of an epoch", default=10, low=1)
         inversion_steps: int = key("number of optimizer steps on the pixels of a batch", default=2000, low=1)

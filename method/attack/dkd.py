@@ -2,10 +2,11 @@
 
     min_s  CE(σ(s(x)), y) + w T² [ β_t KL( b_t ‖ b_s ) + β_n KL( n_t ‖ n_s ) ],   w = min(epoch / `warm_up`, 1)
 
-s, t  student, trained, and teacher, frozen      β_t  `beta_target`, the paper's α
-b     (P_y, 1 − P_y) of σ_T                      β_n  `beta_others`, the paper's β: 2 to 8
-n     softmax over k ≠ y of z_k / T              T    temperature
-y     the label                                  w    the epochs are counted from 1
+s      the student, trained                      β_t  `beta_target`, the paper's α
+t      the teacher, frozen                       β_n  `beta_others`, the paper's β: 2 to 8
+b      (P_y, 1 − P_y) of σ_T                     P_y  probability of the label y
+n      softmax over k ≠ y of z_k / T             z    the logits
+epoch  counted from 1                            T    temperature
 
 In plain distillation β_n is 1 − P_y of the teacher. So the wrong classes have little weight if the teacher is
 confident. With `standardise` the logits of both KL divergences are standardised first (logit_std.py). Those of the
@@ -47,16 +48,17 @@ class DKD(Attack):
         beta_others: float = key(
             "β_n, weight of the KL divergence of the wrong classes", default=8.0, low=0, search=(0.5, 2, 8)
         )
-        warm_up: int = key("epochs in which w rises to 1; 0: w = 1 from the start", default=20, low=0)
+        warm_up: int = key(
+            "epochs in which the weight w of both KL divergences rises to 1; 0: always 1", default=20, low=0
+        )
         standardise: bool = key(
             "standardise the logits of teacher and student, as logit_std does", default=False, search=(False, True)
         )
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        self.weight = torch.ones(
-            (), device=zoo.device
-        )  # w; changed in place, because a recorded CUDA graph reads this tensor
+        # w, which is changed in place, because a recorded CUDA graph reads this tensor
+        self.weight = torch.ones((), device=zoo.device)
 
     def batches(self, loader):
         self.weight.fill_(min((loader.epoch + 1) / max(self.params.warm_up, 1), 1.0))

@@ -43,7 +43,7 @@ class FastDataFree(DataFree):
             "channels of the generator's first convolution; the second has half", default=128, low=2
         )
         a_bn: float = key("weight of the distance of the batch-norm statistics", default=10.0, low=0)
-        a_oh: float = key("weight of the one-hot term", default=0.5, low=0)
+        a_oh: float = key("weight of the cross-entropy of an image with its class", default=0.5, low=0)
         a_adv: float = key("weight of A, the divergence between teacher and student", default=1.33, low=0)
 
         @staticmethod

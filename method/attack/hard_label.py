@@ -27,7 +27,7 @@ class HardLabel(Attack):
     @dataclass
     class Params(Attack.Params):
         label_smoothing: float = key(
-            "ε, probability that is spread evenly over all classes",
+            "ε, share of the target probability that is spread evenly over all classes",
             default=0.0,
             low=0,
             below=1,

@@ -3,7 +3,7 @@
     min_s  α KL( σ_T(t(x)) ‖ σ(s(x)) ) + (1 − α) CE(σ(s(x)), y)
 
 s    the student, trained        T    temperature of the teacher only: 50 on CIFAR-10, 70 on CIFAR-100
-t    the teacher, frozen         α    share of the teacher
+t    the teacher, frozen         α    weight of the distillation term
 y    the label                   σ_T  softmax(·/T); the student's is at temperature 1
 
 A high temperature flattens the false peaks in the answers of a nasty teacher. Only the idea is published. The

@@ -4,7 +4,7 @@ min_s  α T² KL( σ_T(t(x)) ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y)
 
 s    the student, trained        σ_T  softmax(·/T)
 t    the teacher, frozen         T    temperature
-y    the label                   α    share of the teacher
+y    the label                   α    weight of the distillation term
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
     Z(z) = (z − mean z) / (1e-7 + std z)                          per image, over its classes
     min_s  λ α T² KL( σ_T(Z(t(x))) ‖ σ_T(Z(s(x))) ) + (1 − α) CE(σ(s(x)), y)
 
-s    the student, trained        σ_T  softmax(·/T)        α  share of the teacher
+s    the student, trained        σ_T  softmax(·/T)        α  weight of the distillation term
 t    the teacher, frozen         T    temperature         λ  `strength`
 y    the label                   std  with C − 1 in the denominator
 

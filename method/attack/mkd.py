@@ -2,13 +2,13 @@
 
     p_T = softmax( t(x) / T )                                            the power transform
     M_c = softmax over each row of ( a_c I + U_c V_cᵀ ),  U_c, V_c: C×n  one Markov matrix per class c
-    p̃   = p_T M_y                                                        the answer, mapped by the label's matrix
+    p̃   = p_T M_y                                                        the target: p_T times the matrix of the label
     min_s      α T² KL( sg[p̃] ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y)
     min_{a,U,V}  α T² KL( p̃ ‖ sg[σ_T(s(x))] )                            in the same iteration
 
-s  the student, trained        T    temperature               n   `rank`
-t  the teacher, frozen         α    share of the teacher      C   number of classes
-y  the label                   σ_T  softmax(·/T)              sg  stops the gradient
+s  the student, trained        T    temperature                        n   `rank`
+t  the teacher, frozen         α    weight of the distillation term    C   number of classes
+y  the label                   σ_T  softmax(·/T)                       sg  stops the gradient
 
 The matrices have their own Adam optimizer. `diagonal` selects their initial values. With null they are those of the
 released CMIM code of the same group: a_c = 1, and U and V are drawn from a uniform distribution. M_c is then nearly
@@ -28,7 +28,7 @@ from utils import distributed
 from utils.keys import key
 from utils.losses import cross_entropy, kl
 
-FLOOR = math.log(1e-6)  # lower bound of log p_T in `change`, which is infinite if logits are withheld
+FLOOR = math.log(1e-6)  # lower bound of log p_T in `change`; otherwise withheld logits would make it infinite
 
 
 def markov(teacher_logits, a, U, V, T):

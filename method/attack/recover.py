@@ -7,7 +7,7 @@
 s   the student, trained                D  the release rule; the attacker knows it and its parameters
 t'  the teacher with its release rule   q̂  the `prior`: q, or the student's σ(s(x)); an attacker has both
 T   temperature                         C  number of classes
-α   share of the teacher                c  `concentration`
+α   weight of the distillation term     c  `concentration`
 
 r(q) estimates the unperturbed answer. r(q)^(1/T) is normalised. D is the method `Release.answer` of the rule, so the
 attack works against any rule that is a function of the logits. The release samples one table around the *unperturbed*

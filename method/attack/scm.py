@@ -4,7 +4,7 @@
 
 s_g  the students, trained; all of one architecture     σ_T  softmax(·/T)
 t    the teacher, frozen                                T    temperature
-y    the label                                          α    share of the teacher
+y    the label                                          α    weight of the distillation term
 G    `generations`                                      sg   stops the gradient
 
 `acc`, `loss` and the checkpoint are those of s_G, so that they can be compared with every other attack. `acc_ensemble`

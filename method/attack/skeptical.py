@@ -8,7 +8,7 @@
 o_0  the output of the student s, trained                t    the teacher, frozen
 o_1  the deepest auxiliary head of s, on the second to   y    the label
      last stage; o_2 is one stage before, o_3 two, …     T    temperature;  σ_T  softmax(·/T)
-o_l  the head that learns from t, l = `loc`              α    share of the teacher in the loss of o_l
+o_l  the head that learns from t, l = `loc`              α    weight of the KL divergence in the loss of o_l
 h    the heads o_1 and o_l                               D    `kd_delay`, counted from 0
 
 o_0 learns from the labels, and o_1 learns from o_0. The teacher affects o_0 through the shallow layers that o_0 and o_l

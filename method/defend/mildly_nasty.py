@@ -10,9 +10,9 @@
                   on f_A's features
 
 f, f_A, T and ω have the same meaning as in nasty.py. L is `width`; null means C, the number of classes, as released. sg
-stops the gradient. The layers below the trained layers are frozen. With `body` "train", as released, the frozen layers
-run in train mode: they use batch statistics in training and update their running averages. "eval" keeps the running
-averages of f_A.
+stops the gradient. In the light variants, the layers that are not trained are frozen. With `body` "train", as released,
+the frozen layers run in train mode: they use batch statistics in training and update their running averages. "eval"
+keeps the running averages of f_A.
 
 The light variants start from f_A, so accuracy may be highest before the defence takes effect. The released students
 load best_model.tar nevertheless.

@@ -76,7 +76,9 @@ class SDB(Method):
             default="purpose",
             choices=("purpose", "printed"),
         )
-        joint: bool = key("pass images with and without the key as one batch, with shared batch norm", default=True)
+        joint: bool = key(
+            "images with and without the key form one batch, with the same batch-norm statistics", default=True
+        )
         mse: str = key("reduction of the mean squared error over classes", default="sum", choices=("sum", "mean"))
 
     def __init__(self, params, zoo):

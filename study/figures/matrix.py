@@ -13,10 +13,10 @@ MAP = "PuOr"  # orange: the student gains; violet: it loses. Colour-blind reader
 
 
 def matrix(target):
-    """Draw the gain of each student over the same student alone, in points. A frame marks the strongest attack of a
-    row.
+    """Draw the gain of each student over the same student alone, in points.
 
-    Cells of unfinished runs are empty. Raises UserError if there is no such matrix, or no finished run.
+    A frame marks the strongest attack of a row. Cells of unfinished runs are empty. Raises UserError if there is no
+    such matrix, or no finished run.
     """
     from matplotlib.colors import SymLogNorm
 
@@ -31,7 +31,7 @@ def matrix(target):
         names.append(name if teacher[cell.epoch] is None else f"{name} ({teacher[cell.epoch]:.1f})")
     figure, [[ax]] = style.grid(1, 1, 0.9 + 0.26 * len(names))
     limit = max(1.0, np.nanmax(np.abs(gains)))
-    norm = SymLogNorm(linthresh=1, vmin=-limit, vmax=limit)  # keeps small gains visible beside a very large loss
+    norm = SymLogNorm(linthresh=1, vmin=-limit, vmax=limit)  # small gains stay visible beside a very large loss
     image = ax.imshow(-gains, cmap=MAP, norm=norm, aspect="auto")
     ax.set_xticks(range(len(data.columns) - 1), data.columns[1:])
     ax.set_yticks(range(len(names)), names)
@@ -83,5 +83,5 @@ def find_matrix(target):
     matrices = [name for name, data in targets.items() if "defences" in data and "presets" not in data]
     table = tables.load_table(target) if target in targets and not tables.is_benchmark(target) else None
     if not isinstance(table, tables.Matrix):
-        raise UserError(f'"{target}" is no matrix; there are {", ".join(matrices)}{suggest(target, matrices)}')
+        raise UserError(f'"{target}" is not a matrix; there are {", ".join(matrices)}{suggest(target, matrices)}')
     return table

@@ -130,8 +130,7 @@ def apart(heights, gap):
 
 
 def save(figure, output, default):
-    """Write the figure as PNG and PDF, and return the paths. The files contain no date or version, so they are
-    reproducible.
+    """Write the figure as PNG and PDF, and return the paths. The files are reproducible: they contain no date.
 
     output: path of the files, with or without suffix, or a folder; the files are then named `default`.
     """

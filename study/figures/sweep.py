@@ -19,7 +19,7 @@ from utils.errors import UserError, suggest
 KEYS = {
     "weight": "weight ω of the nasty teacher",
     "temperature": "temperature τ$_s$ of the student",
-    "alpha": "share α of the teacher in the student's loss",
+    "alpha": "weight α of the distillation term",
     "subset_percent": "share of the training images",
 }
 MOST_LINES = 6  # in one panel
@@ -76,7 +76,7 @@ def read_sweep(target):
     targets = tables.read_targets()
     sweeps = {name: data for name, data in targets.items() if "values" in data}
     if target not in sweeps:
-        raise UserError(f'"{target}" is no sweep; there are {", ".join(sweeps)}{suggest(target, sweeps)}')
+        raise UserError(f'"{target}" is not a sweep; there are {", ".join(sweeps)}{suggest(target, sweeps)}')
     return sweeps[target]
 
 

@@ -18,8 +18,7 @@ CLASSES = {
 
 
 def load(normal, nasty, data_dir="data", download=False):
-    """(data set, two networks) of run folders with a best_model.tar. All are on the CPU, so that figures are
-    reproducible.
+    """(data set, two networks) of run folders with a best_model.tar, on the CPU, so that figures are reproducible.
 
     Raises UserError if a checkpoint is missing or the data sets differ.
     """
