@@ -187,7 +187,7 @@ def test_generator_is_the_published_one():
 
 @pytest.mark.parametrize(("run", "eps"), [("dafl", 0.8), ("dfad", 1e-5)])
 def test_generator_has_the_released_eps(run, eps, trained):
-    """The batch norms after the first two convolutions have it. The first and the last have the default."""
+    """The batch norms after the first two convolutions have the released eps. The other two have the default."""
     norms = [part.eps for part in build(trained, run).generator.modules() if isinstance(part, nn.BatchNorm2d)]
     assert norms == [1e-5, eps, eps, 1e-5]
 
