@@ -22,6 +22,7 @@ from utils.paths import display_path, from_root
 
 ALONE, YARDSTICK = "alone", "yardstick"  # opponents without a teacher
 UNDEFENDED = "none"
+SMALLER = ("draws", "seeds", "changes")  # what a caller from Python may replace
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,16 @@ class Benchmark:
     """The runs of a benchmark, an entry of experiments/tables.json.
 
     execute: a function that trains runs: of a list of (Spec, epoch to stop after or None). own: an OwnTeacher, which is
-    then the only row besides the undefended teacher, unless `rows` names others.
+    then the only row besides the undefended teacher, unless `rows` names others. smaller: {name: value} that replace
+    `draws`, `seeds` or `changes` of the entry. `changes` are keys of all runs, none by default.
     """
 
-    def __init__(self, name, execute, rows=None, presets=None, own=None):
-        self.name, self.execute = name, execute
-        self.entry = read_target(name)
+    def __init__(self, name, execute, rows=None, presets=None, own=None, smaller=None):
+        self.name, self.execute, self.smaller = name, execute, smaller or {}
+        for word in self.smaller:
+            if word not in SMALLER:
+                raise UserError(f'"{word}" cannot be replaced in a benchmark; allowed are {", ".join(SMALLER)}')
+        self.entry = {"changes": {}} | read_target(name) | self.smaller
         self.defences = dict(self.entry["defences"])
         new = [row for row in rows or () if row not in self.defences]
         new_methods.check("rows", new, self.defences, "defend")
@@ -155,7 +160,7 @@ class Benchmark:
         final: whether it is scored on the test images. strength: keys of the defence; default: those chosen.
         """
         preset = dict(PRESETS[contest.preset].changes)
-        own = {"validation": VALIDATION, "test_at_end": final}
+        own = {"validation": VALIDATION, "test_at_end": final} | self.entry["changes"]
         if contest.opponent in (ALONE, YARDSTICK):
             preset.pop("answers", None)
             return make(self.entry["alone"], changes=preset | own | changes, seed=seed)
@@ -170,7 +175,7 @@ class Benchmark:
             defence["student"],
             changes=rule | preset | own | changes,
             teacher_changes=teacher,
-            common=TEACHER,
+            common=TEACHER | self.entry["changes"],
             seed=seed,
         )
 

@@ -67,6 +67,8 @@ def make_card(benchmark, row, preset):
         "records": display_path(file_of(benchmark.name, *benchmark.own.values())),
         **provenance(thief[0]),
     }
+    if benchmark.smaller:
+        card["flags"].append(f"not the published benchmark: {json.dumps(benchmark.smaller)}")
     if row in benchmark.own:
         card["flags"] += [ONE_CHECKPOINT, *benchmark.own[row].flags]
     edges = [name for name in autosteal.at_edge(chosen) if name in chosen]

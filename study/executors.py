@@ -22,6 +22,7 @@ from utils.errors import Busy, Diverged, UserError
 from utils.paths import ROOT, from_root
 
 BUSY = "another process is training here"
+INTERRUPTED = "interrupted"
 RETRIES = 3  # of a Ray task whose worker or node died; the run continues after its last epoch
 
 
@@ -43,7 +44,7 @@ def work(folder, until, data_dir, download, command, gpu=None, threads=None):
         except Exception as problem:
             return f"{type(problem).__name__}: {problem} (see {folder}/training.log)"
         except KeyboardInterrupt:
-            return "interrupted"
+            return INTERRUPTED
 
 
 def end_with_parent():
@@ -97,6 +98,28 @@ class Processes:
         for process, _, _ in (*self.idle, *(worker for worker, _ in self.busy.values())):
             process.join()
         self.idle, self.busy = [], {}
+
+
+class InProcess:
+    """Trains one run after the other in this process."""
+
+    room = 1
+
+    def __init__(self, data_dir, download=False, command=""):
+        self.arguments, self.ended = (data_dir, download, command), []
+
+    def start(self, folder, until=None):
+        error = work(folder, until, *self.arguments)
+        if error == INTERRUPTED:
+            raise KeyboardInterrupt
+        self.ended.append((folder, error))
+
+    def wait(self, seconds):
+        ended, self.ended = self.ended, []
+        return ended
+
+    def close(self):
+        pass
 
 
 def serve(pipe, *arguments):

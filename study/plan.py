@@ -5,7 +5,7 @@ from pathlib import Path
 
 from training import params
 from training.changes import differences, differences_to_run
-from training.run import best_is_outdated
+from training.folder import best_is_outdated
 from training.spec import Spec
 from utils import checkpoint
 from utils.errors import UserError

@@ -9,7 +9,7 @@ from method.attacker import Attack
 from training import changes as key_changes
 from training import engine, params, spec
 from training.answers import store_answers
-from training.run import Run
+from training.folder import Run
 from training.zoo import Zoo
 from utils import data, distributed, environment
 from utils.errors import CheckpointError, UserError

@@ -1,0 +1,52 @@
+"""Training from Python: the same runs, files and results as with the training scripts, in this process."""
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from training import experiment, params, spec
+from training.changes import differences
+from utils.errors import UserError
+from utils.paths import display_path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run. metrics: one dictionary per epoch, the lines of metrics.jsonl."""
+
+    folder: Path
+    params: dict
+    metrics: list
+
+    @property
+    def accuracy(self):
+        """The best accuracy in percent of all epochs, on the test images, or on validation images if there are any."""
+        return max((epoch.get("test") or epoch["validation"])["acc"] for epoch in self.metrics)
+
+    @property
+    def checkpoint(self):
+        """The weights of the best epoch: a path for `teacher_resume` and similar keys of further runs."""
+        return str(self.folder / "best_model.tar")
+
+
+def run(folder, data_dir="data", quiet=True, **keys):
+    """Train the experiment in `folder`, unless it has finished, and return it as a Trained.
+
+    keys: the keys of params.json, see docs/params.md; the file is written. Without keys, it must be there already.
+    quiet: whether the log is only written to training.log, and not printed as well. Raises UserError if a key is wrong,
+    or if the folder holds a run with other keys.
+    """
+    folder = Path(folder).absolute()
+    path = folder / "params.json"
+    if keys:
+        wanted = vars(params.check(keys, path))
+        if path.is_file() and (lines := differences(vars(params.load(folder)), wanted)):
+            raise UserError(f"{display_path(path)}: exists with other parameters: {'; '.join(lines)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        spec.write_json(path, keys)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere) if quiet else contextlib.nullcontext():
+        experiment.train(folder, params.load(folder), data_dir)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return Trained(folder, vars(params.load(folder)), metrics)
