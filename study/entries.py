@@ -10,13 +10,13 @@ from utils.keys import shorten
 NULL, CHANGES = type(None), {...: object}
 ROW = {"name": str, "?changes": CHANGES, "?teacher_changes": CHANGES, "?teacher": str}
 ROWS = (ROW | {"cells": [(NULL, [(str, int, float, NULL)])]}, ROW | {"experiments": [(NULL, str)]})
-SWEEP_ROW = {"name": str, "experiment": str, "change": str}
+SWEEP_ROW = {"name": str, "experiment": str, "change": str, "?changes": CHANGES, "?teacher_changes": CHANGES}
 DEFENCE = {"student": str, "?changes": CHANGES, "?teacher_changes": CHANGES, "?strengths": {...: [object]}}
 ABOUT = {"title": str, "source": str}
 TABLE = ABOUT | {"columns": [str], "rows": [ROWS], "?conclusion": {"alone": int, "normal": int, "nasty": int}}
-SWEEP = ABOUT | {"key": str, "values": [object], "rows": [SWEEP_ROW]}
+SWEEP = ABOUT | {"key": str, "values": [object], "rows": [SWEEP_ROW], "?part": str}
 DEFENDED = ABOUT | {"alone": str, "attacks": {...: CHANGES}, "template": {"defended": str, "undefended": str}}
-MATRIX = DEFENDED | {"yardstick": CHANGES, "defences": {...: str}}
+MATRIX = DEFENDED | {"yardstick": CHANGES, "?control": CHANGES, "defences": {...: str}}
 BENCHMARK = DEFENDED | {"presets": [str], "draws": int, "seeds": [int], "tuning_seed": int, "defences": {...: DEFENCE}}
 WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", NULL: "null"}
 
@@ -87,4 +87,6 @@ def inconsistent(entry):
         return ": conclusion: must be numbers of rows, from 0"
     if "key" in entry and not all(row["change"] in ("own", "teacher") for row in entry["rows"]):
         return ': rows: "change" must be own or teacher'
+    if entry.get("part", "test") not in ("test", "validation"):
+        return ': "part" must be test or validation'
     return None

@@ -109,12 +109,20 @@ def report_matrix(matrix, style, common, sources):
             lines[-1] += [f"{attack} {show_gain(best)}" if best else "", signed(over)]
         if len(lines) == above:
             lines.append([name, "not yet run", *("–" for _ in matrix.columns), "", ""])
-    changes = listed(matrix.yardstick_changes)
     for source, (alone, smoothed, _) in zip(sources, found, strict=True):
         if alone["n"]:
-            about.append(f"{source.name}: alone {show_best(alone)}; yardstick ({changes}) {show_best(smoothed)}.")
+            parts = [f"alone {show_best(alone)}", f"yardstick ({changes(matrix.yardstick)}) {show_best(smoothed)}"]
+            if matrix.control:
+                control = entry_of(matrix.control, source, matrix.alone.spec)
+                parts.append(f"control of htc ({changes(matrix.control)}) {show_best(control)}")
+            about.append(f"{source.name}: {'; '.join(parts)}.")
     headers = ["defence", "", *matrix.columns, "strongest attack", "minus yardstick"]
     return titled(matrix, "\n".join(about), common, draw(lines, headers, style), style)
+
+
+def changes(cell):
+    """The changed keys of a cell, as text."""
+    return listed(dict(cell.spec.changes))
 
 
 def read_matrix(matrix, source):

@@ -7,7 +7,7 @@ An entry of tables.json is one of
 - a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed,
   beside other `changes` and `teacher_changes`; `part` "validation" shows the accuracy on validation images;
 - a matrix: `defences`, each the student of a defended teacher, and `attacks`, keys to change in that student; `alone`
-  is the student without a teacher, `yardstick` the keys to change in it; `template` names the
+  is the student without a teacher, `yardstick` and `control` are keys to change in it; `template` names the
   students from which rows of new defences are made: "defended", in whose teacher the method is replaced, and
   "undefended", of a normal teacher, in which the release rule is replaced;
 - the name of another entry.
@@ -64,11 +64,11 @@ class Matrix(Table):
 
     alone: Cell = None
     yardstick: Cell = None
-    yardstick_changes: dict = None
+    control: Cell | None = None
     new: tuple = ()
 
     def cells(self):
-        return [self.alone, self.yardstick, *super().cells()]
+        return [self.alone, self.yardstick, *([self.control] if self.control else []), *super().cells()]
 
 
 def read_targets():
@@ -164,10 +164,13 @@ def load_matrix(entry, common, rows, columns):
     attacks = {name: attacks[name] for name in columns or attacks}
     found = [(name, row_of_matrix(defences[name], attacks, common)) for name in rows or defences]
     alone = Cell(make(entry["alone"], common=common))
-    yardstick = Cell(make(entry["alone"], changes=entry["yardstick"], common=common))
-    about, headers = (entry["title"], entry["source"]), ["teacher", *attacks]
-    changes, new = entry["yardstick"], tuple(new_columns)
-    return Matrix(*about, headers, found, alone=alone, yardstick=yardstick, yardstick_changes=changes, new=new)
+    own = {
+        name: Cell(make(entry["alone"], changes=entry[name], common=common))
+        for name in ("yardstick", "control")
+        if name in entry
+    }
+    headers = ["teacher", *attacks]
+    return Matrix(entry["title"], entry["source"], headers, found, alone=alone, **own, new=tuple(new_columns))
 
 
 def row_of_matrix(defence, attacks, common):

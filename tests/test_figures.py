@@ -53,6 +53,7 @@ def empty(tmp_path, monkeypatch):
     many = temper | {"rows": rows * 4}
     defences = {kind: f"mini/kd_{kind}/student" for kind in ("normal", "nasty")}
     grid = {"alone": "mini/baseline/student", "yardstick": {"label_smoothing": 0.1}, "defences": defences}
+    grid |= {"template": {"defended": defences["nasty"], "undefended": defences["normal"]}}
     grid |= {"title": "", "source": "", "attacks": {"kd": {}, "cold": {"temperature": 2}, "hot": {"temperature": 8}}}
     targets = {"temper": temper, "many": many, "word": "temper", "grid": grid, "other": "grid"}
     (tmp_path / "experiments/tables.json").write_text(json.dumps(targets))
