@@ -20,6 +20,7 @@ from training.run import Run
 from utils.errors import Busy
 
 pytestmark = pytest.mark.slow
+STARTED = []
 WAITS = f"{BUSY}; waiting for it"
 
 
@@ -27,10 +28,22 @@ def reproduce(target, output, *argv):
     """`reproduce.py target` in a process group of its own, which prints to the file `output`."""
     command = [sys.executable, str(ROOT / "reproduce.py"), str(target), *argv]
     with open(output, "a") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    STARTED.append(process)
+    return process
 
 
-def waited(condition, seconds=120):
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    """Ends what a failed test has left."""
+    yield
+    for process in STARTED:
+        for number in processes(process.pid):
+            os.kill(int(number), signal.SIGKILL)
+    STARTED.clear()
+
+
+def waited(condition, seconds=300):
     """Whether `condition` becomes true before the timeout."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
@@ -85,7 +98,7 @@ def test_processes_share_a_plan(count, trained, tmp_path):
     root = grow(tmp_path / "x")
     outputs = [tmp_path / f"out{number}" for number in range(count)]
     running = [reproduce(root, output, "--jobs", "1") for output in outputs]
-    assert [process.wait(timeout=200) for process in running] == [0] * count, [o.read_text() for o in outputs]
+    assert [process.wait(timeout=500) for process in running] == [0] * count, [o.read_text() for o in outputs]
     assert [starts(root / name) for name in SCRIPTS] == [1] * len(SCRIPTS)
     assert len({table(output) for output in outputs}) == 1 and WAITS in "".join(o.read_text() for o in outputs)
     same_runs(root, trained)
@@ -103,7 +116,7 @@ def test_a_killed_holder_frees_its_run(tmp_path):
     first.kill()
     first.wait()
     os.killpg(first.pid, signal.SIGCONT)
-    assert second.wait(timeout=200) == 0, (tmp_path / "second").read_text()
+    assert second.wait(timeout=500) == 0, (tmp_path / "second").read_text()
     assert not processes(first.pid)
     assert "Continuing after epoch" in (shared / "training.log").read_text()
     assert metrics(shared) == metrics(whole) and same_weights(shared / "last_model.tar", whole / "last_model.tar")
@@ -114,13 +127,13 @@ def test_killed_at_random_moments_and_started_again(whom, trained, tmp_path):
     root, output, rng = grow(tmp_path / "x"), tmp_path / "out", random.Random(whom)
     for _ in range(2):
         process = reproduce(root, output, "--jobs", "2")
-        waited(lambda: list(root.rglob("training.log")), seconds=20)
+        waited(lambda: list(root.rglob("training.log")), seconds=100)
         time.sleep(rng.uniform(0, 1))
         os.kill(-process.pid if whom == "the group" else process.pid, signal.SIGKILL)
         process.wait()
-        assert waited(lambda of=process.pid: not processes(of), seconds=10)
+        assert waited(lambda of=process.pid: not processes(of), seconds=60)
         assert all(unlocked(root / name) for name in SCRIPTS)
-    assert reproduce(root, output, "--jobs", "2").wait(timeout=200) == 0, output.read_text()
+    assert reproduce(root, output, "--jobs", "2").wait(timeout=500) == 0, output.read_text()
     same_runs(root, trained)
 
 
