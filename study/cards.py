@@ -165,7 +165,7 @@ def show(cards, style="simple"):
         "price",
         "thief",
         "its settings",
-        "adaptive gap",
+        "gap",
         "flags",
     ]
     return tabulate(lines, headers, tablefmt=style, disable_numparse=True)

@@ -5,8 +5,10 @@ from training.cli import changed_keys
 
 
 def add_matrix_flags(parser):
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="of a matrix: these defences, including new files")
-    parser.add_argument("--columns", nargs="+", metavar="NAME", help="of a matrix: these attacks, including new files")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="for a matrix: only these defences; may be new files")
+    parser.add_argument(
+        "--columns", nargs="+", metavar="NAME", help="for a matrix: only these attacks; may be new files"
+    )
 
 
 def selected(args):

@@ -24,7 +24,7 @@ OF_OWN_TEACHERS = "holds, price unknown"
 READING = {
     "Score": "accuracy of the yardstick minus accuracy of the thief's student, in percentage points, paired by seed. "
     "Brackets and whiskers: 95 % t-interval over n seeds. Above 0, the thief does worse than without the teacher.",
-    "Price": "accuracy that the defence costs its own teacher, in points.",
+    "Price": "test accuracy that the defence costs its own teacher, in points.",
     "Gap": "accuracy of the thief minus that of a passive thief with default settings (plain kd if it has data).",
     "Thief": "test accuracy, in percent, of the student of the strongest attack. AutoSteal selects the attack and its "
     "settings on validation images. Fresh seeds give the final numbers.",

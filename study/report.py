@@ -77,11 +77,15 @@ def conclude(table, source, rows):
     price = normal[0]["last"] - nasty[0]["last"]
     from_normal, from_nasty = (mean([entry["difference"] for entry in row[1:]]) for row in (normal, nasty))
     return (
-        f"{source} ({seeds} seed{'s' * (seeds > 1)}): at its last epoch, the nasty teacher is {abs(price):.1f} points "
-        f"{'less' if price >= 0 else 'more'} accurate than the normal one. Compared with "
-        f"training alone, its students change by {from_nasty:+.1f} points, those of the normal teacher by "
-        f"{from_normal:+.1f} points."
+        f"{source} ({seeds} seed{'s' * (seeds > 1)}): at the last epoch, the nasty teacher is {abs(price):.1f} points "
+        f"{'less' if price >= 0 else 'more'} accurate than the normal teacher. Compared with the same students without "
+        f"a teacher, students of the nasty teacher are {better_or_worse(from_nasty)}, and students of the normal teacher "
+        f"are {better_or_worse(from_normal)}."
     )
+
+
+def better_or_worse(points):
+    return f"{abs(points):.1f} points {'better' if points >= 0 else 'worse'}"
 
 
 def report_matrix(matrix, style, common, sources):

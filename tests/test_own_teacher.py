@@ -275,7 +275,7 @@ def test_answers_that_are_no_logits(name, words, inside):
 
 
 def test_weights_that_are_nan(foreign_weights, inside):
-    with pytest.raises(UserError, match="fc.bias: .*NaN"):
+    with pytest.raises(UserError, match=r"fc\.bias: .*NaN"):
         accuracy_of(foreign_weights | {"fc.bias": torch.full((10,), torch.nan)})
 
 

@@ -216,8 +216,9 @@ def test_the_conclusion_of_a_table(empty):
         local("experiments/mini/kd_nasty/student", student, student, seed=seed)
     lines = report.report("mini").splitlines()
     assert lines[-1] == (  # students: 75 − 80 and 76 − 82, 84 − 80 and 85 − 82
-        "yours (1 seed): at its last epoch, the nasty teacher is 1.5 points less accurate than the normal one. "
-        "Compared with training alone, its students change by -5.5 points, those of the normal teacher by +3.5 points."
+        "yours (1 seed): at the last epoch, the nasty teacher is 1.5 points less accurate than the normal teacher. "
+        "Compared with the same students without a teacher, students of the nasty teacher are 5.5 points worse, and "
+        "students of the normal teacher are 3.5 points better."
     )
 
 

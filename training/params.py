@@ -40,7 +40,7 @@ class Common:
     optimizer: str = key(
         "auto: adam for net and mlp, sgd for other networks", default="auto", choices=("auto", "sgd", "adam")
     )
-    momentum: float = key("momentum of sgd", default=0.9, low=0, below=1)
+    momentum: float = key("momentum of the optimizer sgd", default=0.9, low=0, below=1)
     weight_decay: float | None = key("weight decay; null: 5e-4 with sgd, 0 with adam", default=None, low=0)
     clip_grad_norm: float = key("largest norm of the gradient; larger gradients are scaled; 0: no limit", 0.0, low=0)
     augmentation: bool = key("random crops, flips and rotations, depending on the data set", default=True)
@@ -52,7 +52,7 @@ class Common:
         low=0,
         below=1,
     )
-    test_at_end: bool = key("with validation: score the best epoch on the test images, after the last one", False)
+    test_at_end: bool = key("with validation: after the last epoch, score the best epoch on the test images", False)
     resume: str | None = key("start from the weights in this checkpoint", default=None)
     seed: int = key("seed of initial weights, order of batches and augmentation", default=0, low=0)
     precision: str = key(

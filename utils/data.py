@@ -78,7 +78,9 @@ class Dataset:
     digest: str = ""  # of the images and labels, if they are the user's own
 
     def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1, prefetch=False, role=0):
-        """Shuffled batches. prefetch: on a GPU, assemble several batches at once. role: selects another order.
+        """Shuffled batches. prefetch: on a GPU, assemble several batches at once.
+
+        role: another number gives another order and augmentation.
 
         Raises UserError if the last batch leaves a process fewer than two images, which batch norm needs.
         """
