@@ -79,8 +79,8 @@ def conclude(table, source, rows):
     return (
         f"{source} ({seeds} seed{'s' * (seeds > 1)}): at the last epoch, the nasty teacher is {abs(price):.1f} points "
         f"{'less' if price >= 0 else 'more'} accurate than the normal teacher. Compared with the same students without "
-        f"a teacher, students of the nasty teacher are {better_or_worse(from_nasty)}, and students of the normal teacher "
-        f"are {better_or_worse(from_normal)}."
+        f"a teacher, students of the nasty teacher are {better_or_worse(from_nasty)}, and students of the normal "
+        f"teacher are {better_or_worse(from_normal)}."
     )
 
 
