@@ -65,9 +65,10 @@ def canonical(name):
 
 
 def source(name):
-    """The content of the file that defines the function, as bytes."""
-    with importable(name):
-        return Path(inspect.getsourcefile(find_function(name))).read_bytes()
+    """The content of the file that `name` names, as bytes."""
+    place = name.rpartition(":")[0]
+    file = from_root(place) if place.endswith(".py") else Path(importlib.util.find_spec(place).origin)
+    return file.read_bytes()
 
 
 def make(name, num_classes):

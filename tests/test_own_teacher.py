@@ -49,6 +49,15 @@ def always_a_thousand(num_classes):
     return small_resnet(1000)
 
 
+class Wrapped(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.inner = small_resnet(num_classes)
+
+    def forward(self, images):
+        return self.inner(images)
+
+
 class Restless(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
@@ -272,6 +281,15 @@ def test_answers_that_are_no_logits(name, words, inside):
     with pytest.raises(UserError, match=words) as error:
         take("other/given.pt", network)
     assert "\n" not in str(error.value)
+
+
+def test_a_class_and_a_package(foreign_weights, inside):
+    """A class is a function of the number of classes, too; and functions are found in installed packages."""
+    wrapped = {f"inner.{name}": weight for name, weight in foreign_weights.items()}
+    assert accuracy_of(wrapped, network="other/nets.py:Wrapped").accuracy == take("other/mine.pt").accuracy
+    torch.save(model.build("torchvision.models:shufflenet_v2_x0_5", 10).state_dict(), "other/given.pt")
+    found = take("other/given.pt", "torchvision.models:shufflenet_v2_x0_5")
+    assert found.name == "given" and found.flags[0].startswith("the teacher is hardly better than a guess")
 
 
 def test_weights_that_are_nan(foreign_weights, inside):
