@@ -1,1 +1,0 @@
-"""Timings. Training does not need this package."""
