@@ -1,6 +1,7 @@
 """The generated parts of the pages, each as a string of Markdown; see make.py."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import pkgutil
@@ -75,8 +76,12 @@ def networks():
 
 
 def any_size():
-    """The networks that compute logits of the images of every size in SIZES_TRIED."""
-    return ", ".join(f"`{name}`" for name in model.names() if all(takes(name, size) for size in SIZES_TRIED))
+    """The networks that compute logits of images of every size in SIZES_TRIED. The smallest of a family is tried."""
+    families = {}
+    for name in sorted(model.names(), key=lambda name: (len(name), name)):
+        families.setdefault(name.rstrip("0123456789"), []).append(name)
+    able = {family for family, names in families.items() if all(takes(names[0], size) for size in SIZES_TRIED)}
+    return ", ".join(f"`{name}`" for name in model.names() if name.rstrip("0123456789") in able)
 
 
 def takes(name, size):
@@ -94,12 +99,19 @@ def equation(module):
     return "\n".join(["```", "\n\n".join(text.strip("\n") for text in paragraphs if "  " in text.strip()), "```"])
 
 
+@functools.cache
+def matrix_of(size):
+    """A matrix and its recorded entries."""
+    matrix = load_table(f"matrix_{size}")
+    return matrix, read_matrix(matrix, Recorded())
+
+
 def defence(*words):
     """A row of the matrices: the teacher's accuracy, and the gains with `kd` and with the strongest attack."""
     lines = []
     for data, size in SIZES.items():
-        matrix = load_table(f"matrix_{size}")
-        rows, names = read_matrix(matrix, Recorded())[2], [name for name, _ in matrix.rows]
+        matrix, (_, _, rows) = matrix_of(size)
+        names = [name for name, _ in matrix.rows]
         number = names.index(" ".join(words))
         epoch, found = matrix.rows[number][1][0].epoch, strongest(matrix, rows)[number]
         (normal, _), (teacher, attacks) = rows[names.index("none")], rows[number]
@@ -112,8 +124,8 @@ def attack(name):
     """A column of the matrices: the gains of the students of a normal and of a nasty teacher."""
     lines = []
     for data, size in SIZES.items():
-        matrix = load_table(f"matrix_{size}")
-        (_, normal), (_, nasty) = read_matrix(matrix, Recorded())[2][:2]
+        matrix, (_, _, rows) = matrix_of(size)
+        (_, normal), (_, nasty) = rows[:2]
         number = matrix.columns[1:].index(name)
         lines.append([data, show_gain(normal[number]), show_gain(nasty[number])])
     return draw(lines, ["data", "student of the normal teacher", "student of the nasty teacher"])

@@ -1,5 +1,6 @@
 """The interface between a method and the training engine. The name of a method is the name of its file."""
 
+import functools
 import importlib
 import pkgutil
 from dataclasses import dataclass
@@ -107,14 +108,16 @@ def names():
     return {kind: [name for name in members if member(kind, name, Method)] for kind, members in files().items()}
 
 
+@functools.cache
 def files():
-    """{kind: [names of files]}, read from the folders."""
+    """{kind: [names of files]}, read from the folders once. Not to be modified."""
     here = Path(__file__).parent
     return {"scratch": ["scratch"]} | {
         kind: sorted(module.name for module in pkgutil.iter_modules([here / kind])) for kind in KINDS
     }
 
 
+@functools.cache
 def member(kind, name, base):
     """The subclass of `base` defined in the file of this name, or None."""
     module = importlib.import_module("method.scratch" if kind == "scratch" else f"method.{kind}.{name}")

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from functools import partial
+from functools import cache, partial
 
 from model import pretrained
 from model.foreign import Foreign
@@ -53,8 +53,9 @@ def names():
     return sorted(found)
 
 
+@cache
 def options(model_name):
-    """{name: default} of the keys of params.json that this network takes."""
+    """{name: default} of the keys of params.json that this network takes. Not to be modified."""
     parameters = inspect.signature(find(model_name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
@@ -81,8 +82,9 @@ def find(model_name):
     )
 
 
+@cache
 def files():
-    """The names of the files in this folder that may define a network."""
+    """The names of the files in this folder that may define a network, read once. Not to be modified."""
     return [found.name for found in pkgutil.iter_modules(__path__) if found.name not in BASES]
 
 
@@ -94,6 +96,7 @@ def module(file):
     return importlib.import_module(f"model.{file}")
 
 
+@cache
 def class_in(file):
     """The subclass of `Network` that is defined in the file of this name, or None."""
     own = [found for found in vars(module(file)).values() if getattr(found, "__module__", None) == f"model.{file}"]
