@@ -1,5 +1,6 @@
 """The main scripts in a fresh clone: git sees no change, and a table takes little more time than importing PyTorch."""
 
+import importlib.util
 import os
 import resource
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, grow
-from projects import clone, command, commands, commit, git
+from projects import clone, command, commands, commit, copy_code, git
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,7 +33,7 @@ def test_a_clone_has_no_output(cloned):
     assert not [name for name in names if name.endswith((".log", "metrics.jsonl", ".tar")) or "," in name]
     definitions = [Path(name).name for name in names if name.startswith("experiments/")]
     assert set(definitions) == {"params.json", "tables.json"} and definitions.count("tables.json") == 1
-    assert len(names) < 450 + 5
+    assert len(names) < 450
     assert git(cloned, "status", "--short").stdout == ""
 
 
@@ -104,3 +105,34 @@ def test_printing_a_table_takes_hardly_longer_than_importing_pytorch():
         for name, argv in scripts.items():
             taken[name].append(seconds(ROOT, *argv))
     assert min(taken["table"]) <= 1.3 * min(taken["import"]), taken
+
+
+# Packages import only from the packages below them, without cycles. The contracts are in pyproject.toml.
+
+importlinter = pytest.mark.skipif(not importlib.util.find_spec("importlinter"), reason="import-linter is not installed")
+
+
+def lint(root):
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+@importlinter
+def test_contracts_are_kept():
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 kept, 0 broken" in done.stdout
+
+
+@importlinter
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [("utils/seeds.py", "import training.folder"), ("method/release.py", "import method.attack.kd")],
+    ids=["a higher floor", "a cycle"],
+)
+def test_a_broken_contract_is_found(file, line, tmp_path):
+    root = copy_code(tmp_path)
+    with open(root / file, "a") as source:
+        source.write(f"\n{line}\n")
+    done = lint(root)
+    assert done.returncode == 1 and "1 broken" in done.stdout, done.stdout

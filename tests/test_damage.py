@@ -21,7 +21,7 @@ from method.image_key import load_key
 from study import benchmark, cards, ledger, plan, publish, tables
 from training import answers, params, spec
 from training.changes import IGNORED
-from training.run import Run
+from training.folder import Run
 from training.zoo import Zoo
 from utils import checkpoint, data, datasets, digest
 from utils.errors import UserError

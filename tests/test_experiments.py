@@ -291,6 +291,8 @@ def test_the_yardstick_of_a_matrix_is_the_best_by_validation(name):
     sweep, matrix = load_table(name), TARGETS[name.replace("yardstick", "matrix")]
     [(_, cells)] = sweep.rows
     means = [mean(Recorded().summary(cell.spec, "validation").best.values()) for cell in cells]
+    if None in means:
+        pytest.skip("not measured yet")
     best = max(range(len(means)), key=lambda i: means[i])
     assert matrix["yardstick"] == {"label_smoothing": TARGETS[name]["values"][best]}
     assert matrix["alone"] == TARGETS[name]["rows"][0]["experiment"]

@@ -17,6 +17,7 @@ from test_data import CLASSES, jpeg
 from torchvision.datasets import utils as downloads
 
 import method
+import model
 from study import ledger
 from training import params, spec
 from utils import data
@@ -45,14 +46,14 @@ def test_nothing_is_downloaded_without_the_flag(dataset, offline, tmp_path):
 @pytest.mark.parametrize("name", ["../evil", "os", "__init__", "kd.__class__", "/tmp/evil", "method.attack.kd", "evil"])
 @pytest.mark.parametrize("key", ["method", "release", "model_name", "dataset"])
 def test_names_in_params_select_from_what_exists(key, name, tmp_path, monkeypatch):
-    """No module outside of method/ is imported, whatever a params.json names."""
+    """No module outside of method/ and model/ is imported, whatever a params.json names."""
     imported, honest = [], importlib.import_module
     monkeypatch.setattr(importlib, "import_module", lambda name: (imported.append(name), honest(name))[1])
     folder = experiment(tmp_path / "x", **with_teacher(tmp_path / "t", **{key: name}))
     with pytest.raises(UserError):
         params.load(folder)
     there_are = {f"method.{kind}.{name}" for kind in method.KINDS for name in method.files()[kind]}
-    assert set(imported) <= there_are | {"method.scratch"}
+    assert set(imported) <= there_are | {"method.scratch"} | {f"model.{file}" for file in model.files()}
 
 
 def test_changed_keys_stay_in_a_folder_beside_the_experiment(tmp_path):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SCRIPTS, experiment, grow, metrics, same_weights, train
-from training.run import Run
 
 from study.executors import BUSY
 from study.launch import FINISHED, Runner
 from study.plan import Plan, epochs_logged
 from training import params, spec
+from training.folder import Run
 from utils.errors import Busy
 
 pytestmark = pytest.mark.slow
