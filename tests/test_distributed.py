@@ -1,12 +1,23 @@
-"""A run with two processes, as torchrun starts them, compared with the same run in one process."""
+"""A run with two processes, as torchrun starts them, compared with one process; and a plan of runs as Ray tasks."""
 
+import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, experiment, with_teacher
+
+from study.executors import Ray
+from study.launch import Runner
+from study.plan import Plan, epochs_logged
+from training import spec
+from utils.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -64,3 +75,40 @@ def test_two_processes_compute_what_one_does(name, trained, tmp_path):
     torch.testing.assert_close(one["state_dict"], two["state_dict"], rtol=1e-4, atol=1e-6)
     part = {"mkd": "matrices", "cmim": "centroids"}[name]
     torch.testing.assert_close(one["extra"][part], two["extra"][part], rtol=1e-3, atol=1e-4)
+
+
+with_ray = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed (pip install ray)")
+
+
+def kill_whoever_trains_in(folder):
+    """Kill (SIGKILL) the process that has the training.log of `folder` open, after two epochs."""
+    while epochs_logged(folder) < 2:
+        time.sleep(0.02)
+    log = str(folder / "training.log")
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(link) == log:
+                return os.kill(int(link.parts[2]), signal.SIGKILL)
+        except OSError:
+            continue  # the process or its file no longer exists
+
+
+@with_ray
+def test_a_killed_worker_is_replaced_and_goes_on(tmp_path):
+    teacher = experiment(tmp_path / "teacher", num_epochs=40)
+    student = experiment(tmp_path / "student", **with_teacher(teacher))
+    runner = Runner(Plan([spec.make(student)]))
+    killer = threading.Thread(target=kill_whoever_trains_in, args=(teacher,))
+    executor = Ray("local", 1, "data")
+    killer.start()
+    runner.run(executor)
+    killer.join()
+    assert not runner.unfinished()
+    assert epochs_logged(teacher) == 40
+    assert "Continuing after epoch" in (teacher / "training.log").read_text()
+
+
+@with_ray
+def test_an_unreachable_address_is_one_line():
+    with pytest.raises(UserError, match="no Ray cluster at this address"):
+        Ray("127.0.0.1:1", 1, "data")
