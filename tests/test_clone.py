@@ -33,7 +33,7 @@ def test_a_clone_has_no_output(cloned):
     assert not [name for name in names if name.endswith((".log", "metrics.jsonl", ".tar")) or "," in name]
     definitions = [Path(name).name for name in names if name.startswith("experiments/")]
     assert set(definitions) == {"params.json", "tables.json"} and definitions.count("tables.json") == 1
-    assert len(names) < 450
+    assert len(names) < 450 + 5  # the tiny experiments
     assert git(cloned, "status", "--short").stdout == ""
 
 
