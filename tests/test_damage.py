@@ -112,7 +112,7 @@ def records(path):
 
 
 def key(path):
-    image, mix = load_key(path, "digits")
+    image, mix = load_key(path, 32)
     return image.tolist(), mix
 
 
