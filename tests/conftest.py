@@ -1,10 +1,9 @@
-"""Tiny experiments on `digits` in temporary folders, and functions that run or kill the scripts of the project."""
+"""Tiny experiments on `digits` in temporary folders, and functions that run the scripts of the project."""
 
 import contextlib
 import functools
 import io
 import json
-import multiprocessing
 import os
 import runpy
 import signal
@@ -16,8 +15,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when PyTorch is imported, here and i
 
 import pytest
 import torch
+from processes import share_server
 
-from utils import datasets
+from training.zoo import Zoo
+from utils import checkpoint, data, datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -34,7 +35,22 @@ TINY = {
 }
 
 
-datasets.digits = functools.cache(datasets.digits)  # loading takes longer than an epoch of a tiny experiment
+all_digits = functools.cache(datasets.digits)  # loading takes longer than an epoch of a tiny experiment
+
+
+@functools.cache
+def few_digits(*where):
+    """`digits` with 100 test images. Evaluation on all 899 takes three times as long as a tiny epoch of training."""
+    images, labels, *test = all_digits(*where)
+    return (images, labels, *(part[:100] for part in test))
+
+
+datasets.digits = few_digits
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput") or config.getoption("numprocesses", 0):  # with pytest-xdist
+        share_server()
 
 
 @pytest.fixture(autouse=True)
@@ -52,15 +68,6 @@ def signal_handlers():
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture
-def few_test_images(monkeypatch):
-    """Evaluate on few test images. All 899 of `digits` would take three times as long as an epoch of training."""
-    honest = datasets.digits
-    monkeypatch.setattr(
-        datasets, "digits", lambda *where: (*honest(*where)[:2], *(x[:100] for x in honest(*where)[2:]))
-    )
 
 
 def experiment(folder, **changes):
@@ -125,23 +132,6 @@ def train(folder, *argv):
     return done
 
 
-def start(folder, name, output):
-    """Start a script on `folder` in a new process, which a test may kill. It prints to the file `output`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.experiment", "pytest"])
-    process = context.Process(target=in_child, args=(name, str(folder), str(output)))
-    process.start()
-    return process
-
-
-def in_child(name, folder, output):
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C
-    sys.stdout = sys.stderr = open(output, "a", encoding="utf-8", buffering=1)
-    sys.argv = [name, "--save_path", folder]
-    runpy.run_path(str(ROOT / name), run_name="__main__")
-
-
 def weights(file):
     return torch.load(file, weights_only=True)["state_dict"]
 
@@ -161,6 +151,16 @@ def metrics(folder):
 def files(folder):
     """{file: (content, time of the last change)} of all files below `folder`."""
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def frozen(tmp_path_factory):
+    """The checkpoint of a network that serves as teacher and as adversarial network."""
+    path = tmp_path_factory.mktemp("frozen") / "best_model.tar"
+    torch.manual_seed(1)
+    network = Zoo(data.DATASETS["digits"], torch.device("cpu")).fresh("net", num_channels=4)
+    checkpoint.save(path, {"state_dict": network.state_dict(), "params": {"num_channels": 4}})
+    return path
 
 
 @pytest.fixture(scope="session")

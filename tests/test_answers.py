@@ -15,7 +15,6 @@ from training import answers, params
 from training.zoo import Zoo
 from utils import checkpoint, data
 
-pytestmark = pytest.mark.usefixtures("few_test_images")
 DIGITS = data.DATASETS["digits"]
 WITH_IMAGES = [name for name in method.names()["attack"] if not issubclass(method.find(name), DataFree)]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY, experiment, files, grow, same_weights, script, train
-from projects import command, copy_code, set_root
+from processes import command
+from projects import copy_code, set_root
 from test_benchmark_study import MINI
 
 import model
@@ -76,15 +77,6 @@ def test_an_audit_from_python(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "results").exists() and "teacher" in study.show([none, own])
 
 
-CELLS = """
-import json
-cells = json.load(open("tutorial.ipynb"))["cells"]
-for cell in cells:
-    if cell["cell_type"] == "code":
-        exec("".join(cell["source"]))
-"""
-
-
 @pytest.mark.slow
 def test_the_tutorial_runs(tmp_path):
     """All its cells, in a copy of the project, as a notebook in docs/ runs them."""
@@ -96,11 +88,13 @@ def test_the_tutorial_runs(tmp_path):
                 shutil.copy(path, root / path.relative_to(ROOT))
     shutil.copy(ROOT / "experiments/tables.json", root / "experiments")
     (root / "docs").mkdir()
-    shutil.copy(ROOT / "docs/tutorial.ipynb", root / "docs")
-    done = command(root / "docs", "-c", CELLS)
+    cells = json.loads((ROOT / "docs/tutorial.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    (root / "docs/tutorial.py").write_text("\n".join(code))
+    done = command(root / "docs", "tutorial.py")
     assert done.status == 0, done.err
     teacher, normal, nasty, *audit = done.out.splitlines()
-    assert teacher.startswith("teacher 9") and "student of the normal teacher" in normal
+    assert float(teacher.split()[1]) > 90 and "student of the normal teacher" in normal
     assert "student of the nasty teacher" in nasty
     assert [line.split(" |")[0] for line in audit if "score" in line] == ["none", "nasty (own)"]
     assert "not the published benchmark" in audit[-1]
@@ -144,7 +138,7 @@ def test_an_exported_network_is_loaded_by_its_name(exported):
     card = teacher.card
     assert not teacher.training and teacher.num_classes == 10 and teacher.conv1.out_channels == 4
     assert accuracy(teacher) == pytest.approx(card["accuracy"], abs=1e-4)
-    assert card["correct"] == f"{round(card['accuracy'] * 8.99)} of 899 test images"
+    assert card["correct"] == f"{round(card['accuracy'])} of 100 test images"
     assert (card["dataset"], card["options"]) == ("digits", {"num_channels": 4, "dropout_rate": 0.0})
     assert card["precision"] == "float16" and "MIT" in card["licence"] and "torch" in card["environment"]
     content = torch.load(exported, weights_only=True)

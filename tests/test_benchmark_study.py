@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from conftest import experiment, grow, metrics, same_weights, train
-from projects import command, commands, copy_code, set_root
+from processes import command, commands
+from projects import copy_code, set_root
 
 from method.attack import Attack
 from study import autosteal, benchmark, cards, launch, plan, protocol
@@ -223,7 +224,10 @@ MINI = {
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
+    """A copy of the project whose `digits` has 200 training images."""
     root = copy_code(tmp_path_factory.mktemp("project"))
+    source = root / "utils/datasets.py"
+    source.write_text(source.read_text().replace("order[:898]", "order[:200]"))
     grow(root / "experiments/mini", Path("experiments/mini"), num_epochs=3)
     (root / "experiments/tables.json").write_text(json.dumps({"mini": MINI}))
     return root
@@ -305,7 +309,7 @@ def test_from_end_to_end(project, ran, inside):
         thief, alone, smooth = (card[part]["accuracy"] for part in ("thief", "alone", "yardstick"))
         assert card["score"] == protocol.paired(smooth, thief) and card["seeds"] == [0, 1] and len(alone) == 2
         assert card["gap"] == protocol.paired(thief, card["passive"]["accuracy"])
-        assert card["thief"]["queries"] == 3 * 718  # 898 images minus 180 that are held back
+        assert card["thief"]["queries"] == 3 * 160  # 200 images minus 40 that are held back
         assert card["verdict"] in ("holds", "holds, at a price", "does not hold", "not shown")
         assert card["thief"]["attack"] in MINI["attacks"] and len(set(card["teacher"]["weights"])) == 2
     nasty, none = found[0], found[2]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, grow
-from projects import clone, command, commands, commit, copy_code, git
+from processes import command, commands
+from projects import clone, commit, copy_code, git
 
 pytestmark = [
     pytest.mark.slow,
@@ -98,13 +99,13 @@ def seconds(root, *argv):
 
 
 def test_printing_a_table_takes_hardly_longer_than_importing_pytorch():
-    scripts = {"table": ("results.py", "table1"), "import": ("-c", "import torch, torchvision")}
-    seconds(ROOT, *scripts["table"])  # writes the .pyc files
-    taken = {name: [] for name in scripts}
-    for _ in range(2):
-        for name, argv in scripts.items():
-            taken[name].append(seconds(ROOT, *argv))
-    assert min(taken["table"]) <= 1.3 * min(taken["import"]), taken
+    taken = {"table": [], "import": []}
+    for _ in range(3):  # the first of them writes the .pyc files, and other processes may slow it down
+        taken["table"].append(seconds(ROOT, "results.py", "table1"))
+        taken["import"].append(seconds(ROOT, "-c", "import torch, torchvision"))
+        if min(taken["table"]) <= 1.3 * min(taken["import"]):
+            return
+    pytest.fail(f"CPU seconds: {taken}")
 
 
 # Packages import only from the packages below them, without cycles. The contracts are in pyproject.toml.

@@ -15,8 +15,6 @@ from torch.utils._pytree import tree_leaves
 from training import engine, experiment
 from utils import checkpoint, cuda_graph, data, losses
 
-pytestmark = pytest.mark.usefixtures("few_test_images")
-
 # One run has Adam, random numbers and a clipped gradient in its steps, the other SGD with momentum and batch norm. The
 # learning rate changes in the second epoch, and the third batch of an epoch is smaller.
 NETWORKS = {
@@ -171,10 +169,10 @@ def test_several_processes_take_the_plain_path(monkeypatch):
 
 
 @every_method
-def test_every_method(name, keys, device, trained, tmp_path):
+def test_every_method(name, keys, device, frozen, tmp_path):
     """One recording serves both epochs, so Python branches in `losses` must be the same in both."""
     keys = keys | {"precision": "fp32" if device == "cpu" else "bf16"}
-    learner = build(name, keys, trained / "baseline/teacher/best_model.tar")[0]
+    learner = build(name, keys, frozen)[0]
     for value in (False, True):
         (tmp_path / str(value)).mkdir()
         params = SimpleNamespace(**vars(learner.params) | {"schedule": [], "cuda_graph": value})
@@ -189,8 +187,8 @@ def test_every_method(name, keys, device, trained, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dafl", "dfad", "deepinversion", "skeptical", "scm"])
-def test_what_has_more_than_a_student_ends_with_the_same_bits(name, device, trained, tmp_path):
-    learner = build(name, {"cuda_graph": True}, trained / "baseline/teacher/best_model.tar")[0]
+def test_what_has_more_than_a_student_ends_with_the_same_bits(name, device, frozen, tmp_path):
+    learner = build(name, {"cuda_graph": True}, frozen)[0]
     lengths = {"whole": [2], "cut": [1, 2]}
     for folder, epochs in lengths.items():
         (tmp_path / folder).mkdir()

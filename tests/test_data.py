@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import all_digits
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as reference
@@ -211,7 +212,8 @@ def test_an_unknown_name_is_refused_with_a_suggestion(tmp_path):
     assert 'did you mean "cifar10"?' in refusal("cifar_10", tmp_path)
 
 
-def test_digits():
+def test_digits(monkeypatch):
+    monkeypatch.setattr(datasets, "digits", all_digits)
     dataset = data.load("digits", "nowhere", "cpu")
     assert dataset.summary == "digits: 898 training, 899 test images, 10 classes, 32x32"
     assert dataset.train.images.shape == (898, 32, 32, 3)
@@ -232,7 +234,7 @@ def test_a_subset_is_the_first_part_of_one_permutation():
     assert torch.equal(part.train.images, full.train.images[kept])
     assert torch.equal(part.train.labels, full.train.labels[kept])
     assert torch.equal(part.test.images, full.test.images)
-    assert "digits: 269 training, 899 test images" in part.summary
+    assert "digits: 269 training, 100 test images" in part.summary
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.0, 1.5, -0.1])

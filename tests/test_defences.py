@@ -482,16 +482,6 @@ def test_light_deep_is_as_wide_as_there_are_classes(trained):
     assert [layer.out_features for layer in learner.layers] == [10, 10]
 
 
-@pytest.mark.parametrize("name", model.names())
-def test_the_classifier_is_the_last_part_of_every_network(name):
-    with torch.device("meta"):
-        network = model.build(name, 7).eval()
-        features = network.features(torch.empty(2, 3, 32, 32))
-        outputs = network.head(features)
-    last = list(network.modules())[-1]
-    assert last.weight.shape[:2] == (7, features.shape[1]) and last.bias.shape == (7,) and outputs.shape == (2, 7)
-
-
 @pytest.mark.parametrize("variant", ["light", "light_deep"])
 def test_a_light_teacher_is_an_ordinary_teacher_and_resumes(variant, trained, tmp_path):
     keys = {"method": "mildly_nasty", "weight": 0.1, "variant": variant, "width": 6}

@@ -1,10 +1,10 @@
 """A run with two processes, as torchrun starts them, compared with one process; and a plan of runs as Ray tasks."""
 
+import contextlib
 import importlib.util
 import os
 import signal
-import subprocess
-import sys
+import socket
 import threading
 import time
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, experiment, with_teacher
+from processes import command, start
 
 from study.executors import Ray
 from study.launch import Runner
@@ -33,23 +34,39 @@ PLAIN = {
 }
 
 
-def train(folder, processes=1, name="train_scratch.py"):
-    command = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *command, name, "--save_path", str(folder)]
-    on_cpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # on GPUs, two processes would need two of them
-    return subprocess.run(command, cwd=ROOT, env=on_cpu, capture_output=True, text=True, check=True).stdout
+ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # on GPUs, two processes would need two of them
 
 
-def test_two_processes_compute_what_one_does_and_resume(tmp_path):
+def train(*argv):
+    done = command(ROOT, *argv, **ON_CPU)
+    assert done.status == 0, done.err
+    return done.out
+
+
+def train_together(output, *argv):
+    """Train in two processes, in the environment that torchrun gives them. They print to the file `output`."""
+    with contextlib.closing(socket.create_server(("localhost", 0))) as free:
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port} | ON_CPU
+    both = [start(ROOT, *argv, output=output, RANK=rank, LOCAL_RANK=rank, **common) for rank in "01"]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0], output.read_text()
+    return output.read_text()
+
+
+def test_torchrun_computes_what_one_process_does_and_resumes(tmp_path):
     alone = experiment(tmp_path / "alone", num_epochs=3, **PLAIN)
     together = experiment(tmp_path / "together", num_epochs=2, **PLAIN)
-    train(alone)
-    output = train(together, processes=2)
+    train("train_scratch.py", "--save_path", alone)
+    torchrun = "-m", "torch.distributed.run", "--nproc_per_node=2"
+    output = train(*torchrun, "train_scratch.py", "--save_path", together)
     assert output.count("Epoch 2/2") == 1, "the first process alone writes"
 
     params = together / "params.json"
     params.write_text(params.read_text().replace('"num_epochs": 2', '"num_epochs": 3'))
-    assert "Continuing after epoch 2/3" in train(together, processes=2)
+    output = train_together(tmp_path / "output", "train_scratch.py", "--save_path", together)
+    assert "Continuing after epoch 2/3" in output
     assert len((together / "metrics.jsonl").read_text().splitlines()) == 3
 
     one, two = (torch.load(folder / "last_model.tar") for folder in (alone, together))
@@ -66,12 +83,10 @@ SCRIPTS = {"mkd": "train_kd.py", "cmim": "train_nasty.py"}
 def test_two_processes_compute_what_one_does(name, trained, tmp_path):
     own = with_teacher(trained / "baseline/teacher", matrix_learning_rate=0.01) if name == "mkd" else {"weight": 1.0}
     keys = PLAIN | {"subset_percent": 0.25, "num_epochs": 1} | own  # 224 images: a batch has 16, 8 for each process
-    content = []
-    for processes in (1, 2):
-        folder = experiment(tmp_path / str(processes), method=name, **keys)
-        train(folder, processes, SCRIPTS[name])
-        content.append(torch.load(folder / "last_model.tar", weights_only=True))
-    one, two = content
+    alone, together = (experiment(tmp_path / folder, method=name, **keys) for folder in ("alone", "together"))
+    train(SCRIPTS[name], "--save_path", alone)
+    train_together(tmp_path / "output", SCRIPTS[name], "--save_path", together)
+    one, two = (torch.load(folder / "last_model.tar", weights_only=True) for folder in (alone, together))
     torch.testing.assert_close(one["state_dict"], two["state_dict"], rtol=1e-4, atol=1e-6)
     part = {"mkd": "matrices", "cmim": "centroids"}[name]
     torch.testing.assert_close(one["extra"][part], two["extra"][part], rtol=1e-3, atol=1e-4)

@@ -4,14 +4,14 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, script
-from projects import command, copy_code
+from processes import command
+from projects import copy_code
 
 from study.tables import is_folder, read_targets
 
@@ -142,14 +142,12 @@ def test_the_examples_of_the_readme_run(tmp_path):
     defence, attack = (Path(path).stem for path in EXAMPLES)
     for name, flag in ((defence, "--rows"), (attack, "--columns")):
         assert ["python", "reproduce.py", "matrix_digits", flag, name] in commands(README)
-    for part in ("method", "model", "training", "study", "utils", "experiments"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns(*OUTPUTS))
-    shutil.copy(ROOT / "reproduce.py", tmp_path)
+    root = copy_code(tmp_path)
+    shutil.copytree(ROOT / "experiments", root / "experiments", ignore=shutil.ignore_patterns(*OUTPUTS))
     for path, content in EXAMPLES.items():
-        (tmp_path / path).write_text(content, encoding="utf-8")
-    command = [sys.executable, "reproduce.py", "matrix_digits", "--rows", defence, "--columns", attack, "--jobs", "1"]
-    tiny = ["--set", "num_epochs=1", "subset_percent=0.1", "weight=0.2"]
-    done = subprocess.run([*command, *tiny], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    row = next(line.split() for line in done.stdout.splitlines() if line.startswith(defence))
+        (root / path).write_text(content, encoding="utf-8")
+    tiny = ["--jobs", "1", "--set", "num_epochs=1", "subset_percent=0.1", "weight=0.2"]
+    done = command(root, "reproduce.py", "matrix_digits", "--rows", defence, "--columns", attack, *tiny)
+    assert done.status == 0, done.err
+    row = next(line.split() for line in done.out.splitlines() if line.startswith(defence))
     assert row[1] == "yours" and float(row[2]) > 0 and attack in row

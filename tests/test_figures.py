@@ -298,7 +298,7 @@ def test_labels_keep_apart():
             "make it with",
         ),
         (["responses", "--normal", "{project}/cifar", "--nasty", "{trained}/kd_nasty/nasty"], "cifar10"),
-        (["responses", "{teachers}", "--images", "0", "899"], "--images 899"),
+        (["responses", "{teachers}", "--images", "0", "100"], "--images 100"),
         (["responses", "{teachers}", "--temperature", "0"], "--temperature 0"),
         (["responses", "{teachers}", "--temperature", "hot"], "invalid float"),
         (["responses"], "required"),

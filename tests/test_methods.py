@@ -15,11 +15,10 @@ import method
 from method.datafree import DataFree, Generating
 from training import engine, experiment, params
 from training.zoo import Zoo
-from utils import checkpoint, data
+from utils import data
 from utils.errors import UserError
 from utils.seeds import seed_everything
 
-pytestmark = pytest.mark.usefixtures("few_test_images")
 NAMES = [name for members in method.names().values() for name in members]
 DIGITS = data.DATASETS["digits"]
 # Values for keys without a default. A new method needs a line only if `example` cannot guess a value from name or type.
@@ -103,16 +102,6 @@ def every_method(test):
 
 def every_case(test):
     return pytest.mark.parametrize(("name", "keys"), CASES.values(), ids=CASES)(test)
-
-
-@pytest.fixture(scope="module")
-def frozen(tmp_path_factory):
-    """The checkpoint of a network that is teacher and adversarial network."""
-    path = tmp_path_factory.mktemp("frozen") / "best_model.tar"
-    torch.manual_seed(1)
-    network = Zoo(DIGITS, torch.device("cpu")).fresh("net", num_channels=4)
-    checkpoint.save(path, {"state_dict": network.state_dict(), "params": {"num_channels": 4}})
-    return path
 
 
 class Witness(Zoo):

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 from test_losses import LABELS, check, logits, softmax
-from test_methods import NAMES, build
+from test_methods import NAMES, build, steps
+from torch.nn.functional import normalize
 
 import method
 from method.defend.cmim import Centroids, cmi
@@ -86,14 +87,13 @@ def test_a_batch_without_a_class_leaves_its_centroid():
     assert not torch.allclose(own.log()[:, 6], before[:, 6])
 
 
-def test_cmim_temperatures(trained):
-    frozen = trained / "baseline/teacher/best_model.tar"
+def test_cmim_temperatures(frozen):
     for keys, expected in (({}, [1, 20**0.25, 20**0.5, 20**0.75, 20]), ({"temperatures": 1}, [1])):
         assert build("cmim", keys, frozen)[0].temperatures == pytest.approx(expected)
 
 
-def test_cmim_gathers_the_answers_of_a_class(trained):
-    frozen, found = trained / "baseline/teacher/best_model.tar", []
+def test_cmim_gathers_the_answers_of_a_class(frozen):
+    found = []
     for weight in (0.0, 1.0):
         learner, loader, optimizer = build("cmim", {"weight": weight, "learning_rate": 0.01}, frozen)
         for epoch in range(20):
@@ -170,8 +170,8 @@ def test_modelguard_is_at_least_as_good_as_every_answer_of_a_grid(scale, epsilon
     steps = 60
     grid = [(i, j, k, steps - i - j - k) for i, j, k in itertools.product(range(steps + 1), repeat=3)]
     answers = torch.tensor([row for row in grid if row[3] >= 0], dtype=torch.float64) / steps
-    for p in certain(scale, classes=4, rows=20):
-        found = modelguard(p[None], epsilon)[0]
+    rows = certain(scale, classes=4, rows=20)
+    for p, found in zip(rows, modelguard(rows, epsilon), strict=True):
         assert allowed(p, found, epsilon, slack=1e-7)
         costs = cost(p, answers[allowed(p, answers, epsilon)])
         if len(costs):
@@ -186,7 +186,8 @@ def test_modelguard_solves_the_linear_programme(classes, epsilon):
     optimize = pytest.importorskip("scipy.optimize")
     unit = torch.eye(classes, dtype=torch.float64)
     for scale in (0.3, 1.0, 4.0):
-        for p in certain(scale, classes, rows=10):
+        answers = certain(scale, classes, rows=10)
+        for p, found in zip(answers, modelguard(answers, epsilon), strict=True):
             bounds, rows = torch.cat((p, -p)), torch.cat((torch.cat((unit, -unit), 1), torch.cat((-unit, -unit), 1)))
             margins = torch.cat((unit - unit[p.argmax()], torch.zeros_like(unit)), 1)
             margins = margins[[k for k in range(classes) if k != p.argmax()]]
@@ -196,7 +197,6 @@ def test_modelguard_solves_the_linear_programme(classes, epsilon):
             costs = torch.cat(((p + OFFSET).log(), torch.zeros(classes)))
             whole = (part.numpy() for part in (costs, torch.cat((rows, margins, budget)), limits, total))
             done = optimize.linprog(*whole, b_eq=[1.0], bounds=(0, 1))
-            found = modelguard(p[None], epsilon)[0]
             assert allowed(p, found, epsilon, slack=1e-7)
             assert cost(p, found).item() == pytest.approx(done.fun, abs=1e-7)
 
@@ -251,10 +251,15 @@ class Surrogate:
         self.W = torch.randn(classes, 6, dtype=torch.float64, generator=generator).requires_grad_()
         self.q = (self.W @ self.h).softmax(0).detach()
         losses = -(self.W @ self.h).log_softmax(0)
-        self.G = torch.stack([torch.autograd.grad(own, self.W, retain_graph=True)[0].flatten() for own in losses])
+        each = torch.eye(classes, dtype=torch.float64)
+        self.G = torch.autograd.grad(losses, self.W, each, is_grads_batched=True)[0].flatten(1)
 
     def deviation(self, v, p):
-        return float((v @ self.G / (v @ self.G).norm() - p @ self.G / (p @ self.G).norm()).square().sum())
+        return float(self.deviations(v[None], p))
+
+    def deviations(self, rows, p):
+        """Of each row."""
+        return (normalize(rows @ self.G, dim=1) - normalize(p @ self.G, dim=0)).square().sum(1)
 
 
 def mixed(p, vertex, epsilon):
@@ -289,9 +294,9 @@ def test_mad_of_many_classes_grows_a_set(classes):
         own, top = Surrogate(classes, seed), int(p.argmax())
         chosen = {top}
         for _ in range(1024 // classes):
-            grown = [chosen | {k} for k in range(classes)]
-            best = max(grown, key=lambda some: own.deviation(written_vertex(some, top, classes), p))
-            chosen = max((chosen, best), key=lambda some: own.deviation(written_vertex(some, top, classes), p))
+            grown = [chosen, *(chosen | {k} for k in range(classes))]
+            rows = torch.stack([written_vertex(some, top, classes) for some in grown])
+            chosen = grown[own.deviations(rows, p).argmax()]
         answer = mad(p[None], own.q[None], 1.0)[0]
         expected = mixed(p, written_vertex(chosen, top, classes), 1.0)
         torch.testing.assert_close(answer, expected, rtol=1e-9, atol=1e-9)
@@ -348,10 +353,9 @@ def test_images_have_a_gradient_through_the_rule(name, trained):
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("attack", [name for name in NAMES if name in method.names()["attack"]])
-def test_every_attack_meets_every_rule(attack, name, trained):
-    frozen = trained / "baseline/teacher/best_model.tar"
+def test_every_attack_meets_every_rule(attack, name, frozen):
     learner, loader, optimizer = build(attack, {"release": name}, frozen)
-    terms = engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].values()
+    terms = next(steps(learner, optimizer, learner.batches(loader)))
     assert all(abs(value) < 1e4 for value in terms.values())
 
 
@@ -374,8 +378,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "key", "value", "message"), BAD, ids=[f"{case[0]} {case[1]}" for case in BAD])
-def test_bad_values(name, key, value, message, trained):
-    frozen = trained / "baseline/teacher/best_model.tar"
+def test_bad_values(name, key, value, message, frozen):
     with pytest.raises(UserError) as error:
         build(name, {key: value}, frozen) if name in NAMES else rule(name, {key: value}, frozen)
     assert message in str(error.value) and len(str(error.value).splitlines()) == 1

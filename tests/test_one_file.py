@@ -3,13 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, grow
-from projects import command, commands, copy_code, recorded, set_root
+from processes import command, commands
+from projects import copy_code, recorded, set_root
 
 FREE = '''"""Free: a test's defence without an adversarial network, 2031.
 
@@ -269,11 +268,10 @@ def test_parameters_of_the_runs(project, ran):
 @pytest.mark.slow
 def test_the_method_tests_cover_the_new_files(project):
     (project / "tests").mkdir()
-    for name in ("conftest.py", "test_methods.py"):
+    for name in ("conftest.py", "processes.py", "test_methods.py"):
         shutil.copy(ROOT / "tests" / name, project / "tests")
     names = "free or against or rule or thief"
-    command = [sys.executable, "-m", "pytest", "-n", "0", "tests/test_methods.py", "-k", names, "-rA"]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    done = command(project, "-m", "pytest", "-n", "0", "tests/test_methods.py", "-k", names, "-rA")
+    assert done.status == 0, done.out
     for name in "free", "against", "rule", "thief":
-        assert re.search(rf"PASSED .*test_three_steps\[.*\b{name}\b", done.stdout), name
+        assert re.search(rf"PASSED .*test_three_steps\[.*\b{name}\b", done.out), name

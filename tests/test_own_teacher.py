@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import grow, script
-from projects import command, copy_code, set_root
+from processes import command
+from projects import copy_code, set_root
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -101,8 +102,8 @@ def small_resnet(num_classes):
 
 @pytest.fixture(scope="module")
 def foreign_weights():
-    """A torchvision network that a plain loop of PyTorch has trained on the digits, without code of this project."""
-    digits = data.load("digits", "", "cpu")
+    """A torchvision network that a plain loop of PyTorch has trained on digits, without code of this project."""
+    digits = data.load("digits", "", "cpu", subset_percent=0.4)
     mean, std = torch.tensor(DIGITS.mean), torch.tensor(DIGITS.std)
     images = ((digits.train.images / 255 - mean) / std).permute(0, 3, 1, 2)
     torch.manual_seed(0)

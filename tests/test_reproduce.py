@@ -6,14 +6,13 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, experiment, files, grow, metrics, same_weights, script, train, with_teacher
+from processes import start
 from projects import copy_code, set_root
 
 from study import executors, tables
@@ -333,9 +332,8 @@ def project(tmp_path_factory):
 
 
 def reproduce(project, *argv):
-    command = [sys.executable, "reproduce.py", *argv, "--jobs", "2"]
-    log = open(project / "output", "w")
-    return subprocess.Popen(command, cwd=project, stdout=log, stderr=subprocess.STDOUT)
+    (project / "output").write_text("")
+    return start(project, "reproduce.py", *argv, "--jobs", "2", output=project / "output")
 
 
 def waited(condition, seconds=300):
@@ -363,7 +361,7 @@ def killed(project):
     begun = (endless / "training.log").exists
     assert waited(lambda: "finished" in (project / "output").read_text() and begun()), (project / "output").read_text()
     process.kill()
-    process.wait()
+    process.join()
     yield endless
     shutil.rmtree(endless, ignore_errors=True)  # a run that still trains ends, because it cannot write
 
@@ -377,8 +375,9 @@ def test_killed_with_its_children(killed):
 def finished(project, killed):
     """The same command without a kill, with two seeds, a sweep and a new method. Returns its output."""
     process = reproduce(project, "mini", "sweep", "experiments/new", "--seeds", "0", "1")
-    output = (project / "output").read_text() if process.wait(timeout=500) is not None else ""
-    assert process.returncode == 0, output
+    process.join(timeout=500)
+    output = (project / "output").read_text()
+    assert process.exitcode == 0, output
     return output
 
 

@@ -8,13 +8,13 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, experiment, files, metrics, same_weights, script, start, train
+from conftest import SCRIPTS, experiment, files, metrics, same_weights, script, train
+from processes import start
+from projects import copy_code
 
 from utils.jsonfile import read_json
 
@@ -32,6 +32,12 @@ def same_run(folder, other):
 def copy(kind, trained, folder, **changes):
     """Copy the experiment `kind` of `trained` without its results to `folder`. The teacher stays the same file."""
     return experiment(folder, **(read_json(trained / kind / "params.json") | changes))
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory):
+    """A copy of the project, whose scripts see as few test images as this process."""
+    return copy_code(tmp_path_factory.mktemp("code"))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def test_num_epochs_grown_later(kind, trained, long, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_random_moments(kind, trained, long, tmp_path):
+def test_killed_at_random_moments(kind, code, trained, long, tmp_path):
     """Kill the script (SIGKILL) at a random moment after three epochs, and then train to the end."""
     folder, output, rng = copy(kind, trained, tmp_path / "x", num_epochs=LENGTH), tmp_path / "out", random.Random(kind)
     seconds = json.loads((long / kind / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
@@ -83,7 +89,7 @@ def test_killed_at_random_moments(kind, trained, long, tmp_path):
         return output.read_text().count("Continuing after epoch")
 
     for starts, after in enumerate((2, 3, 5, None)):
-        process = start(folder, SCRIPTS[kind], output)
+        process = start(code, SCRIPTS[kind], "--save_path", folder, output=output)
         while after and process.is_alive() and (epochs(folder) < after or continued() < starts):
             time.sleep(0.001)
         if after:
@@ -138,9 +144,9 @@ def test_a_metrics_line_cut_in_two_is_written_anew(trained, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_with_130_and_says_how_to_go_on(number, trained, long, tmp_path):
+def test_a_signal_ends_with_130_and_says_how_to_go_on(number, code, trained, long, tmp_path):
     folder, output = copy("kd_normal/student", trained, tmp_path / "x", num_epochs=LENGTH), tmp_path / "out"
-    process = start(folder, "train_kd.py", output)
+    process = start(code, "train_kd.py", "--save_path", folder, output=output)
     while process.is_alive() and epochs(folder) < 2:
         time.sleep(0.001)
     os.kill(process.pid, number)
@@ -161,9 +167,9 @@ def test_a_finished_run_says_so_and_changes_nothing(kind, trained):
     assert files(trained) == before
 
 
-def test_a_folder_belongs_to_one_process(trained, tmp_path):
+def test_a_folder_belongs_to_one_process(code, trained, tmp_path):
     folder = copy("baseline/student", trained, tmp_path / "x", num_epochs=10_000)
-    process = start(folder, "train_scratch.py", tmp_path / "out")
+    process = start(code, "train_scratch.py", "--save_path", folder, output=tmp_path / "out")
     while process.is_alive() and epochs(folder) < 1:
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGSTOP)
@@ -247,14 +253,16 @@ def test_a_folder_that_becomes_read_only_at_any_write(trained, tmp_path, monkeyp
     assert good > 5  # training.log; of two epochs, metrics.jsonl and last_model.tar; at least one best_model.tar
 
 
-def test_a_reader_who_has_enough_ends_the_run(tmp_path):
+def test_a_reader_who_has_enough_ends_the_run(code, tmp_path):
     """`python train_scratch.py … | head -n 1` prints no error, and the run can be continued."""
     folder = experiment(tmp_path / "x", num_epochs=5000)
-    command = [sys.executable, ROOT / "train_scratch.py", "--save_path", folder]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        errors = process.stderr.read()
-    assert process.returncode == 141 and "Traceback" not in errors and "Logging error" not in errors
+    pipe, printed = tmp_path / "pipe", tmp_path / "errors"
+    os.mkfifo(pipe)
+    process = start(code, "train_scratch.py", "--save_path", folder, output=pipe, errors=printed)
+    with open(pipe) as reader:
+        reader.readline()
+    process.join()
+    errors = printed.read_text()
+    assert process.exitcode == 141 and "Traceback" not in errors and "Logging error" not in errors
     assert "Traceback" not in (folder / "training.log").read_text() and epochs(folder) < 5000
     train(grown(folder, 1))

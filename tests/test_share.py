@@ -1,16 +1,17 @@
 """Processes that work on one plan at the same time: each run is trained once, whoever is killed."""
 
+import contextlib
 import fcntl
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SCRIPTS, experiment, grow, metrics, same_weights, train
+from conftest import SCRIPTS, experiment, grow, metrics, same_weights, train
+from processes import start
+from projects import copy_code
 
 from study.executors import BUSY
 from study.launch import FINISHED, Runner
@@ -20,27 +21,43 @@ from training.folder import Run
 from utils.errors import Busy
 
 pytestmark = pytest.mark.slow
-STARTED = []
 WAITS = f"{BUSY}; waiting for it"
 
 
-def reproduce(target, output, *argv):
-    """`reproduce.py target` in a process group of its own, which prints to the file `output`."""
-    command = [sys.executable, str(ROOT / "reproduce.py"), str(target), *argv]
-    with open(output, "a") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    STARTED.append(process)
-    return process
+@pytest.fixture(scope="module")
+def code(tmp_path_factory):
+    """A copy of the project, whose scripts see as few test images as this process."""
+    root = copy_code(tmp_path_factory.mktemp("code"))
+    (root / "experiments").mkdir()
+    (root / "experiments/tables.json").write_text("{}")
+    return root
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays():
+def nothing_stays(code):
     """Ends what a failed test has left."""
     yield
-    for process in STARTED:
-        for number in processes(process.pid):
-            os.kill(int(number), signal.SIGKILL)
-    STARTED.clear()
+    kill(processes(code))
+
+
+def reproduce(code, target, output, *argv):
+    """Start `reproduce.py target`, which prints to the file `output`."""
+    return start(code, "reproduce.py", target, *argv, output=output)
+
+
+def processes(code):
+    """The processes that work in the folder `code`: each `reproduce.py` and its workers."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):  # it has ended
+            found += [int(link.parent.name)] * (os.readlink(link) == str(code))
+    return found
+
+
+def kill(numbers, signal_number=signal.SIGKILL):
+    for number in numbers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal_number)
 
 
 def waited(condition, seconds=300):
@@ -63,19 +80,6 @@ def unlocked(folder):
     return True
 
 
-def processes(session):
-    """The processes of a session, that is, those that `reproduce` started, directly or not."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, of = stat.read_text().rpartition(")")[2].split()[:4]
-        except (OSError, ValueError):
-            continue  # it has ended meanwhile
-        if int(of) == session and state != "Z":
-            found.append(stat.parent.name)
-    return found
-
-
 def starts(folder):
     return (folder / "training.log").read_text().count("Environment: ")
 
@@ -94,46 +98,52 @@ def same_runs(root, other):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_a_plan(count, trained, tmp_path):
+def test_processes_share_a_plan(count, code, trained, tmp_path):
     root = grow(tmp_path / "x")
     outputs = [tmp_path / f"out{number}" for number in range(count)]
-    running = [reproduce(root, output, "--jobs", "1") for output in outputs]
-    assert [process.wait(timeout=500) for process in running] == [0] * count, [o.read_text() for o in outputs]
+    running = [reproduce(code, root, output, "--jobs", "1") for output in outputs]
+    for process in running:
+        process.join(timeout=500)
+    assert [process.exitcode for process in running] == [0] * count, [o.read_text() for o in outputs]
     assert [starts(root / name) for name in SCRIPTS] == [1] * len(SCRIPTS)
     assert len({table(output) for output in outputs}) == 1 and WAITS in "".join(o.read_text() for o in outputs)
     same_runs(root, trained)
 
 
-def test_a_killed_holder_frees_its_run(tmp_path):
+def test_a_killed_holder_frees_its_run(code, tmp_path):
     """Only reproduce.py is killed. Its worker notices, and another reproduce.py continues the run."""
     whole, shared = (experiment(tmp_path / name, num_epochs=20) for name in ("whole", "shared"))
     train(whole)
-    first = reproduce(shared, tmp_path / "first", "--jobs", "1")
+    first = reproduce(code, shared, tmp_path / "first", "--jobs", "1")
     assert waited(lambda: epochs_logged(shared) > 1)
-    os.killpg(first.pid, signal.SIGSTOP)  # so that it is not finished before the second one begins
-    second = reproduce(shared, tmp_path / "second", "--jobs", "1")
+    holders = processes(code)
+    kill(holders, signal.SIGSTOP)  # so that it is not finished before the second one begins
+    second = reproduce(code, shared, tmp_path / "second", "--jobs", "1")
     assert waited(lambda: WAITS in (tmp_path / "second").read_text())
     first.kill()
-    first.wait()
-    os.killpg(first.pid, signal.SIGCONT)
-    assert second.wait(timeout=500) == 0, (tmp_path / "second").read_text()
-    assert not processes(first.pid)
+    first.join()
+    kill(holders, signal.SIGCONT)
+    second.join(timeout=500)
+    assert second.exitcode == 0, (tmp_path / "second").read_text()
+    assert not set(processes(code)) & set(holders)
     assert "Continuing after epoch" in (shared / "training.log").read_text()
     assert metrics(shared) == metrics(whole) and same_weights(shared / "last_model.tar", whole / "last_model.tar")
 
 
-@pytest.mark.parametrize("whom", ["the group", "reproduce.py"])
-def test_killed_at_random_moments_and_started_again(whom, trained, tmp_path):
+@pytest.mark.parametrize("whom", ["all", "reproduce.py"])
+def test_killed_at_random_moments_and_started_again(whom, code, trained, tmp_path):
     root, output, rng = grow(tmp_path / "x"), tmp_path / "out", random.Random(whom)
     for _ in range(2):
-        process = reproduce(root, output, "--jobs", "2")
+        process = reproduce(code, root, output, "--jobs", "2")
         waited(lambda: list(root.rglob("training.log")), seconds=100)
         time.sleep(rng.uniform(0, 1))
-        os.kill(-process.pid if whom == "the group" else process.pid, signal.SIGKILL)
-        process.wait()
-        assert waited(lambda of=process.pid: not processes(of), seconds=60)
+        kill(processes(code) if whom == "all" else [process.pid])
+        process.join()
+        assert waited(lambda: not processes(code), seconds=60)
         assert all(unlocked(root / name) for name in SCRIPTS)
-    assert reproduce(root, output, "--jobs", "2").wait(timeout=500) == 0, output.read_text()
+    last = reproduce(code, root, output, "--jobs", "2")
+    last.join(timeout=500)
+    assert last.exitcode == 0, output.read_text()
     same_runs(root, trained)
 
 

@@ -1,0 +1,82 @@
+"""Scripts in processes of their own, forked from a server that has imported PyTorch but no module of the project.
+
+A process has its own arguments, working directory, environment, output and exit status, like one that a shell starts.
+It need not import PyTorch, which takes seconds. The workers of `reproduce.py` are forked from the same server.
+"""
+
+import multiprocessing
+import os
+import runpy
+import shlex
+import signal
+import sys
+import tempfile
+from multiprocessing import forkserver
+from pathlib import Path
+from types import SimpleNamespace
+
+TESTS = Path(__file__).resolve().parent
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torchvision"])
+forkserver.set_forkserver_preload = lambda names: None  # `reproduce.py` would preload modules of this checkout
+SERVER, ADDRESS = forkserver._forkserver, "TESTS_FORKSERVER"
+
+
+def share_server():
+    """Start the server. Processes that this one starts, such as the workers of pytest-xdist, use the same server."""
+    if ADDRESS in os.environ:
+        SERVER._forkserver_address = os.environ[ADDRESS]
+        SERVER._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)  # another process keeps it alive
+        SERVER.ensure_running = lambda: None
+    else:
+        SERVER.ensure_running()
+        os.environ[ADDRESS] = SERVER._forkserver_address
+
+
+def start(root, *argv, output, errors=None, **environment):
+    """Start a script in the folder `root`. Returns the process, a `multiprocessing.Process`.
+
+    argv: a script or "-m", MODULE, and arguments. output, errors: files to which the script prints; default of errors:
+    output. environment: changed variables.
+    """
+    own = {str(TESTS), str(TESTS.parent), "", os.getcwd()}  # what pytest adds to the path
+    path = [str(root), *(folder for folder in sys.path if folder not in own)]
+    arguments = str(root), [*map(str, argv)], path, str(output), str(errors or output), os.environ | environment
+    for file in {arguments[3], arguments[4]}:
+        Path(file).touch()
+    process = CONTEXT.Process(target=run, args=arguments)
+    process.start()
+    return process
+
+
+def command(root, *argv, **environment):
+    """Run a script as `start` does, until it ends. Returns .status, .out and .err."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder) / "output", Path(folder) / "errors"
+        process = start(root, *argv, output=output, errors=errors, **environment)
+        process.join()
+        return SimpleNamespace(status=process.exitcode, out=output.read_text(), err=errors.read_text())
+
+
+def commands(root, *lines):
+    """Run several command lines one after the other, as `command` does."""
+    return [command(root, *shlex.split(line)) for line in lines]
+
+
+def run(root, argv, path, output, errors, environment):
+    """What the new process does."""
+    for number, file in ((1, output), (2, errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(root)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C
+    multiprocessing.process.ORIGINAL_DIR = root
+    SERVER.ensure_running = lambda: None  # the processes that this one starts are forked from the same server
+    sys.path[:] = path
+    sys.dont_write_bytecode &= root == str(TESTS.parent)  # a copy of the project is compiled once
+    sys.argv = argv[1:] if argv[0] == "-m" else argv
+    if argv[0] == "-m":
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(argv[0], run_name="__main__")
