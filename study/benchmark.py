@@ -17,8 +17,7 @@ from study.tables import loaded_epoch, make, read_target
 from training import params
 from utils.digest import unsealed
 from utils.errors import UserError, suggest
-from utils.jsonfile import read_json
-from utils.paths import display_path, from_root
+from utils.paths import display_path, from_root, read_json
 
 ALONE, YARDSTICK = "alone", "yardstick"  # opponents without a teacher
 UNDEFENDED = "none"

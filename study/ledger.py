@@ -12,8 +12,7 @@ from pathlib import Path
 from training import spec
 from utils.digest import read_line
 from utils.errors import UserError
-from utils.jsonfile import read_json
-from utils.paths import display_path, from_root, version
+from utils.paths import display_path, from_root, read_json, version
 
 SCORED = ("test", "validation")  # images on which a run is scored in every epoch
 PARTS = ("train", *SCORED)

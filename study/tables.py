@@ -23,8 +23,7 @@ from training import spec
 from training.changes import check_common
 from training.spec import Spec
 from utils.errors import UserError, suggest
-from utils.jsonfile import read_json
-from utils.paths import display_path, from_root
+from utils.paths import display_path, from_root, read_json
 
 NO_MATRIX = "--rows and --columns need a matrix; {} is not a matrix"
 

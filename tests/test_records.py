@@ -14,7 +14,7 @@ from study.ledger import Recorded
 from training import params, spec
 from training.changes import differences_to_run
 from utils import checkpoint
-from utils.jsonfile import read_json
+from utils.paths import read_json
 
 LINES = [
     (path.name, number, json.loads(line))

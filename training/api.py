@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from training import experiment, params, spec
+from training import experiment, params
 from training.changes import differences
 from utils.errors import UserError
-from utils.paths import display_path
+from utils.paths import display_path, write_json
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def run(folder, data_dir="data", quiet=True, **keys):
         if path.is_file() and (lines := differences(vars(params.load(folder)), wanted)):
             raise UserError(f"{display_path(path)}: exists with other parameters: {'; '.join(lines)}")
         folder.mkdir(parents=True, exist_ok=True)
-        spec.write_json(path, keys)
+        write_json(path, keys)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere) if quiet else contextlib.nullcontext():
         experiment.train(folder, params.load(folder), data_dir)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -13,9 +13,8 @@ from training.folder import Run
 from training.zoo import Zoo
 from utils import data, distributed, environment
 from utils.errors import CheckpointError, UserError
-from utils.jsonfile import read_json
 from utils.metrics import evaluate
-from utils.paths import display_path, from_root
+from utils.paths import display_path, from_root, read_json
 from utils.seeds import seed_everything
 
 SCRIPTS = {"scratch": "train_scratch.py", "defend": "train_nasty.py", "attack": "train_kd.py"}

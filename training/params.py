@@ -17,9 +17,8 @@ import method
 import model
 from utils import data, imagefolder
 from utils.errors import UserError, suggest
-from utils.jsonfile import read_json
 from utils.keys import key, shorten, wrong
-from utils.paths import display_path
+from utils.paths import display_path, read_json
 
 DEFAULT_METHODS = {"scratch": "scratch", "defend": "nasty", "attack": "kd"}
 OLD_NAMES = {"compile": "cuda_graph"}
