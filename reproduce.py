@@ -20,13 +20,14 @@ import sys
 import torch
 
 from study.benchmark import Benchmark, execute_with
-from study.cards import file_of, make_cards, save, show, write_cards
+from study.cards import cards_path, save, show, write_cards
 from study.cli import add_matrix_flags, selected
 from study.executors import Processes, Ray
 from study.launch import Runner
 from study.own_teacher import take
 from study.plan import Plan
 from study.report import report
+from study.scoring import make_cards
 from study.tables import is_benchmark, specs_of
 from training.cli import Parser, add_data_flags, add_set_flag, at_least, command_line, one_line_errors
 from utils.errors import UserError
@@ -74,8 +75,8 @@ def run_benchmark(args):
     cards = make_cards(benchmark)
     print(show(cards))
     if own:
-        save(file_of(benchmark.name, own), cards)
-        print(f"Cards: {display_path(file_of(benchmark.name, own))}")
+        save(cards_path(benchmark.name, own), cards)
+        print(f"Cards: {display_path(cards_path(benchmark.name, own))}")
     else:
         write_cards(benchmark.name, cards)
 

@@ -4,9 +4,9 @@ import contextlib
 import os
 
 from study.benchmark import Benchmark, execute_with
-from study.cards import make_cards
 from study.executors import InProcess
 from study.own_teacher import take
+from study.scoring import make_cards
 
 
 def run(benchmark, teacher=None, network=None, rows=None, presets=None, data_dir="data", **smaller):
