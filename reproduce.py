@@ -21,14 +21,13 @@ import torch
 
 from study.benchmark import Benchmark, execute_with
 from study.cards import cards_path, save, show, write_cards
-from study.cli import add_matrix_flags, selected
 from study.executors import Processes, Ray
 from study.launch import Runner
 from study.own_teacher import take
 from study.plan import Plan
 from study.report import report
 from study.scoring import make_cards
-from study.tables import is_benchmark, specs_of
+from study.targets import add_matrix_flags, is_benchmark, selected, specs_of
 from training.cli import Parser, add_data_flags, add_set_flag, at_least, command_line, one_line_errors
 from utils.errors import UserError
 from utils.paths import display_path

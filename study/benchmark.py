@@ -13,7 +13,7 @@ from study.launch import Runner
 from study.ledger import are_numbers, read_metrics
 from study.plan import Plan
 from study.protocol import LARGEST_PRICE, PRESETS, TEACHER, VALIDATION
-from study.tables import loaded_epoch, make, read_target
+from study.tables import loaded_epoch, make_spec, read_target
 from training import params
 from utils.digest import unsealed
 from utils.errors import UserError, suggest
@@ -162,7 +162,7 @@ class Benchmark:
         own = {"validation": VALIDATION, "test_at_end": final} | self.entry["changes"]
         if contest.opponent in (ALONE, YARDSTICK):
             preset.pop("answers", None)
-            return make(self.entry["alone"], changes=preset | own | changes, seed=seed)
+            return make_spec(self.entry["alone"], changes=preset | own | changes, seed=seed)
         defence = self.defences[contest.opponent]
         strength = self.strength[contest.opponent] if strength is None else strength
         rule, teacher = defence.get("changes", {}), defence.get("teacher_changes", {})
@@ -170,7 +170,7 @@ class Benchmark:
             rule = rule | strength
         else:
             teacher = teacher | strength
-        return make(
+        return make_spec(
             defence["student"],
             changes=rule | preset | own | changes,
             teacher_changes=teacher,

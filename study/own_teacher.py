@@ -14,7 +14,7 @@ import torch
 
 import model
 from model import foreign
-from study.tables import make, read_target
+from study.tables import make_spec, read_target
 from training import engine, params
 from training.zoo import Zoo
 from utils import checkpoint, data
@@ -49,7 +49,7 @@ def take(benchmark, file, network, data_dir, download=False):
     network: a name of the zoo, or "package.module:function" or "path/file.py:function"; default: the network that the
     checkpoint names, which is never one of other code. benchmark: a name in experiments/tables.json.
     """
-    student = params.check(make(read_target(benchmark)["template"]["undefended"]).raw, benchmark)
+    student = params.check(make_spec(read_target(benchmark)["template"]["undefended"]).raw, benchmark)
     file = Path(file).resolve()
     content = checkpoint.load(file)
     trained_with = content.get("params") if isinstance(content.get("params"), dict) else {}

@@ -6,8 +6,8 @@ command, and digests of the weights of the run and of the networks that it loade
 
 import json
 
-from study import tables
 from study.ledger import Local, columns, file_of, read_metrics, scored_part
+from study.targets import specs_of
 from training import params
 from training.changes import differences_to_run
 from utils import checkpoint
@@ -24,7 +24,7 @@ def publish(target, **selection):
     Raises UserError for a run whose code was modified, or whose parameters are not those of its definition.
     """
     local, found = Local(), {}
-    for run in dict.fromkeys(spec.any_seed for spec in tables.specs_of(target, **selection)):
+    for run in dict.fromkeys(spec.any_seed for spec in specs_of(target, **selection)):
         for seed, folder in local.folders(run).items():
             if record := make_record(run.with_seed(seed), folder):
                 found.setdefault(file_of(run.experiment), []).append(record)

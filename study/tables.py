@@ -1,24 +1,10 @@
-"""Targets: the tables of experiments/tables.json, and folders of experiments.
-
-An entry of tables.json is one of
-- a table: `rows` of `cells` [experiment, published accuracy], below `columns`; instead of cells, a row may have
-  `experiments`, in which its `changes` are made, and its `teacher_changes` in teachers; `teacher`, an experiment or
-  a checkpoint, replaces the teacher of all students of a row;
-- a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed,
-  beside other `changes` and `teacher_changes`; `part` "validation" shows the accuracy on validation images;
-- a matrix: `defences`, each the student of a defended teacher, and `attacks`, keys to change in that student; `alone`
-  is the student without a teacher, `yardstick` and `control` are keys to change in it; `template` names the
-  students from which rows of new defences are made: "defended", in whose teacher the method is replaced, and
-  "undefended", of a normal teacher, in which the release rule is replaced;
-- the name of another entry.
-"""
+"""The tables, sweeps and matrices of experiments/tables.json, with a Spec in each cell. forms.py describes the file."""
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 from study import new_methods
-from study.entries import check_entries
+from study.forms import check_entries
 from training import spec
 from training.changes import check_common
 from training.spec import Spec
@@ -125,11 +111,11 @@ def make_in_row(row, experiment, common):
     """The Spec of an experiment in a row of a table, with the changes of the row."""
     changes, teacher, teacher_changes = row.get("changes", {}), row.get("teacher"), row.get("teacher_changes", {})
     if "teacher_resume" not in spec.definition(f"experiments/{experiment}"):  # a teacher
-        return make(experiment, changes=changes | teacher_changes, common=common)
+        return make_spec(experiment, changes=changes | teacher_changes, common=common)
     if teacher:
         file = teacher if teacher.endswith(".tar") else f"{teacher}/best_model.tar"
         changes = changes | {"teacher_resume": f"experiments/{file}"}
-    return make(experiment, changes=changes, teacher_changes=teacher_changes, common=common)
+    return make_spec(experiment, changes=changes, teacher_changes=teacher_changes, common=common)
 
 
 def row_of_sweep(row, entry, common):
@@ -137,12 +123,12 @@ def row_of_sweep(row, entry, common):
     for value in entry["values"]:
         changes = {"own": row.get("changes", {}), "teacher": row.get("teacher_changes", {})}
         changes[row["change"]] = changes[row["change"]] | {entry["key"]: value}
-        run = make(row["experiment"], changes=changes["own"], teacher_changes=changes["teacher"], common=common)
+        run = make_spec(row["experiment"], changes=changes["own"], teacher_changes=changes["teacher"], common=common)
         cells.append(Cell(run, part=entry.get("part", "test")))
     return cells
 
 
-def make(experiment, **arguments):
+def make_spec(experiment, **arguments):
     """The Spec of an experiment as tables.json names it."""
     return spec.make(f"experiments/{experiment}", **arguments)
 
@@ -162,9 +148,9 @@ def load_matrix(entry, common, rows, columns):
     attacks = entry["attacks"] | {name: new_methods.attack(name, entry, own[name]) for name in new_columns}
     attacks = {name: attacks[name] for name in columns or attacks}
     found = [(name, row_of_matrix(defences[name], attacks, common)) for name in rows or defences]
-    alone = Cell(make(entry["alone"], common=common))
+    alone = Cell(make_spec(entry["alone"], common=common))
     own = {
-        name: Cell(make(entry["alone"], changes=entry[name], common=common))
+        name: Cell(make_spec(entry["alone"], changes=entry[name], common=common))
         for name in ("yardstick", "control")
         if name in entry
     }
@@ -175,10 +161,10 @@ def load_matrix(entry, common, rows, columns):
 def row_of_matrix(defence, attacks, common):
     """The cells of a row: the teacher as its students load it, and the student of each attack."""
     student, changes = defence["student"], defence.get("changes", {})
-    plain = make(student, changes=changes, teacher_changes=defence.get("teacher_changes"), common=common)
+    plain = make_spec(student, changes=changes, teacher_changes=defence.get("teacher_changes"), common=common)
     teacher = Cell(plain.sources["teacher_resume"], epoch=loaded_epoch(plain))
     specs = [
-        make(student, changes=changes | attack, teacher_changes=defence.get("teacher_changes"), common=common)
+        make_spec(student, changes=changes | attack, teacher_changes=defence.get("teacher_changes"), common=common)
         for attack in attacks.values()
     ]
     return [teacher, *map(Cell, specs)]
@@ -187,46 +173,6 @@ def row_of_matrix(defence, attacks, common):
 def loaded_epoch(student):
     """The epoch of the teacher that the student of a Spec loads: "best" or "last"."""
     return "last" if student.raw["teacher_resume"].endswith("last_model.tar") else "best"
-
-
-def located(target):
-    """The folder `target`, resolved against the working directory, then the project root."""
-    return Path(target).absolute() if any(Path(target).rglob("params.json")) else from_root(target)
-
-
-def is_folder(target):
-    """Whether a target is a folder. A folder takes precedence over a table of the same name."""
-    return located(target).is_dir()
-
-
-def experiments_below(folder):
-    """The experiments in `folder` and below, as specs name them. Runs with changed keys are not experiments."""
-    return [spec.canonical_folder(path) for path in folders_below(folder) if spec.is_definition(path)]
-
-
-def folders_below(folder):
-    """All folders with a params.json in `folder` and below. Raises UserError if there is none."""
-    folder = located(folder).resolve()
-    found = sorted(path.parent for path in folder.rglob("params.json"))
-    if not found:
-        raise UserError(f"{display_path(folder)}: contains no experiment, that is, no folder with a params.json")
-    return found
-
-
-def is_benchmark(target):
-    return not is_folder(target) and "presets" in read_target(target)
-
-
-def specs_of(target, common=None, rows=None, columns=None):
-    """The specs of a target, each with its own seed. Arguments as those of `load_table`."""
-    if not is_folder(target):
-        return [cell.spec for cell in load_table(target, common, rows, columns).cells()]
-    if rows or columns:
-        raise UserError(NO_MATRIX.format(target))
-    experiments = experiments_below(target)
-    if not experiments:  # the folder of a run with changed keys
-        return [spec.of_folder(display_path(path)) for path in folders_below(target)]
-    return [spec.make(experiment, common=common) for experiment in experiments]
 
 
 def published():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from study import tables
-from study.baselines import baseline
+from study.entries import baseline
 from study.figures import style
 from study.ledger import preferred
 from training import spec
