@@ -19,12 +19,11 @@ import sys
 
 import torch
 
-from study.benchmark import Benchmark, execute_with
+from study.benchmark import Benchmark
 from study.cards import cards_path, save, show, write_cards
 from study.executors import Processes, Ray
-from study.launch import Runner
+from study.launch import Plan, Runner, execute_with
 from study.own_teacher import take
-from study.plan import Plan
 from study.report import report
 from study.scoring import make_cards
 from study.targets import add_matrix_flags, is_benchmark, selected, specs_of

@@ -3,8 +3,9 @@
 import contextlib
 import os
 
-from study.benchmark import Benchmark, execute_with
+from study.benchmark import Benchmark
 from study.executors import InProcess
+from study.launch import execute_with
 from study.own_teacher import take
 from study.scoring import make_cards
 

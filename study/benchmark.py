@@ -9,15 +9,11 @@
 from dataclasses import dataclass
 
 from study import autosteal, new_methods
-from study.launch import Runner
-from study.ledger import are_numbers, read_metrics
-from study.plan import Plan
+from study.progress import validation_accuracy
 from study.protocol import LARGEST_PRICE, PRESETS, TEACHER, VALIDATION
 from study.tables import loaded_epoch, make_spec, read_target
 from training import params
-from utils.digest import unsealed
 from utils.errors import UserError, suggest
-from utils.paths import display_path, from_root, read_json
 
 ALONE, YARDSTICK = "alone", "yardstick"  # opponents without a teacher
 UNDEFENDED = "none"
@@ -185,31 +181,3 @@ class Benchmark:
     def loaded_epoch(self, row):
         """The epoch of the teacher of a defence that its students load: "best" or "last"."""
         return loaded_epoch(self.student(Contest(row, "insider"), {}, self.tuning_seed))
-
-
-def validation_accuracy(run, until=None, epoch="best"):
-    """The accuracy of a run on its validation images, of the best or last epoch up to `until`."""
-    metrics = read_metrics(from_root(run.folder) / "metrics.jsonl")[:until]
-    accuracies = [line["validation"]["acc"] for line in metrics]
-    return (max(accuracies) if epoch == "best" else accuracies[-1]) if accuracies else float("-inf")
-
-
-def test_scores(run):
-    """The content of test.json: the scores of a run's best epoch on the test images."""
-    path = from_root(run.folder) / "test.json"
-    scores = unsealed(read_json(path), display_path(path))
-    if not are_numbers([*scores.values(), scores.get("acc")]):
-        raise UserError(f"{display_path(path)}: must have numbers, and an accuracy")
-    return scores
-
-
-def execute_with(executor):
-    """A function that trains runs with `executor`: of a list of (Spec, epoch to stop after or None)."""
-
-    def execute(runs):
-        runner = Runner(Plan(run for run, _ in runs), {run.folder: until for run, until in runs if until})
-        runner.run(executor)
-        if failed := runner.unfinished():
-            raise UserError("\n".join(f"{folder}: {state}" for folder, state in failed.items()))
-
-    return execute

@@ -6,7 +6,8 @@ command, and digests of the weights of the run and of the networks that it loade
 
 import json
 
-from study.ledger import Local, columns, file_of, read_metrics, scored_part
+from study.ledger import Local, records_file
+from study.progress import columns, read_metrics, scored_part
 from study.targets import specs_of
 from training import params
 from training.changes import differences_to_run
@@ -27,7 +28,7 @@ def publish(target, **selection):
     for run in dict.fromkeys(spec.any_seed for spec in specs_of(target, **selection)):
         for seed, folder in local.folders(run).items():
             if record := make_record(run.with_seed(seed), folder):
-                found.setdefault(file_of(run.experiment), []).append(record)
+                found.setdefault(records_file(run.experiment), []).append(record)
     lines = [line for path, records in found.items() for line in write_records(path, records)]
     return "\n".join(lines) or f"{target}: no finished run on this machine"
 

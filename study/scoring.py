@@ -8,10 +8,10 @@ import json
 
 import method
 from study import autosteal
-from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Contest, test_scores
+from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Contest
 from study.cards import cards_path
 from study.intervals import mean
-from study.ledger import read_metrics
+from study.progress import read_metrics, test_scores
 from study.protocol import MISSED, VERSION, paired, verdict
 from study.publish import file_digest
 from utils import checkpoint

@@ -9,7 +9,7 @@ from conftest import experiment, grow, metrics, same_weights, train
 from projects import command, commands, copy_code, set_root
 
 from method.attack import Attack
-from study import autosteal, benchmark, cards, launch, plan, protocol
+from study import autosteal, benchmark, cards, launch, protocol
 from training import experiment as runs
 from training import params, spec
 from utils.errors import UserError
@@ -95,7 +95,7 @@ class Here:
 
     def start(self, folder, until):
         self.trained.append((folder, until))
-        runs.train(plan.from_root(folder), params.load(plan.from_root(folder)), "", until=until)
+        runs.train(launch.from_root(folder), params.load(launch.from_root(folder)), "", until=until)
         self.ended.append((folder, None))
 
     def wait(self, seconds):
@@ -107,13 +107,13 @@ def test_a_runner_stops_where_it_is_told(tmp_path):
     folder = experiment(tmp_path / "x", num_epochs=3, validation=0.2, test_at_end=True)
     run, at_work = spec.make(folder), Here()
     for until, epochs, scored in ((2, 2, False), (2, 2, False), (1, 2, False), (None, 3, True), (None, 3, True)):
-        runner = launch.Runner(plan.Plan([run]), {run.folder: until} if until else {})
+        runner = launch.Runner(launch.Plan([run]), {run.folder: until} if until else {})
         runner.run(at_work)
         assert not runner.unfinished() and len(metrics(folder)) == epochs
         assert (folder / "test.json").exists() == scored
     assert [until for _, until in at_work.trained] == [2, 3]
     (folder / "test.json").unlink()  # as if killed between the last epoch and the scoring
-    launch.Runner(plan.Plan([run])).run(at_work)
+    launch.Runner(launch.Plan([run])).run(at_work)
     assert len(at_work.trained) == 3 and (folder / "test.json").exists()
 
 

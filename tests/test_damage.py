@@ -18,7 +18,7 @@ from test_data import CLASSES, jpeg
 
 import model
 from method.image_key import load_key
-from study import benchmark, cards, ledger, plan, publish, tables
+from study import cards, launch, ledger, progress, publish, tables
 from training import answers, params, spec
 from training.changes import IGNORED
 from training.folder import Run
@@ -117,7 +117,7 @@ def key(path):
 
 
 def scores(path):
-    return used(benchmark.test_scores(Folder(path.parent)))
+    return used(progress.test_scores(Folder(path.parent)))
 
 
 class Folder:
@@ -398,8 +398,8 @@ def test_generated_checkpoints(tmp_path_factory, content, trained_here):
     torch.save(weights | content if isinstance(content, dict) else content, path)
     refused(Zoo(DIGITS, torch.device("cpu")).frozen, "net", path)
     refused(Run, path.parent, params.load(path.parent))
-    planned_runs = plan.Plan([spec.make(str(path.parent))])
-    planned_runs.conflict(str(path.parent)), plan.epochs_done(str(path.parent))
+    planned_runs = launch.Plan([spec.make(str(path.parent))])
+    planned_runs.conflict(str(path.parent)), progress.epochs_done(str(path.parent))
     shutil.rmtree(folder)
 
 

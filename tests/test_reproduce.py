@@ -18,8 +18,7 @@ from projects import copy_code, set_root
 
 from study import executors, tables, targets
 from study.formats import FORMATS
-from study.launch import Runner
-from study.plan import Plan
+from study.launch import Plan, Runner
 from training import spec
 from utils import checkpoint
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT, SCRIPTS, experiment, grow, metrics, same_weights, train
 
 from study.executors import BUSY
-from study.launch import FINISHED, Runner
-from study.plan import Plan, epochs_logged
+from study.launch import FINISHED, Plan, Runner
+from study.progress import epochs_logged
 from training import params, spec
 from training.folder import Run
 from utils.errors import Busy
