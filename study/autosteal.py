@@ -30,7 +30,7 @@ def draw_thieves(attacks, count, student, seed):
     drawn = [passive(attacks)]
     for number in range(1, count):
         name = names[number % len(names)]
-        own = attacks[name] | draw(space_of(name), generator) | draw_common(student, generator)
+        own = attacks[name] | sample(space_of(name), generator) | sample_common(student, generator)
         drawn.append({"method": name} | own)
     return drawn
 
@@ -46,17 +46,17 @@ def draw_students(count, student, seed, smoothing):
     generator = np.random.default_rng(seed)
     drawn = [{"label_smoothing": 0.1} if smoothing else {}]
     for _ in range(1, count):
-        own = draw({"label_smoothing": SMOOTHING[1:]}, generator) if smoothing else {}
-        drawn.append(own | draw_common(student, generator))
+        own = sample({"label_smoothing": SMOOTHING[1:]}, generator) if smoothing else {}
+        drawn.append(own | sample_common(student, generator))
     return drawn
 
 
-def draw(space, generator):
+def sample(space, generator):
     return {name: values[generator.integers(len(values))] for name, values in space.items()}
 
 
-def draw_common(student, generator):
-    factors = draw(COMMON_SPACE, generator)
+def sample_common(student, generator):
+    factors = sample(COMMON_SPACE, generator)
     return {name: student[name] * factor for name, factor in factors.items()}
 
 
@@ -68,7 +68,7 @@ def rungs(count, epochs):
     return [(n, max(1, epochs // KEEP ** (len(steps) - 1 - i))) for i, n in enumerate(steps)]
 
 
-def best(scored, count):
+def most_accurate(scored, count):
     """The `count` keys of {draw: validation accuracy} with the highest accuracy; ties go to the earlier draw."""
     return sorted(scored, key=lambda number: (-scored[number], number))[:count]
 

@@ -55,7 +55,7 @@ class Benchmark:
                 known = ", ".join(PRESETS)
                 raise UserError(f'unknown preset "{preset}"; there are {known}{suggest(preset, PRESETS)}')
         self.seeds, self.tuning_seed = self.entry["seeds"], self.entry["tuning_seed"]
-        self.strength = {row: {} for row in self.rows}  # {defence: keys of its teacher, or of its release rule}
+        self.chosen_strengths = {row: {} for row in self.rows}  # {defence: keys of its teacher, or of its release rule}
         self.chosen = {}  # {Contest: changed keys of the student that the search chose}
 
     def run(self):
@@ -94,7 +94,7 @@ class Benchmark:
         for row, found in options.items():
             epoch = self.loaded_epoch(row)
             kept = [v for i, v in enumerate(found) if validation_accuracy(teachers[row, i], epoch=epoch) >= lowest]
-            self.strength[row] = kept[0] if kept else found[-1] if found else {}
+            self.chosen_strengths[row] = kept[0] if kept else found[-1] if found else {}
 
     def search(self, contests):
         """Choose a student for each contest by successive halving, all contests at the same time."""
@@ -111,7 +111,7 @@ class Benchmark:
             self.execute(list(trials.values()))
             for contest in contests:
                 scored = {n: validation_accuracy(*trials[contest, n]) for n in alive[contest]}
-                alive[contest] = autosteal.best(scored, len(scored))
+                alive[contest] = autosteal.most_accurate(scored, len(scored))
         self.chosen = {contest: draws[contest][numbers[0]] for contest, numbers in alive.items()}
 
     def draws(self, contest):
@@ -160,7 +160,7 @@ class Benchmark:
             preset.pop("answers", None)
             return make_spec(self.entry["alone"], changes=preset | own | changes, seed=seed)
         defence = self.defences[contest.opponent]
-        strength = self.strength[contest.opponent] if strength is None else strength
+        strength = self.chosen_strengths[contest.opponent] if strength is None else strength
         rule, teacher = defence.get("changes", {}), defence.get("teacher_changes", {})
         if "release" in rule:
             rule = rule | strength

@@ -53,7 +53,7 @@ def make_record(run, folder):
         raise UserError(f"{where}: ran outside of a git repository, so its code is unknown; run it again in a clone")
     if commit.endswith("-dirty"):
         raise UserError(f"{where}: ran with modified code ({commit}); commit the code and run it again")
-    return record(run, metrics) | {
+    return record_of_metrics(run, metrics) | {
         "params": state["params"],
         "environment": environment,
         "commit": commit,
@@ -63,7 +63,7 @@ def make_record(run, folder):
     }
 
 
-def record(run, metrics):
+def record_of_metrics(run, metrics):
     """The part of a record that follows from the spec and the lines of metrics.jsonl."""
     accuracies = [epoch[scored_part(epoch)]["acc"] for epoch in metrics]
     history = {
@@ -97,13 +97,13 @@ def write_records(path, records):
     old = path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.exists() else []
     where = display_path(path)
     lines = {identity(read_line(line.encode(), f"{where}: line {n}")): line for n, line in enumerate(old, 1)}
-    said = []
+    report = []
     for new in records:
-        key, line = identity(new), json.dumps(sealed(new), ensure_ascii=False)
-        word = "unchanged" if lines.get(key) == line else "replaced" if key in lines else "added"
-        said.append(f"{where}: {word}: {new['experiment']}, seed {new['seed']}, best {new['best']:.2f}")
-        lines[key] = line
+        run, line = identity(new), json.dumps(sealed(new), ensure_ascii=False)
+        word = "unchanged" if lines.get(run) == line else "replaced" if run in lines else "added"
+        report.append(f"{where}: {word}: {new['experiment']}, seed {new['seed']}, best {new['best']:.2f}")
+        lines[run] = line
     path.parent.mkdir(exist_ok=True)
-    content = "".join(f"{lines[key]}\n" for key in sorted(lines))
+    content = "".join(f"{lines[run]}\n" for run in sorted(lines))
     write_file(path, lambda file: file.write(content.encode()), shared=True)
-    return said
+    return report

@@ -91,7 +91,7 @@ def teacher_part(benchmark, contest):
     )
     defence = benchmark.defences[row]
     return {
-        "settings": defence.get("changes", {}) | defence.get("teacher_changes", {}) | benchmark.strength[row],
+        "settings": defence.get("changes", {}) | defence.get("teacher_changes", {}) | benchmark.chosen_strengths[row],
         "accuracy": accuracies(passive, "teacher_acc"),
         "undefended": accuracies(undefended, "teacher_acc"),
         "price": paired(accuracies(undefended, "teacher_acc"), accuracies(passive, "teacher_acc")),

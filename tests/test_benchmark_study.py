@@ -63,7 +63,7 @@ def test_rungs_by_hand(count, epochs, expected):
 
 
 def test_ties_go_to_the_earlier_draw():
-    assert autosteal.best({2: 50.0, 0: 50.0, 1: 60.0, 3: 50.0}, 3) == [1, 0, 2]
+    assert autosteal.most_accurate({2: 50.0, 0: 50.0, 1: 60.0, 3: 50.0}, 3) == [1, 0, 2]
 
 
 def test_values_at_the_edge_of_the_space():
@@ -260,7 +260,7 @@ def test_the_largest_strength_within_the_price_is_chosen(accuracies, weight, ins
     executed = []
     mini = benchmark.Benchmark("mini", executed.extend)
     mini.choose_strengths()
-    assert mini.strength == {"none": {}, "nasty": {"weight": weight}, "stingy": {}}
+    assert mini.chosen_strengths == {"none": {}, "nasty": {"weight": weight}, "stingy": {}}
     assert len(executed) == 3 and all(run.seed == 100 for run, _ in executed)
 
 

@@ -165,11 +165,11 @@ def inconsistent(values):
     if any(epoch < 0 for epoch in schedule) or any(a >= b for a, b in itertools.pairwise(schedule)):
         problems.append(f'"schedule": must be epochs in rising order, not {shorten(json.dumps(schedule))}')
     params, networks = types.SimpleNamespace(**values), {}
-    spec = data.spec_of(params)
+    data_spec = data.spec_of(params)
     for name in ("model_name", *(name for name in values if name.endswith("_model"))):
         options = model.options_in(params) if name == "model_name" else {}
         try:
-            networks[name] = build_without_weights(values[name], spec.num_classes, spec.image_size, **options)
+            networks[name] = build_without_weights(values[name], data_spec.num_classes, data_spec.image_size, **options)
         except UserError as error:
             problems.append(f'"{name}": {error}')
     if not problems:

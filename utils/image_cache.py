@@ -54,8 +54,8 @@ def is_intact(images, cache):
 
 def cache_file(paths, folder, part, version=""):
     stats = [(str(path.relative_to(folder)), path.stat()) for path in paths]
-    key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]) + version
-    return folder / f"{part}.{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    description = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]) + version
+    return folder / f"{part}.{hashlib.sha256(description.encode()).hexdigest()[:16]}.npy"
 
 
 def decoded_images(paths, part, decode):
