@@ -1,9 +1,9 @@
 """AutoSteal: the search for the strongest attack on a defended teacher.
 
-A fixed number of settings is drawn from a search space by a seeded generator, so a repeated search draws the same ones.
-Successive halving: all draws train for a part of their epochs, and the best third continues, until at most three are
-left, which train all epochs. The best by accuracy on the validation images is chosen. Draw 0 is plain knowledge
-distillation with default settings.
+A fixed number of settings, called draws, is sampled from a search space. The random generator has a seed, so a
+repeated search has the same draws. Successive halving: all draws train for a part of their epochs. The best third
+continues, until at most three are left. These train all epochs. The draw with the highest accuracy on the validation
+images is chosen. Draw 0 is plain knowledge distillation with default settings.
 """
 
 import numpy as np
@@ -24,7 +24,8 @@ def space_of(attack):
 def draw_thieves(attacks, count, student, seed):
     """`count` dictionaries of changed keys of a student.
 
-    attacks: {name: keys that all of its draws have}; they take turns. student: its params.json, for the learning rate.
+    attacks: {name: keys that all of its draws have}; the draws use these attacks in turn. student: the content of the
+    student's params.json, whose learning rate is varied.
     """
     generator, names = np.random.default_rng(seed), list(attacks)
     drawn = [passive(attacks)]
@@ -42,7 +43,10 @@ def passive(attacks):
 
 
 def draw_students(count, student, seed, smoothing):
-    """`count` dictionaries of changed keys of a student without a teacher; with label smoothing if `smoothing`."""
+    """`count` dictionaries of changed keys of a student without a teacher.
+
+    smoothing: whether label smoothing is varied as well. student, seed: as in `draw_thieves`.
+    """
     generator = np.random.default_rng(seed)
     drawn = [{"label_smoothing": 0.1} if smoothing else {}]
     for _ in range(1, count):
@@ -52,6 +56,7 @@ def draw_students(count, student, seed, smoothing):
 
 
 def sample(space, generator):
+    """A value for each key of a search space {key: values}."""
     return {name: values[generator.integers(len(values))] for name, values in space.items()}
 
 
@@ -69,7 +74,7 @@ def rungs(count, epochs):
 
 
 def most_accurate(scored, count):
-    """The `count` keys of {draw: validation accuracy} with the highest accuracy; ties go to the earlier draw."""
+    """The numbers of the `count` best draws of {number: validation accuracy}; of equal draws, the earlier is better."""
     return sorted(scored, key=lambda number: (-scored[number], number))[:count]
 
 

@@ -1,9 +1,11 @@
 """The benchmark of undistillable teachers: every defence against an attack that is tuned to it. See docs/benchmark.md.
 
 1. The strength of a defence is the largest one with which its teacher loses at most one point on validation images.
-2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. Its seed is not reported.
-   The student without a teacher and the label-smoothing student get the same number of draws.
+2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. Results with its seed are not
+   reported. The student without a teacher and the student with label smoothing are tuned with the same number of draws.
 3. The chosen attack, the passive attack and both students run with other seeds. Test accuracy is computed once.
+
+The strength of a defence is a value of one of its keys; tables.json lists the values to choose from.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from utils.errors import UserError, suggest
 
 ALONE, YARDSTICK = "alone", "yardstick"  # opponents without a teacher
 UNDEFENDED = "none"
-SMALLER = ("draws", "seeds", "changes")  # what a caller from Python may replace
+SMALLER = ("draws", "seeds", "changes")  # items of the entry that `study.run` may replace
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class Contest:
 class Benchmark:
     """The runs of a benchmark, an entry of experiments/tables.json.
 
-    execute: a function that trains runs: of a list of (Spec, epoch to stop after or None). own: an OwnTeacher, which is
-    then the only row besides the undefended teacher, unless `rows` names others. smaller: {name: value} that replace
-    `draws`, `seeds` or `changes` of the entry. `changes` are keys of all runs, none by default.
+    execute: a function that trains the runs in a list of (Spec, epoch to stop after or None). rows, presets: names of
+    defences and of threat presets; default: all. own: an OwnTeacher; the only other row is then the undefended teacher,
+    unless `rows` names more. smaller: {name: value} that replace `draws`, `seeds` or `changes` of the entry. `changes`
+    are changed keys of all runs. Raises UserError for an unknown name.
     """
 
     def __init__(self, name, execute, rows=None, presets=None, own=None, smaller=None):
@@ -78,7 +81,10 @@ class Benchmark:
         )
 
     def choose_strengths(self):
-        """For each defence with `strengths`, the first in its list whose teacher loses at most LARGEST_PRICE."""
+        """For each defence with `strengths`, choose the first whose teacher loses at most LARGEST_PRICE points.
+
+        If all lose more, the last is chosen.
+        """
         options = {
             row: [{key: value} for key, values in self.defences[row].get("strengths", {}).items() for value in values]
             for row in self.rows
@@ -115,13 +121,14 @@ class Benchmark:
         self.chosen = {contest: draws[contest][numbers[0]] for contest, numbers in alive.items()}
 
     def draws(self, contest):
+        """The settings that the search of a contest tries, as dictionaries of changed keys of the student."""
         count, raw = self.entry["draws"], self.student(contest, {}, self.tuning_seed).raw
         if contest.opponent in (ALONE, YARDSTICK):
             return autosteal.draw_students(count, raw, self.tuning_seed, contest.opponent == YARDSTICK)
         return autosteal.draw_thieves(self.attacks(contest), count, raw, self.tuning_seed)
 
     def attacks(self, contest):
-        """{name: keys that all of its draws have} of the attacks that a thief may use."""
+        """{name: keys that all of its draws have} of the attacks that a thief may use. Raises UserError without any."""
         found = {name: {} for name in PRESETS[contest.preset].attacks or ()} or self.entry["attacks"]
         left_out = self.left_out(contest)
         if len(left_out) == len(found):
@@ -130,7 +137,7 @@ class Benchmark:
         return {name: keys for name, keys in found.items() if name not in left_out}
 
     def left_out(self, contest):
-        """{name: why} of the attacks that need more of the user's own teacher than it has."""
+        """{name: error message} of the attacks that are impossible with the user's own teacher."""
         problems = {}
         if contest.opponent in self.own:
             for name in PRESETS[contest.preset].attacks or self.entry["attacks"]:
@@ -152,7 +159,8 @@ class Benchmark:
     def student(self, contest, changes, seed, final=False, strength=None):
         """The Spec of a student with the changed keys `changes`.
 
-        final: whether it is scored on the test images. strength: keys of the defence; default: those chosen.
+        final: whether the test images are scored after the last epoch. strength: {key: value} of the defence; default:
+        the chosen one.
         """
         preset = dict(PRESETS[contest.preset].changes)
         own = {"validation": VALIDATION, "test_at_end": final} | self.entry["changes"]
@@ -175,7 +183,7 @@ class Benchmark:
         )
 
     def teacher(self, row, seed, strength=None):
-        """The Spec of the teacher of a defence, which is not one of the user's own."""
+        """The Spec of the teacher of a defence. Not for a checkpoint of the user, which no run makes."""
         return self.student(Contest(row, "insider"), {}, seed, strength=strength).sources["teacher_resume"]
 
     def loaded_epoch(self, row):

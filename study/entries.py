@@ -13,9 +13,9 @@ from utils.paths import from_root
 
 
 def entry_of(cell, source, alone=None):
-    """All numbers of a cell from one source, as a flat dictionary.
+    """All numbers of a Cell from one source, as a flat dictionary. Accuracies are in percent, differences in points.
 
-    alone: the Spec to which the difference is taken; default: for a student, its baseline.
+    alone: the Spec whose accuracy is subtracted for "difference"; default: for a student, its baseline.
     """
     summary = source.summary(cell.spec, cell.part)
     raw = cell.spec.raw
@@ -50,7 +50,11 @@ def published_difference(cell, alone):
 
 
 def read_matrix(matrix, source):
-    """(entry of the student alone, of the yardstick, for each row (the teacher's, [each attack's])) of a source."""
+    """(alone, yardstick, rows): the entries of a Matrix from one source.
+
+    alone, yardstick: entries of the students without a teacher. rows: (entry of the teacher, [entry of the student of
+    each attack]) for each defence.
+    """
     alone = matrix.alone.spec
     rows = [
         (entry_of(teacher, source), [entry_of(cell, source, alone) for cell in attacks])
@@ -62,7 +66,8 @@ def read_matrix(matrix, source):
 def strongest(matrix, rows):
     """For each row of `read_matrix`, (name, entry) of the attack whose student gains most.
 
-    None if attacks have different numbers of seeds. A new attack that has run for no row does not count.
+    The item of a row is None if its attacks have different numbers of seeds. A new attack without a finished run does
+    not count.
     """
     columns = [[attacks[i] for _, attacks in rows] for i in range(len(matrix.columns) - 1)]
     counting = {
@@ -97,10 +102,10 @@ def flat_matrix(matrix, alone, smoothed, rows):
 
 
 def baseline(student):
-    """The Spec of the baseline of a student's Spec, with its common changes and its seed; None if there is none.
+    """The Spec of the baseline of the Spec `student`: the same network, trained without a teacher. None without one.
 
-    It is an experiment in the folder baseline/ beside the student's folder: the one of the same name, or else the
-    first one with the same network.
+    It has the student's common changes and its seed. It is an experiment in the folder baseline/ beside the parent
+    folder of the student: the one with the same name, or else the first with the same network.
     """
     path = Path(student.experiment)
     folder = path.parent.parent / "baseline"

@@ -1,7 +1,7 @@
 """The leaderboard of a benchmark as Markdown, and the parts shared with the HTML page: order, numbers, texts, axis.
 
 A card is a dictionary: the result of one defence under one threat preset. The functions here are pure: the same cards,
-in any order, give the same text. Cards may be untrusted, so every text in it is escaped, and only relative
+in any order, give the same text. Cards may come from other people, so every text in them is escaped, and only relative
 paths become links.
 """
 

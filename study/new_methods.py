@@ -28,7 +28,10 @@ def check(flag, names, present, kind):
 
 
 def defence(name, template, keys):
-    """The row of a matrix for the file `name` in method/defend/: its student, and the keys to change in it."""
+    """The row of a matrix for the file `name` in method/defend/: the experiment of its student, and the keys to change.
+
+    template: of the matrix; see forms.py. keys: {key: value} that the user changes.
+    """
     if is_rule(name):
         return {"student": template["undefended"], "changes": defaults_of(name) | keys | {"release": name}}
     return {"student": template["defended"], "teacher_changes": defaults_of(name) | keys | {"method": name}}
@@ -37,7 +40,8 @@ def defence(name, template, keys):
 def attack(name, entry, keys):
     """The keys to change in a student for the file `name` in method/attack/.
 
-    Keys without a default are those of the first attack, so that all rows meet the same attack.
+    entry: of the matrix. keys: {key: value} that the user changes. A key without a default has the value of the first
+    attack, so that the attack is the same in all rows.
     """
     declared, first = declared_keys(name), next(iter(entry["attacks"].values()))
     usual = {key: value for key, value in first.items() if key in declared}

@@ -24,12 +24,14 @@ from utils.paths import display_path, from_root
 
 FOLDER = "experiments/own"
 ASKED = 64  # test images with which the answers are checked
-NEAR_CHANCE = 2  # times the accuracy of a guess: below that, the teacher is flagged
+NEAR_CHANCE = 2  # a teacher with less than this multiple of the accuracy of a guess gets a flag
 PROBABILITIES = "the teacher answers with probabilities: their logarithms are used as logits"
 
 
 @dataclass(frozen=True)
 class OwnTeacher:
+    """A row of a benchmark whose teacher is a checkpoint of the user."""
+
     name: str  # of its row
     source: str  # the user's file
     network: str

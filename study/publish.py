@@ -64,7 +64,7 @@ def make_record(run, folder):
 
 
 def record_of_metrics(run, metrics):
-    """The part of a record that follows from the spec and the lines of metrics.jsonl."""
+    """The part of a record that depends only on the Spec `run` and the lines of its metrics.jsonl."""
     accuracies = [epoch[scored_part(epoch)]["acc"] for epoch in metrics]
     history = {
         part: {term: [rounded(term, value) for value in values] for term, values in terms.items()}
@@ -76,6 +76,7 @@ def record_of_metrics(run, metrics):
 
 
 def rounded(term, value):
+    """The value of a term as a record has it: accuracies exactly, other numbers with DIGITS significant digits."""
     exact = value is None or term.startswith("acc")
     return value if exact else float(f"{value:.{DIGITS}g}")
 

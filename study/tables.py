@@ -16,10 +16,10 @@ NO_MATRIX = "--rows and --columns need a matrix; {} is not a matrix"
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a table, whatever its seed.
+    """The runs of one cell of a table: a Spec, whose seed does not count.
 
-    published: accuracy in percent. epoch: "best" or "last", which counts. part: images that are scored, "test" or
-    "validation".
+    published: accuracy in percent. epoch: the epoch whose accuracy is shown, "best" or "last". part: the images of the
+    accuracy, "test" or "validation".
     """
 
     spec: Spec
@@ -30,6 +30,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
+    """A table of runs. source: the table of the paper, or another origin, in words."""
+
     title: str
     source: str
     columns: list
@@ -44,7 +46,8 @@ class Table:
 class Matrix(Table):
     """Defences × attacks. The first cell of a row is the teacher, the others the student of each attack.
 
-    new: those of `columns` that experiments/tables.json does not have.
+    alone, yardstick, control: students without a teacher; see forms.py. new: the columns that are not in
+    experiments/tables.json.
     """
 
     alone: Cell = None
@@ -73,9 +76,9 @@ def read_target(name):
 def load_table(name, common=None, rows=None, columns=None):
     """The Table of a target.
 
-    common: {key: value} changed in all of its runs. rows, columns: of a matrix, names of its defences and attacks, or
-    of files in method/defend/ and method/attack/ that it does not have yet; default: all that it has. Keys of `common`
-    that such a file declares are changed where it is used, and nowhere else.
+    common: {key: value} changed in all of its runs. rows, columns: for a matrix, names of its defences and attacks, or
+    of new files in method/defend/ and method/attack/; default: all of its own. A key of `common` that a new file
+    declares is changed only where this file is used. Raises UserError for an unknown name.
     """
     entry, common = read_target(name), common or {}
     if "presets" in entry:
@@ -91,7 +94,7 @@ def load_table(name, common=None, rows=None, columns=None):
 
 
 def load_table_to_print(name, common=None, rows=None, columns=None):
-    """As `load_table`; but if only new rows, or only new columns, are selected, they come after all others."""
+    """As `load_table`. But if only new rows, or only new columns, are selected, all others are printed before them."""
     entry = read_target(name)
     if "defences" in entry and not (rows and columns):
         rows, columns = add_new(entry["defences"], rows), add_new(entry["attacks"], columns)

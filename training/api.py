@@ -14,7 +14,7 @@ from utils.paths import display_path, write_json
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run. metrics: one dictionary per epoch, the lines of metrics.jsonl."""
+    """A finished run. params: its parameters. metrics: one dictionary per epoch, the lines of metrics.jsonl."""
 
     folder: Path
     params: dict
@@ -34,9 +34,9 @@ class Trained:
 def run(folder, data_dir="data", quiet=True, **keys):
     """Train the experiment in `folder`, unless it has finished, and return it as a Trained.
 
-    keys: the keys of params.json, see docs/params.md; the file is written. Without keys, it must be there already.
-    quiet: whether the log is only written to training.log, and not printed as well. Raises UserError if a key is wrong,
-    or if the folder holds a run with other keys.
+    keys: the keys of params.json, see docs/params.md; the file is written. Without keys, the file must exist.
+    data_dir: the folder of the data sets. quiet: whether to write the log to training.log only, and not to print it.
+    Raises UserError if a key is wrong, or if the folder holds a run with other keys, and Diverged if the loss is NaN.
     """
     folder = Path(folder).absolute()
     path = folder / "params.json"

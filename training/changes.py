@@ -49,7 +49,7 @@ def effective(raw, changes):
 
 
 def check_common(changes, others=()):
-    """`changes`, if they are keys that can be changed in every run of a table. Raises UserError otherwise.
+    """Return `changes`. Raises UserError if one of the keys cannot be changed in all runs of a table.
 
     others: further keys that could be meant, for a suggestion.
     """

@@ -72,8 +72,9 @@ def resolve_precision(precision, device):
 def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_grad_norm=0.0):
     """Train on `method.batches(loader)` once. Returns (Means of the loss terms, queries); raises Diverged on NaN.
 
-    losses: `method.losses`, or its wrapper if several processes train together. recorder: runs the steps as a CUDA
-    graph. clip_grad_norm: largest norm of the gradient; 0 means no limit.
+    losses: `method.losses`, or its wrapper if several processes train together. title: text for the progress bar.
+    recorder: a Recorder, if steps are run as a CUDA graph. clip_grad_norm: largest norm of the gradient; 0: no limit.
+    queries: the number of images that a teacher answered.
     """
 
     def step(*batch):
@@ -87,7 +88,7 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_gr
 
     method.trained.train()
     means = Means()
-    disable = True if distributed.RANK else None  # None: no bar without a terminal
+    disable = True if distributed.RANK else None  # None: no progress bar without a terminal
     batches = method.batches(loader)
     run_step = partial(recorder, step) if recorder else step
     queries = 0
@@ -106,9 +107,10 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_gr
 
 
 def train(method, loader, part, eval_loader, params, run, until):
-    """Train `method` up to epoch `until`, starting after the last finished epoch of the folder `run`.
+    """Train `method` until epoch `until`, starting after the last finished epoch of `run`, a `folder.Run`.
 
-    part: "test" or "validation", the images of `eval_loader`, on which each epoch is evaluated.
+    part: "test" or "validation", the images of `eval_loader`, on which each epoch is evaluated. Raises Diverged if the
+    loss is NaN or infinite.
     """
     optimizer = make_optimizer(params, method.trained)
     first = run.restore(method, optimizer)

@@ -1,4 +1,4 @@
-"""Decoded images in a file that is memory-mapped, so that a data set may be larger than memory."""
+"""A file with decoded images. It is memory-mapped, so a data set may be larger than the memory."""
 
 import contextlib
 import hashlib
