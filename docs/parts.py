@@ -18,7 +18,7 @@ from study.formats import plus_minus, show_best, show_gain
 from study.leaderboard import make_markdown
 from study.ledger import Recorded
 from study.report import report
-from study.tables import load_table
+from study.targets import load_table
 from training import params
 from training.changes import parse_change
 from utils.errors import UserError

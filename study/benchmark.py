@@ -10,7 +10,7 @@ The strength of a defence is a value of one of its keys; tables.json lists the v
 
 from dataclasses import dataclass
 
-from study import autosteal, new_methods
+from study import autosteal, matrices
 from study.progress import validation_accuracy
 from study.protocol import LARGEST_PRICE, PRESETS, TEACHER, VALIDATION
 from study.tables import loaded_epoch, make_spec, read_target
@@ -47,8 +47,8 @@ class Benchmark:
         self.entry = {"changes": {}} | read_target(name) | self.smaller
         self.defences = dict(self.entry["defences"])
         new = [row for row in rows or () if row not in self.defences]
-        new_methods.check("rows", new, self.defences, "defend")
-        self.defences |= {row: new_methods.defence(row, self.entry["template"], {}) for row in new}
+        matrices.check_names("rows", new, self.defences, "defend")
+        self.defences |= {row: matrices.new_row(row, self.entry["template"], {}) for row in new}
         self.own = {f"{own.name} (own)" if own.name in self.defences else own.name: own} if own else {}
         self.defences |= {row: teacher.defence(self.entry["template"]) for row, teacher in self.own.items()}
         self.rows = list(dict.fromkeys([UNDEFENDED, *(rows or ([] if own else self.defences)), *self.own]))

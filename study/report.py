@@ -13,8 +13,9 @@ from study.cards import show as show_cards
 from study.entries import entry_of, flat, flat_matrix, read_matrix, strongest
 from study.leaderboard import make_markdown
 from study.ledger import Local, Recorded
+from study.matrices import Matrix
 from study.page import make_html
-from study.targets import experiments_below, is_benchmark, is_folder, located
+from study.targets import NO_MATRIX, experiments_below, is_benchmark, is_folder, load_table_to_print, located
 from training import spec
 from utils.errors import UserError
 from utils.paths import ROOT
@@ -28,7 +29,7 @@ ABOUT = (
 def render(target, style, output=None, **selection):
     """The results of a target as a string: a table, or the leaderboard of a benchmark.
 
-    output: the file to write, to which links are relative. selection: see `tables.load_table`.
+    output: the file to write, to which links are relative. selection: see `targets.load_table`.
     """
     if not is_benchmark(target):
         if style == "html":
@@ -52,15 +53,15 @@ def report(target, style="text", sources=None, with_changed=True, **selection):
     """The results of a target, a folder or a name in experiments/tables.json, as a string.
 
     sources: of accuracies; default: the records and the local runs. with_changed: whether the table of a folder lists
-    runs with changed keys, too. selection: `common`, `rows` and `columns`; see `tables.load_table`.
+    runs with changed keys, too. selection: `common`, `rows` and `columns`; see `targets.load_table`.
     """
     sources, common = sources or (Recorded(), Local()), selection.get("common")
     if is_folder(target):
         if selection.get("rows") or selection.get("columns"):
-            raise UserError(tables.NO_MATRIX.format(target))
+            raise UserError(NO_MATRIX.format(target))
         return report_folder(target, style, common, sources, with_changed)
-    table = tables.load_table_to_print(target, **selection)
-    make = report_matrix if isinstance(table, tables.Matrix) else report_table
+    table = load_table_to_print(target, **selection)
+    make = report_matrix if isinstance(table, Matrix) else report_table
     return make(table, style, common, sources)
 
 

@@ -1,17 +1,16 @@
-"""The tables, sweeps and matrices of experiments/tables.json, with a Spec in each cell. forms.py describes the file."""
+"""The entries of experiments/tables.json, and tables and sweeps with a Spec in each cell.
+
+forms.py describes the file. matrices.py makes matrices, and targets.py makes the table of any name.
+"""
 
 import dataclasses
 from dataclasses import dataclass
 
-from study import new_methods
 from study.forms import check_entries
 from training import spec
-from training.changes import check_common
 from training.spec import Spec
 from utils.errors import UserError, suggest
 from utils.paths import display_path, from_root, read_json
-
-NO_MATRIX = "--rows and --columns need a matrix; {} is not a matrix"
 
 
 @dataclass(frozen=True)
@@ -42,23 +41,6 @@ class Table:
         return [cell for _, cells in self.rows for cell in cells if cell]
 
 
-@dataclass(frozen=True)
-class Matrix(Table):
-    """Defences × attacks. The first cell of a row is the teacher, the others the student of each attack.
-
-    alone, yardstick, control: students without a teacher; see forms.py. new: the columns that are not in
-    experiments/tables.json.
-    """
-
-    alone: Cell = None
-    yardstick: Cell = None
-    control: Cell | None = None
-    new: tuple = ()
-
-    def cells(self):
-        return [self.alone, self.yardstick, *([self.control] if self.control else []), *super().cells()]
-
-
 def read_targets():
     """{name: entry} of experiments/tables.json."""
     path = from_root("experiments/tables.json")
@@ -73,39 +55,8 @@ def read_target(name):
     return targets[name] if isinstance(targets[name], dict) else targets[targets[name]]
 
 
-def load_table(name, common=None, rows=None, columns=None):
-    """The Table of a target.
-
-    common: {key: value} changed in all of its runs. rows, columns: for a matrix, names of its defences and attacks, or
-    of new files in method/defend/ and method/attack/; default: all of its own. A key of `common` that a new file
-    declares is changed only where this file is used. Raises UserError for an unknown name.
-    """
-    entry, common = read_target(name), common or {}
-    if "presets" in entry:
-        raise UserError(f"{name} is a benchmark, not a table")
-    if "defences" in entry:
-        return load_matrix(entry, common, rows, columns)
-    if rows or columns:
-        raise UserError(NO_MATRIX.format(name))
-    make_row = row_of_sweep if "values" in entry else row_of_table
-    headers = entry.get("columns") or [f"{entry['key']} {value}" for value in entry["values"]]
-    found = [(row["name"], make_row(row, entry, common)) for row in entry["rows"]]
-    return Table(entry["title"], entry["source"], headers, found, entry.get("conclusion", {}))
-
-
-def load_table_to_print(name, common=None, rows=None, columns=None):
-    """As `load_table`. But if only new rows, or only new columns, are selected, all others are printed before them."""
-    entry = read_target(name)
-    if "defences" in entry and not (rows and columns):
-        rows, columns = add_new(entry["defences"], rows), add_new(entry["attacks"], columns)
-    return load_table(name, common, rows, columns)
-
-
-def add_new(present, names):
-    return [*present, *names] if names and not set(names) & set(present) else names
-
-
 def row_of_table(row, entry, common):
+    """The cells of a row of a table. common: {key: value} changed in all runs."""
     cells = row.get("cells") or [experiment and (experiment, None) for experiment in row["experiments"]]
     return [cell and Cell(make_in_row(row, cell[0], common), cell[1]) for cell in cells]
 
@@ -122,6 +73,7 @@ def make_in_row(row, experiment, common):
 
 
 def row_of_sweep(row, entry, common):
+    """The cells of a row of a sweep, one for each value of the key of its entry."""
     cells = []
     for value in entry["values"]:
         changes = {"own": row.get("changes", {}), "teacher": row.get("teacher_changes", {})}
@@ -134,43 +86,6 @@ def row_of_sweep(row, entry, common):
 def make_spec(experiment, **arguments):
     """The Spec of an experiment as tables.json names it."""
     return spec.make(f"experiments/{experiment}", **arguments)
-
-
-def load_matrix(entry, common, rows, columns):
-    new_rows = [name for name in rows or () if name not in entry["defences"]]
-    new_columns = [name for name in columns or () if name not in entry["attacks"]]
-    new_methods.check("rows", new_rows, entry["defences"], "defend")
-    new_methods.check("columns", new_columns, entry["attacks"], "attack")
-    declared = {name: new_methods.declared_keys(name) for name in (*new_rows, *new_columns)}
-    own = {name: {key: common[key] for key in common if key in keys} for name, keys in declared.items()}
-    keys = {key for part in declared.values() for key in part}
-    common = check_common({key: value for key, value in common.items() if key not in keys}, keys)
-
-    defences = {name: {"student": student} for name, student in entry["defences"].items()}
-    defences |= {name: new_methods.defence(name, entry["template"], own[name]) for name in new_rows}
-    attacks = entry["attacks"] | {name: new_methods.attack(name, entry, own[name]) for name in new_columns}
-    attacks = {name: attacks[name] for name in columns or attacks}
-    found = [(name, row_of_matrix(defences[name], attacks, common)) for name in rows or defences]
-    alone = Cell(make_spec(entry["alone"], common=common))
-    own = {
-        name: Cell(make_spec(entry["alone"], changes=entry[name], common=common))
-        for name in ("yardstick", "control")
-        if name in entry
-    }
-    headers = ["teacher", *attacks]
-    return Matrix(entry["title"], entry["source"], headers, found, alone=alone, **own, new=tuple(new_columns))
-
-
-def row_of_matrix(defence, attacks, common):
-    """The cells of a row: the teacher as its students load it, and the student of each attack."""
-    student, changes = defence["student"], defence.get("changes", {})
-    plain = make_spec(student, changes=changes, teacher_changes=defence.get("teacher_changes"), common=common)
-    teacher = Cell(plain.sources["teacher_resume"], epoch=loaded_epoch(plain))
-    specs = [
-        make_spec(student, changes=changes | attack, teacher_changes=defence.get("teacher_changes"), common=common)
-        for attack in attacks.values()
-    ]
-    return [teacher, *map(Cell, specs)]
 
 
 def loaded_epoch(student):

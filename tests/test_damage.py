@@ -18,7 +18,7 @@ from test_data import CLASSES, jpeg
 
 import model
 from method.image_key import load_key
-from study import cards, launch, ledger, progress, publish, tables
+from study import cards, launch, ledger, progress, publish, targets
 from training import answers, params, spec
 from training.changes import IGNORED
 from training.folder import Run
@@ -317,10 +317,10 @@ def test_odd_tables_are_one_line(entry, words, project, tmp_path, monkeypatch):
     set_root(monkeypatch, root)
     for good in (TABLE, SWEEP):
         (root / "experiments/tables.json").write_text(json.dumps({"t": good}))
-        tables.load_table("t")
+        targets.load_table("t")
     (root / "experiments/tables.json").write_text(json.dumps({"t": entry}))
     with pytest.raises(UserError) as error:
-        tables.load_table("t")
+        targets.load_table("t")
     assert words in str(error.value) and len(str(error.value).splitlines()) == 1
 
 

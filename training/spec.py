@@ -8,7 +8,6 @@ spec.json in the folder stores the Spec.
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from training.changes import as_dict, as_pairs, spell
 from utils.digest import sealed, unsealed
 from utils.errors import UserError
 from utils.keys import shorten
-from utils.paths import display_path, from_root, read_json, write_json
+from utils.paths import canonical_path, display_path, from_root, read_json, write_json
 
 FILE = "spec.json"
 CHANGES = ("changes", "teacher_changes", "common")  # fields of a Spec
@@ -104,7 +103,7 @@ def make(experiment, changes=None, teacher_changes=None, common=None, seed=None)
     those of that run. changes, teacher_changes, common: {key: value}; see `Spec`. seed: default: that of the
     definition. Raises UserError if there is no such experiment.
     """
-    experiment = canonical_folder(experiment)
+    experiment = canonical_path(experiment)
     changes, teacher_changes = dict(changes or {}), dict(teacher_changes or {})
     common = key_changes.with_new_names(dict(common or {}))
     if not is_definition(experiment):
@@ -168,15 +167,10 @@ def default_seed(experiment):
     return definition(experiment).get("seed", 0)
 
 
-def canonical_folder(path):
-    """A folder as a Spec names it: without links and "..", relative to the project root if it lies below it."""
-    return display_path(os.path.realpath(from_root(path)))
-
-
 def experiments_in(raw):
     """{"teacher_resume": experiment, …}: the experiments that train the checkpoints named in `raw`."""
     names = [name for name in raw if name.endswith("resume") and isinstance(raw[name], str)]
-    folders = {name: canonical_folder(from_root(raw[name]).parent) for name in names}
+    folders = {name: canonical_path(from_root(raw[name]).parent) for name in names}
     return {name: folder for name, folder in folders.items() if (from_root(folder) / "params.json").is_file()}
 
 

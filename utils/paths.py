@@ -23,6 +23,11 @@ def display_path(path):
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def canonical_path(path):
+    """As `display_path`, without links and "..": equal files have equal canonical paths."""
+    return display_path(os.path.realpath(from_root(path)))
+
+
 def version(path):
     """A value that changes when the file `path` is replaced or written to; None if there is no such file."""
     stat = path.stat() if path.is_file() else None
