@@ -61,6 +61,7 @@ def sample(space, generator):
 
 
 def sample_common(student, generator):
+    """Values for the keys of COMMON_SPACE: those of the student times a sampled factor."""
     factors = sample(COMMON_SPACE, generator)
     return {name: student[name] * factor for name, factor in factors.items()}
 

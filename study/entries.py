@@ -43,6 +43,7 @@ def entry_of(cell, source, alone=None):
 
 
 def published_difference(cell, alone):
+    """The published accuracy of a cell minus that of the Spec `alone`; None if one of them is unknown."""
     if cell.published is None or alone is None:
         return None
     other = tables.published().get(alone.experiment)
@@ -79,6 +80,7 @@ def strongest(matrix, rows):
 
 
 def strongest_of(attacks):
+    """The item of {attack: entry} with the largest difference; None if the numbers of seeds differ, or are 0."""
     counts = {entry["difference_n"] for entry in attacks.values()}
     if len(counts) != 1 or 0 in counts:
         return None
@@ -97,6 +99,7 @@ def flat(table, found):
 
 
 def flat_matrix(matrix, alone, smoothed, rows):
+    """As `flat`, of the entries that `read_matrix` returns."""
     own = [{"row": "alone", "column": "student"} | alone, {"row": "yardstick", "column": "student"} | smoothed]
     return own + flat(matrix, [[[teacher, *attacks]] for teacher, attacks in rows])
 

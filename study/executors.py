@@ -74,6 +74,7 @@ class Processes:
         self.busy[worker[1]] = worker, folder
 
     def new_worker(self):
+        """Start a process that runs `serve`. Returns (process, pipe to it, number of its GPU or None)."""
         in_use = [gpu for (_, _, gpu), _ in self.busy.values()]
         gpu = min(range(torch.cuda.device_count()), key=in_use.count, default=None)
         here, there = self.context.Pipe()
@@ -135,7 +136,10 @@ def serve(pipe, *arguments):
 
 
 class Ray:
-    """Tasks of a Ray cluster: `jobs` per GPU, or one per CPU core. Run folders lie on a shared file system."""
+    """Tasks of a Ray cluster: `jobs` per GPU, or one per CPU core. All nodes must see the run folders.
+
+    address: of the cluster; None: a local one. Raises UserError if Ray is missing, or there is no cluster.
+    """
 
     room = math.inf  # Ray queues tasks
 
@@ -167,6 +171,7 @@ class Ray:
         return [(self.running.pop(reference), self.outcome(reference)) for reference in done]
 
     def outcome(self, reference):
+        """None or the error of a finished Ray task."""
         try:
             return self.ray.get(reference)
         except self.ray.exceptions.RayError as problem:

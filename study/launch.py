@@ -100,6 +100,7 @@ class Runner:
         self.metrics_before = {}  # {folder: time of the last write to metrics.jsonl before the run began}
 
     def first_state(self, folder):
+        """FINISHED if the run in `folder` needs no more training, else WAITING."""
         epochs = self.length[folder]
         finished = self.done[folder] == epochs and progress.is_scored(folder, self.plan.runs[folder].raw, epochs)
         return FINISHED if finished else WAITING

@@ -26,6 +26,7 @@ class Matrix(Table):
     new: tuple = ()
 
     def cells(self):
+        """All cells: students without a teacher, teachers, and students of all attacks."""
         return [self.alone, self.yardstick, *([self.control] if self.control else []), *super().cells()]
 
 

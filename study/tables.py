@@ -38,6 +38,7 @@ class Table:
     conclusion: dict = dataclasses.field(default_factory=dict)  # {"alone": number of its row, "normal": …, "nasty": …}
 
     def cells(self):
+        """All cells, row by row."""
         return [cell for _, cells in self.rows for cell in cells if cell]
 
 

@@ -44,7 +44,7 @@ def project(tmp_path_factory):
     spec.write(run)
     content = checkpoint.load(own / "teacher/best_model.tar")
     torch.save({"epoch": 3, "state_dict": content["state_dict"]}, root / "released.tar")
-    record = publish.record(spec.make(own / "teacher"), ledger.read_metrics(own / "teacher/metrics.jsonl"))
+    record = publish.record_of_metrics(spec.make(own / "teacher"), ledger.read_metrics(own / "teacher/metrics.jsonl"))
     publish.write_records(root / "results/x.jsonl", [record, record | {"seed": 7}])
     made = {"defence": "nasty", "preset": "few", "score": {"mean": 0.3}, "commit": "0123456789"}
     (root / "results/x.cards.jsonl").write_text(json.dumps(digest.sealed(made)) + "\n")

@@ -93,6 +93,7 @@ class StoredAnswers:
             self.write(loader.epoch, torch.cat(self.asked))
 
     def file(self, epoch):
+        """The file with the answers of an epoch, counted from 0."""
         return self.folder / self.digest / f"epoch{epoch + 1:04}.tar"
 
     def read(self, loader):
@@ -111,6 +112,7 @@ class StoredAnswers:
         return answers.to(loader.split.labels.device)
 
     def write(self, epoch, answers):
+        """Write answers (N, C), if the limit allows it. An error is logged and not raised."""
         size = answers.numel() * answers.element_size()
         file = self.file(epoch)
         try:

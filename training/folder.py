@@ -70,6 +70,7 @@ class Run:
             raise self.training_log.busy()
 
     def close(self):
+        """Release the lock on the folder."""
         self.training_log.close()
 
     @contextlib.contextmanager

@@ -101,6 +101,7 @@ def check(raw, path):
 
 
 def unknown_key(name, fields):
+    """The error message for a key that a run does not have. fields: {name: dataclass field} of all its keys."""
     if name in OLD_NAMES:
         return f'"{name}" is the old name of "{OLD_NAMES[name]}", which is given as well'
     return f'unknown key "{shorten(name)}"{suggest(name, fields)}'

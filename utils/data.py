@@ -46,6 +46,8 @@ MOST_CLASSES = 1000  # of imagefolder, until its folders are read
 
 @dataclass(frozen=True)
 class Dataset:
+    """A data set on the device. Its loaders return batches (images, labels); see loader.py."""
+
     name: str
     spec: DataSpec
     train: Split
@@ -73,9 +75,11 @@ class Dataset:
         return Loader(self.train, self.spec, batch_size, names, True, seed, rank, world_size, batches, role)
 
     def test_loader(self, batch_size=1000):
+        """A Loader with the test images in order, without augmentation."""
         return Loader(self.test, self.spec, batch_size)
 
     def validation_loader(self, batch_size=1000):
+        """As `test_loader`, of the validation images."""
         return Loader(self.validation, self.spec, batch_size)
 
 

@@ -53,6 +53,7 @@ def is_intact(images, cache):
 
 
 def cache_file(paths, folder, part, version=""):
+    """The path of the cache of the images `paths`, which are below `folder`. Other arguments: see `decoded`."""
     stats = [(str(path.relative_to(folder)), path.stat()) for path in paths]
     description = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]) + version
     return folder / f"{part}.{hashlib.sha256(description.encode()).hexdigest()[:16]}.npy"
