@@ -1,4 +1,4 @@
-"""What a run folder says: finished epochs, metrics of each epoch, and scores on the test images."""
+"""The content of a run folder, read: finished epochs, metrics of each epoch, and scores on the test images."""
 
 import json
 
@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.paths import display_path, from_root, read_json
 
 SCORED = ("test", "validation")  # images on which a run is scored in every epoch
-PARTS = ("train", *SCORED)
+PARTS = ("train", *SCORED)  # items of a line of metrics.jsonl
 
 
 def is_scored(folder, raw, epochs):
@@ -52,7 +52,7 @@ def read_metrics(path):
         read_epoch(line, number, path) for number, line in enumerate(lines if is_cut(rest) else [*lines, rest], 1)
     ]
     if len({tuple(part in epoch for part in PARTS) for epoch in metrics}) > 1:
-        raise UserError(f"{display_path(path)}: line {len(metrics)}, or one before it, has other parts")
+        raise UserError(f"{display_path(path)}: some lines lack one of {', '.join(PARTS)} that others have")
     return metrics
 
 

@@ -22,7 +22,7 @@ ONE_CHECKPOINT = "one checkpoint for all seeds: the interval is over students on
 
 
 def make_cards(benchmark):
-    """The cards of a Benchmark that has run."""
+    """The cards of a Benchmark that has run, a list of dictionaries for JSON."""
     cards = [make_card(benchmark, row, preset) for preset in benchmark.presets for row in benchmark.rows]
     by_place = {(card["defence"], card["preset"]): card for card in cards}
     for card in cards:
@@ -47,7 +47,7 @@ def make_card(benchmark, row, preset):
         name: [benchmark.finals(Contest(name, preset), seed)["thief"] for seed in seeds] for name in (ALONE, YARDSTICK)
     }
     chosen, defence = benchmark.chosen[contest], benchmark.defences[row]
-    card = {
+    return {
         "protocol": VERSION,
         "benchmark": benchmark.name,
         "defence": row,
@@ -63,23 +63,28 @@ def make_card(benchmark, row, preset):
         YARDSTICK: student_part(benchmark.chosen[Contest(YARDSTICK, preset)], others[YARDSTICK]),
         "score": paired(accuracies(others[YARDSTICK]), accuracies(thief)),
         "gap": paired(accuracies(thief), accuracies(passive)),
-        "flags": [f"{name} is left out: {why}" for name, why in benchmark.left_out(contest).items()],
+        "flags": flags_of(benchmark, contest, thief),
         "draws": benchmark.entry["draws"],
         "records": display_path(cards_path(benchmark.name, *benchmark.own.values())),
         **provenance(thief[0]),
     }
+
+
+def flags_of(benchmark, contest, thief):
+    """The flags of a card that depend on its defence and its thief only. thief: the runs of the thief, one per seed."""
+    row, chosen = contest.opponent, benchmark.chosen[contest]
+    flags = [f"{name} is left out: {why}" for name, why in benchmark.left_out(contest).items()]
     if benchmark.smaller:
-        card["flags"].append(f"not the published benchmark: {json.dumps(benchmark.smaller)}")
+        flags.append(f"not the published benchmark: {json.dumps(benchmark.smaller)}")
     if row in benchmark.own:
-        card["flags"] += [ONE_CHECKPOINT, *benchmark.own[row].flags]
-    edges = [name for name in autosteal.at_edge(chosen) if name in chosen]
-    if edges:
-        card["flags"].append(f"the thief's {', '.join(edges)} lies at the edge of its search space")
-    if not deterministic(benchmark.finals(contest, seeds[0])["thief"]):
-        card["flags"].append("equal images are answered differently: averaging may give a stronger attack")
+        flags += [ONE_CHECKPOINT, *benchmark.own[row].flags]
+    if edges := [name for name in autosteal.at_edge(chosen) if name in chosen]:
+        flags.append(f"the thief's {', '.join(edges)} lies at the edge of its search space")
+    if not deterministic(thief[0]):
+        flags.append("equal images are answered differently: averaging may give a stronger attack")
     if sum(still_improving(run) for run in thief) > len(thief) / 2:
-        card["flags"].append("students were still improving at their last epoch")
-    return card
+        flags.append("students were still improving at their last epoch")
+    return flags
 
 
 def teacher_part(benchmark, contest):
