@@ -19,15 +19,14 @@ import sys
 
 import torch
 
-from study.benchmark import Benchmark, execute_with
-from study.cards import file_of, make_cards, save, show, write_cards
-from study.cli import add_matrix_flags, selected
+from study.benchmark import Benchmark
+from study.cards import cards_path, save, show, write_cards
 from study.executors import Processes, Ray
-from study.launch import Runner
+from study.launch import Plan, Runner, execute_with
 from study.own_teacher import take
-from study.plan import Plan
 from study.report import report
-from study.tables import is_benchmark, specs_of
+from study.scoring import make_cards
+from study.targets import add_matrix_flags, is_benchmark, selected, specs_of
 from training.cli import Parser, add_data_flags, add_set_flag, at_least, command_line, one_line_errors
 from utils.errors import UserError
 from utils.paths import display_path
@@ -74,8 +73,8 @@ def run_benchmark(args):
     cards = make_cards(benchmark)
     print(show(cards))
     if own:
-        save(file_of(benchmark.name, own), cards)
-        print(f"Cards: {display_path(file_of(benchmark.name, own))}")
+        save(cards_path(benchmark.name, own), cards)
+        print(f"Cards: {display_path(cards_path(benchmark.name, own))}")
     else:
         write_cards(benchmark.name, cards)
 

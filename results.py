@@ -13,11 +13,11 @@ standard deviation.
 
 from pathlib import Path
 
-from study.cli import add_matrix_flags, selected
 from study.export import export
 from study.formats import FORMATS
-from study.output import render
 from study.publish import publish
+from study.report import render
+from study.targets import add_matrix_flags, selected
 from training.cli import Parser, add_data_flags, add_set_flag, one_line_errors
 from utils.errors import UserError
 from utils.paths import write_file

@@ -13,10 +13,12 @@ from tabulate import tabulate
 import model
 from method.attack import Attack
 from study.cards import read_cards
+from study.entries import read_matrix, strongest
+from study.formats import plus_minus, show_best, show_gain
 from study.leaderboard import make_markdown
 from study.ledger import Recorded
-from study.report import read_matrix, report, show, show_best, show_gain, strongest
-from study.tables import load_table
+from study.report import report
+from study.targets import load_table
 from training import params
 from training.changes import parse_change
 from utils.errors import UserError
@@ -151,7 +153,7 @@ def trials(experiment, keys, metric, *students):
             continue
         test, checked = source.histories(run)[0]["test"], vars(params.check(run.raw, experiment))
         best = max(range(len(test["acc"])), key=lambda epoch: (test["acc"][epoch], epoch))
-        numbers = [show(test[term][epoch]) for epoch in (best, -1) for term in ("acc", metric)]
+        numbers = [plus_minus(test[term][epoch]) for epoch in (best, -1) for term in ("acc", metric)]
         best_of_students = (student_of(run, str(folder / name), source) for name in students)
         lines.append([*(checked[name] for name in names), *numbers, *best_of_students])
     lines.sort(key=lambda line: line[: len(names)])
@@ -162,7 +164,7 @@ def student_of(teacher, experiment, source):
     """The best accuracy of the recorded student of the run `teacher` without changed keys of its own."""
     found = [run for run in source.runs_of(experiment) if not run.changes]
     found = [run.with_seed(0) for run in found if run.with_seed(0).sources["teacher_resume"] == teacher]
-    return show(max(source.histories(found[0])[0]["test"]["acc"])) if found else ""
+    return plus_minus(max(source.histories(found[0])[0]["test"]["acc"])) if found else ""
 
 
 def speed(*names):

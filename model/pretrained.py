@@ -10,8 +10,7 @@ import torch
 
 from utils import checkpoint
 from utils.errors import UserError, suggest
-from utils.jsonfile import read_json
-from utils.paths import display_path, from_root
+from utils.paths import display_path, from_root, read_json
 
 INDEX, WEIGHTS = "model/pretrained.json", "model/weights"
 

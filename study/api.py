@@ -3,10 +3,11 @@
 import contextlib
 import os
 
-from study.benchmark import Benchmark, execute_with
-from study.cards import make_cards
+from study.benchmark import Benchmark
 from study.executors import InProcess
+from study.launch import execute_with
 from study.own_teacher import take
+from study.scoring import make_cards
 
 
 def run(benchmark, teacher=None, network=None, rows=None, presets=None, data_dir="data", **smaller):
@@ -15,6 +16,7 @@ def run(benchmark, teacher=None, network=None, rows=None, presets=None, data_dir
     teacher, network: a checkpoint to audit, and its network; see `own_teacher.take`. rows, presets: names of defences
     and of threat presets; default: all. smaller: replace `draws`, `seeds` or `changes` (keys of all runs) of the
     benchmark; its cards then have a flag, because they cannot be compared with others. No card is written to a file.
+    Raises UserError for an unknown name, and if a run fails.
     """
     own = take(benchmark, teacher, network, data_dir) if teacher else None
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

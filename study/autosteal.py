@@ -1,9 +1,9 @@
 """AutoSteal: the search for the strongest attack on a defended teacher.
 
-A fixed number of settings is drawn from a search space by a seeded generator, so a repeated search draws the same ones.
-Successive halving: all draws train for a part of their epochs, and the best third continues, until at most three are
-left, which train all epochs. The best by accuracy on the validation images is chosen. Draw 0 is plain knowledge
-distillation with default settings.
+A fixed number of settings, called draws, is sampled from a search space. The random generator has a seed, so a
+repeated search has the same draws. Successive halving: all draws train for a part of their epochs. The best third
+continues, until at most three are left. These train all epochs. The draw with the highest accuracy on the validation
+images is chosen. Draw 0 is plain knowledge distillation with default settings.
 """
 
 import numpy as np
@@ -24,13 +24,14 @@ def space_of(attack):
 def draw_thieves(attacks, count, student, seed):
     """`count` dictionaries of changed keys of a student.
 
-    attacks: {name: keys that all of its draws have}; they take turns. student: its params.json, for the learning rate.
+    attacks: {name: keys that all of its draws have}; the draws use these attacks in turn. student: the content of the
+    student's params.json, whose learning rate is varied.
     """
     generator, names = np.random.default_rng(seed), list(attacks)
     drawn = [passive(attacks)]
     for number in range(1, count):
         name = names[number % len(names)]
-        own = attacks[name] | draw(space_of(name), generator) | draw_common(student, generator)
+        own = attacks[name] | sample(space_of(name), generator) | sample_common(student, generator)
         drawn.append({"method": name} | own)
     return drawn
 
@@ -42,21 +43,26 @@ def passive(attacks):
 
 
 def draw_students(count, student, seed, smoothing):
-    """`count` dictionaries of changed keys of a student without a teacher; with label smoothing if `smoothing`."""
+    """`count` dictionaries of changed keys of a student without a teacher.
+
+    smoothing: whether label smoothing is varied as well. student, seed: as in `draw_thieves`.
+    """
     generator = np.random.default_rng(seed)
     drawn = [{"label_smoothing": 0.1} if smoothing else {}]
     for _ in range(1, count):
-        own = draw({"label_smoothing": SMOOTHING[1:]}, generator) if smoothing else {}
-        drawn.append(own | draw_common(student, generator))
+        own = sample({"label_smoothing": SMOOTHING[1:]}, generator) if smoothing else {}
+        drawn.append(own | sample_common(student, generator))
     return drawn
 
 
-def draw(space, generator):
+def sample(space, generator):
+    """A value for each key of a search space {key: values}."""
     return {name: values[generator.integers(len(values))] for name, values in space.items()}
 
 
-def draw_common(student, generator):
-    factors = draw(COMMON_SPACE, generator)
+def sample_common(student, generator):
+    """Values for the keys of COMMON_SPACE: those of the student times a sampled factor."""
+    factors = sample(COMMON_SPACE, generator)
     return {name: student[name] * factor for name, factor in factors.items()}
 
 
@@ -68,8 +74,8 @@ def rungs(count, epochs):
     return [(n, max(1, epochs // KEEP ** (len(steps) - 1 - i))) for i, n in enumerate(steps)]
 
 
-def best(scored, count):
-    """The `count` keys of {draw: validation accuracy} with the highest accuracy; ties go to the earlier draw."""
+def most_accurate(scored, count):
+    """The numbers of the `count` best draws of {number: validation accuracy}; of equal draws, the earlier is better."""
     return sorted(scored, key=lambda number: (-scored[number], number))[:count]
 
 

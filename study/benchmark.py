@@ -1,28 +1,25 @@
 """The benchmark of undistillable teachers: every defence against an attack that is tuned to it. See docs/benchmark.md.
 
 1. The strength of a defence is the largest one with which its teacher loses at most one point on validation images.
-2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. Its seed is not reported.
-   The student without a teacher and the label-smoothing student get the same number of draws.
+2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. Results with its seed are not
+   reported. The student without a teacher and the student with label smoothing are tuned with the same number of draws.
 3. The chosen attack, the passive attack and both students run with other seeds. Test accuracy is computed once.
+
+The strength of a defence is a value of one of its keys; tables.json lists the values to choose from.
 """
 
 from dataclasses import dataclass
 
-from study import autosteal, new_methods
-from study.launch import Runner
-from study.ledger import are_numbers, read_metrics
-from study.plan import Plan
+from study import autosteal, matrices
+from study.progress import validation_accuracy
 from study.protocol import LARGEST_PRICE, PRESETS, TEACHER, VALIDATION
-from study.tables import loaded_epoch, make, read_target
+from study.tables import loaded_epoch, make_spec, read_target
 from training import params
-from utils.digest import unsealed
 from utils.errors import UserError, suggest
-from utils.jsonfile import read_json
-from utils.paths import display_path, from_root
 
 ALONE, YARDSTICK = "alone", "yardstick"  # opponents without a teacher
 UNDEFENDED = "none"
-SMALLER = ("draws", "seeds", "changes")  # what a caller from Python may replace
+SMALLER = ("draws", "seeds", "changes")  # items of the entry that `study.run` may replace
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,10 @@ class Contest:
 class Benchmark:
     """The runs of a benchmark, an entry of experiments/tables.json.
 
-    execute: a function that trains runs: of a list of (Spec, epoch to stop after or None). own: an OwnTeacher, which is
-    then the only row besides the undefended teacher, unless `rows` names others. smaller: {name: value} that replace
-    `draws`, `seeds` or `changes` of the entry. `changes` are keys of all runs, none by default.
+    execute: a function that trains the runs in a list of (Spec, epoch to stop after or None). rows, presets: names of
+    defences and of threat presets; default: all. own: an OwnTeacher; the only other row is then the undefended teacher,
+    unless `rows` names more. smaller: {name: value} that replace `draws`, `seeds` or `changes` of the entry. `changes`
+    are changed keys of all runs. Raises UserError for an unknown name.
     """
 
     def __init__(self, name, execute, rows=None, presets=None, own=None, smaller=None):
@@ -49,8 +47,8 @@ class Benchmark:
         self.entry = {"changes": {}} | read_target(name) | self.smaller
         self.defences = dict(self.entry["defences"])
         new = [row for row in rows or () if row not in self.defences]
-        new_methods.check("rows", new, self.defences, "defend")
-        self.defences |= {row: new_methods.defence(row, self.entry["template"], {}) for row in new}
+        matrices.check_names("rows", new, self.defences, "defend")
+        self.defences |= {row: matrices.new_row(row, self.entry["template"], {}) for row in new}
         self.own = {f"{own.name} (own)" if own.name in self.defences else own.name: own} if own else {}
         self.defences |= {row: teacher.defence(self.entry["template"]) for row, teacher in self.own.items()}
         self.rows = list(dict.fromkeys([UNDEFENDED, *(rows or ([] if own else self.defences)), *self.own]))
@@ -60,7 +58,7 @@ class Benchmark:
                 known = ", ".join(PRESETS)
                 raise UserError(f'unknown preset "{preset}"; there are {known}{suggest(preset, PRESETS)}')
         self.seeds, self.tuning_seed = self.entry["seeds"], self.entry["tuning_seed"]
-        self.strength = {row: {} for row in self.rows}  # {defence: keys of its teacher, or of its release rule}
+        self.chosen_strengths = {row: {} for row in self.rows}  # {defence: keys of its teacher, or of its release rule}
         self.chosen = {}  # {Contest: changed keys of the student that the search chose}
 
     def run(self):
@@ -83,7 +81,10 @@ class Benchmark:
         )
 
     def choose_strengths(self):
-        """For each defence with `strengths`, the first in its list whose teacher loses at most LARGEST_PRICE."""
+        """For each defence with `strengths`, choose the first whose teacher loses at most LARGEST_PRICE points.
+
+        If all lose more, the last is chosen.
+        """
         options = {
             row: [{key: value} for key, values in self.defences[row].get("strengths", {}).items() for value in values]
             for row in self.rows
@@ -99,7 +100,7 @@ class Benchmark:
         for row, found in options.items():
             epoch = self.loaded_epoch(row)
             kept = [v for i, v in enumerate(found) if validation_accuracy(teachers[row, i], epoch=epoch) >= lowest]
-            self.strength[row] = kept[0] if kept else found[-1] if found else {}
+            self.chosen_strengths[row] = kept[0] if kept else found[-1] if found else {}
 
     def search(self, contests):
         """Choose a student for each contest by successive halving, all contests at the same time."""
@@ -116,17 +117,18 @@ class Benchmark:
             self.execute(list(trials.values()))
             for contest in contests:
                 scored = {n: validation_accuracy(*trials[contest, n]) for n in alive[contest]}
-                alive[contest] = autosteal.best(scored, len(scored))
+                alive[contest] = autosteal.most_accurate(scored, len(scored))
         self.chosen = {contest: draws[contest][numbers[0]] for contest, numbers in alive.items()}
 
     def draws(self, contest):
+        """The settings that the search of a contest tries, as dictionaries of changed keys of the student."""
         count, raw = self.entry["draws"], self.student(contest, {}, self.tuning_seed).raw
         if contest.opponent in (ALONE, YARDSTICK):
             return autosteal.draw_students(count, raw, self.tuning_seed, contest.opponent == YARDSTICK)
         return autosteal.draw_thieves(self.attacks(contest), count, raw, self.tuning_seed)
 
     def attacks(self, contest):
-        """{name: keys that all of its draws have} of the attacks that a thief may use."""
+        """{name: keys that all of its draws have} of the attacks that a thief may use. Raises UserError without any."""
         found = {name: {} for name in PRESETS[contest.preset].attacks or ()} or self.entry["attacks"]
         left_out = self.left_out(contest)
         if len(left_out) == len(found):
@@ -135,7 +137,7 @@ class Benchmark:
         return {name: keys for name, keys in found.items() if name not in left_out}
 
     def left_out(self, contest):
-        """{name: why} of the attacks that need more of the user's own teacher than it has."""
+        """{name: error message} of the attacks that are impossible with the user's own teacher."""
         problems = {}
         if contest.opponent in self.own:
             for name in PRESETS[contest.preset].attacks or self.entry["attacks"]:
@@ -157,21 +159,22 @@ class Benchmark:
     def student(self, contest, changes, seed, final=False, strength=None):
         """The Spec of a student with the changed keys `changes`.
 
-        final: whether it is scored on the test images. strength: keys of the defence; default: those chosen.
+        final: whether the test images are scored after the last epoch. strength: {key: value} of the defence; default:
+        the chosen one.
         """
         preset = dict(PRESETS[contest.preset].changes)
         own = {"validation": VALIDATION, "test_at_end": final} | self.entry["changes"]
         if contest.opponent in (ALONE, YARDSTICK):
             preset.pop("answers", None)
-            return make(self.entry["alone"], changes=preset | own | changes, seed=seed)
+            return make_spec(self.entry["alone"], changes=preset | own | changes, seed=seed)
         defence = self.defences[contest.opponent]
-        strength = self.strength[contest.opponent] if strength is None else strength
+        strength = self.chosen_strengths[contest.opponent] if strength is None else strength
         rule, teacher = defence.get("changes", {}), defence.get("teacher_changes", {})
         if "release" in rule:
             rule = rule | strength
         else:
             teacher = teacher | strength
-        return make(
+        return make_spec(
             defence["student"],
             changes=rule | preset | own | changes,
             teacher_changes=teacher,
@@ -180,37 +183,9 @@ class Benchmark:
         )
 
     def teacher(self, row, seed, strength=None):
-        """The Spec of the teacher of a defence, which is not one of the user's own."""
+        """The Spec of the teacher of a defence. Not for a checkpoint of the user, which no run makes."""
         return self.student(Contest(row, "insider"), {}, seed, strength=strength).sources["teacher_resume"]
 
     def loaded_epoch(self, row):
         """The epoch of the teacher of a defence that its students load: "best" or "last"."""
         return loaded_epoch(self.student(Contest(row, "insider"), {}, self.tuning_seed))
-
-
-def validation_accuracy(run, until=None, epoch="best"):
-    """The accuracy of a run on its validation images, of the best or last epoch up to `until`."""
-    metrics = read_metrics(from_root(run.folder) / "metrics.jsonl")[:until]
-    accuracies = [line["validation"]["acc"] for line in metrics]
-    return (max(accuracies) if epoch == "best" else accuracies[-1]) if accuracies else float("-inf")
-
-
-def test_scores(run):
-    """The content of test.json: the scores of a run's best epoch on the test images."""
-    path = from_root(run.folder) / "test.json"
-    scores = unsealed(read_json(path), display_path(path))
-    if not are_numbers([*scores.values(), scores.get("acc")]):
-        raise UserError(f"{display_path(path)}: must have numbers, and an accuracy")
-    return scores
-
-
-def execute_with(executor):
-    """A function that trains runs with `executor`: of a list of (Spec, epoch to stop after or None)."""
-
-    def execute(runs):
-        runner = Runner(Plan(run for run, _ in runs), {run.folder: until for run, until in runs if until})
-        runner.run(executor)
-        if failed := runner.unfinished():
-            raise UserError("\n".join(f"{folder}: {state}" for folder, state in failed.items()))
-
-    return execute

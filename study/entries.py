@@ -1,92 +1,126 @@
-"""The form of experiments/tables.json; study/tables.py describes its entries."""
+"""Entries: the accuracies of the cells of a table from one source, and their differences to a baseline.
 
-import json
+A source is an object of ledger.py: the records, or the run folders on this machine.
+"""
 
-from utils.errors import UserError
-from utils.keys import shorten
+from pathlib import Path
 
-# A form is a type, a tuple of forms of which one must fit, [form of the items], {name: form} or {...: form of all
-# values}. Names that a form does not have are ignored. A name that starts with "?" may be missing.
-NULL, CHANGES = type(None), {...: object}
-ROW = {"name": str, "?changes": CHANGES, "?teacher_changes": CHANGES, "?teacher": str}
-ROWS = (ROW | {"cells": [(NULL, [(str, int, float, NULL)])]}, ROW | {"experiments": [(NULL, str)]})
-SWEEP_ROW = {"name": str, "experiment": str, "change": str, "?changes": CHANGES, "?teacher_changes": CHANGES}
-DEFENCE = {"student": str, "?changes": CHANGES, "?teacher_changes": CHANGES, "?strengths": {...: [object]}}
-ABOUT = {"title": str, "source": str}
-TABLE = ABOUT | {"columns": [str], "rows": [ROWS], "?conclusion": {"alone": int, "normal": int, "nasty": int}}
-SWEEP = ABOUT | {"key": str, "values": [object], "rows": [SWEEP_ROW], "?part": str}
-DEFENDED = ABOUT | {"alone": str, "attacks": {...: CHANGES}, "template": {"defended": str, "undefended": str}}
-MATRIX = DEFENDED | {"yardstick": CHANGES, "?control": CHANGES, "defences": {...: str}}
-BENCHMARK = DEFENDED | {"presets": [str], "draws": int, "seeds": [int], "tuning_seed": int, "defences": {...: DEFENCE}}
-WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", NULL: "null"}
+import model
+from study import tables
+from study.intervals import deviation, in_prediction_interval, mean
+from training import spec
+from utils.paths import from_root
 
 
-def check_entries(entries, where):
-    """`entries`, if it is {name: entry, or the name of an entry}. Raises UserError with the first problem.
+def entry_of(cell, source, alone=None):
+    """All numbers of a Cell from one source, as a flat dictionary. Accuracies are in percent, differences in points.
 
-    where: names the file in the message.
+    alone: the Spec whose accuracy is subtracted for "difference"; default: for a student, its baseline.
     """
-    for name, entry in entries.items():
-        if isinstance(entry, str):
-            problem = None if isinstance(entries.get(entry), dict) else f": there is no entry {json.dumps(entry)}"
-        else:
-            problem = misfit(entry, form_of(entry)) or inconsistent(entry)
-        if problem:
-            raise UserError(f'{where}: "{shorten(name)}"{problem}')
-    return entries
+    summary = source.summary(cell.spec, cell.part)
+    raw = cell.spec.raw
+    teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")
+    if alone is None and "teacher_resume" in raw:
+        alone = baseline(cell.spec)
+    gains = summary.gains(source.summary(alone)) if alone else []
+    return {
+        "experiment": cell.spec.folder.removeprefix("experiments/"),
+        "source": source.name,
+        "teacher": Path(teacher).parent.name if teacher else "",
+        "n": len(summary.best),
+        "best": mean(summary.best.values()),
+        "best_sd": deviation(summary.best.values()),
+        "last": mean(summary.last.values()),
+        "last_sd": deviation(summary.last.values()),
+        "difference": mean(gains),
+        "difference_sd": deviation(gains),
+        "difference_n": len(gains),
+        "published": cell.published,
+        "published_difference": published_difference(cell, alone),
+        "published_inside": in_prediction_interval(cell.published, list(summary.best.values())),
+        "unfinished": ", ".join(summary.unfinished),
+    }
 
 
-def form_of(entry):
-    """The form that `entry` should have, judged by its names."""
-    names = entry if isinstance(entry, dict) else ()
-    return BENCHMARK if "presets" in names else MATRIX if "defences" in names else SWEEP if "values" in names else TABLE
+def published_difference(cell, alone):
+    """The published accuracy of a cell minus that of the Spec `alone`; None if one of them is unknown."""
+    if cell.published is None or alone is None:
+        return None
+    other = tables.published().get(alone.experiment)
+    return None if other is None else cell.published - other
 
 
-def misfit(value, form):
-    """Where `value` does not have this form, as the end of a sentence; None if it does."""
-    if isinstance(form, tuple):
-        problems = [misfit(value, option) for option in form]
-        return None if None in problems else problems[0]
-    if isinstance(form, list):
-        return first_misfit(value, list, lambda: [(str(n), part, form[0]) for n, part in enumerate(value, 1)])
-    if isinstance(form, dict) and ... in form:
-        return first_misfit(value, dict, lambda: [(name, part, form[...]) for name, part in value.items()])
-    if isinstance(form, dict):
-        parts = {name.lstrip("?"): part for name, part in form.items()}
-        missing = [name for name in form if isinstance(value, dict) and name[0] != "?" and name not in value]
-        if missing:
-            return f': has no "{missing[0]}"'
-        return first_misfit(value, dict, lambda: [(n, value[n], part) for n, part in parts.items() if n in value])
-    fits = form is object or (isinstance(value, form) and not isinstance(value, bool))
-    return None if fits else must_be(form, value)
+def read_matrix(matrix, source):
+    """(alone, yardstick, rows): the entries of a Matrix from one source.
+
+    alone, yardstick: entries of the students without a teacher. rows: (entry of the teacher, [entry of the student of
+    each attack]) for each defence.
+    """
+    alone = matrix.alone.spec
+    rows = [
+        (entry_of(teacher, source), [entry_of(cell, source, alone) for cell in attacks])
+        for _, (teacher, *attacks) in matrix.rows
+    ]
+    return entry_of(matrix.alone, source), entry_of(matrix.yardstick, source, alone), rows
 
 
-def first_misfit(value, kind, parts):
-    """The first misfit of the (name, part, form) that parts() returns, or that `value` is not of this kind."""
-    if not isinstance(value, kind):
-        return must_be(kind, value)
-    problems = ((name, misfit(part, form)) for name, part, form in parts())
-    return next((f": {shorten(name)}{problem}" for name, problem in problems if problem), None)
+def strongest(matrix, rows):
+    """For each row of `read_matrix`, (name, entry) of the attack whose student gains most.
+
+    The item of a row is None if its attacks have different numbers of seeds. A new attack without a finished run does
+    not count.
+    """
+    columns = [[attacks[i] for _, attacks in rows] for i in range(len(matrix.columns) - 1)]
+    counting = {
+        name: column
+        for name, column in zip(matrix.columns[1:], columns, strict=True)
+        if name not in matrix.new or any(entry["difference_n"] for entry in column)
+    }
+    return [strongest_of({name: column[i] for name, column in counting.items()}) for i in range(len(rows))]
 
 
-def must_be(kind, value):
-    return f": must be {WORDS[kind]}, not {shorten(json.dumps(value))}"
+def strongest_of(attacks):
+    """The item of {attack: entry} with the largest difference; None if the numbers of seeds differ, or are 0."""
+    counts = {entry["difference_n"] for entry in attacks.values()}
+    if len(counts) != 1 or 0 in counts:
+        return None
+    return max(attacks.items(), key=lambda item: item[1]["difference"])
 
 
-def inconsistent(entry):
-    """A problem between parts of an entry whose form is right, as the end of a sentence, or None."""
-    for row in entry["rows"] if "columns" in entry else ():
-        cells = row.get("cells", row.get("experiments"))
-        pairs = [cell for cell in row.get("cells", ()) if cell is not None]
-        if not all(len(pair) == 2 and type(pair[0]) is str and type(pair[1]) is not str for pair in pairs):
-            return f": row {row['name']}: a cell must be [experiment, published accuracy or null]"
-        if not cells or len(cells) != len(entry["columns"]):
-            return f": row {row['name']}: {len(cells)} cells for {len(entry['columns'])} columns"
-    numbers = entry.get("conclusion", {})
-    if not all(0 <= number < len(entry["rows"]) for number in numbers.values()):
-        return ": conclusion: must be numbers of rows, from 0"
-    if "key" in entry and not all(row["change"] in ("own", "teacher") for row in entry["rows"]):
-        return ': rows: "change" must be own or teacher'
-    if entry.get("part", "test") not in ("test", "validation"):
-        return ': "part" must be test or validation'
+def flat(table, found):
+    """The entries of a table, one after the other, each with its row, column and source."""
+    return [
+        {"row": name, "column": column} | entry
+        for (name, _), by_source in zip(table.rows, found, strict=True)
+        for entries in by_source
+        for column, entry in zip(table.columns, entries, strict=True)
+        if entry
+    ]
+
+
+def flat_matrix(matrix, alone, smoothed, rows):
+    """As `flat`, of the entries that `read_matrix` returns."""
+    own = [{"row": "alone", "column": "student"} | alone, {"row": "yardstick", "column": "student"} | smoothed]
+    return own + flat(matrix, [[[teacher, *attacks]] for teacher, attacks in rows])
+
+
+def baseline(student):
+    """The Spec of the baseline of the Spec `student`: the same network, trained without a teacher. None without one.
+
+    It has the student's common changes and its seed. It is an experiment in the folder baseline/ beside the parent
+    folder of the student: the one with the same name, or else the first with the same network.
+    """
+    path = Path(student.experiment)
+    folder = path.parent.parent / "baseline"
+    if (from_root(folder) / path.name / "params.json").exists():
+        return spec.make(str(folder / path.name), common=dict(student.common), seed=student.seed)
+    raw = student.raw
+    options = {"model_name": None} | model.options(raw["model_name"])
+    for file in sorted(from_root(folder).glob("*/params.json")):
+        experiment = str(folder / file.parent.name)
+        if not spec.is_definition(experiment):
+            continue
+        other = spec.definition(experiment)
+        if all(other.get(key, usual) == raw.get(key, usual) for key, usual in options.items()):
+            return spec.make(experiment, common=dict(student.common), seed=student.seed)
     return None

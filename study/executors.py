@@ -1,7 +1,11 @@
 """Executors train runs in processes of this machine, or as tasks of a Ray cluster.
 
-An executor has `room`, the number of runs that it takes at once; `start(folder, until)`; `wait(seconds)`, which returns
-[(folder, None, BUSY or an error message)] of the runs that ended; and `close()`, which interrupts all others.
+An executor has
+- `room`, the number of runs that it trains at the same time;
+- `start(folder, until)`, which starts to train the run in a folder until an epoch;
+- `wait(seconds)`, which waits until a run ends, at most this long. It returns a list of (folder, error) of the runs
+  that ended. The error is None, BUSY or a message;
+- `close()`, which interrupts all runs.
 """
 
 import contextlib
@@ -23,7 +27,7 @@ from utils.paths import ROOT, from_root
 
 BUSY = "another process is training here"
 INTERRUPTED = "interrupted"
-RETRIES = 3  # of a Ray task whose worker or node died; the run continues after its last epoch
+RETRIES = 3  # of a Ray task whose worker or node stopped; the run continues after its last finished epoch
 
 
 load_data = functools.lru_cache(maxsize=2)(data.load)  # a worker reads a data set once
@@ -70,6 +74,7 @@ class Processes:
         self.busy[worker[1]] = worker, folder
 
     def new_worker(self):
+        """Start a process that runs `serve`. Returns (process, pipe to it, number of its GPU or None)."""
         in_use = [gpu for (_, _, gpu), _ in self.busy.values()]
         gpu = min(range(torch.cuda.device_count()), key=in_use.count, default=None)
         here, there = self.context.Pipe()
@@ -92,7 +97,7 @@ class Processes:
 
     def close(self):
         for _, pipe, _ in self.idle:
-            pipe.close()  # upon which `serve` ends
+            pipe.close()  # `serve` then ends
         for (process, _, _), _ in self.busy.values():
             process.terminate()
         for process, _, _ in (*self.idle, *(worker for worker, _ in self.busy.values())):
@@ -131,7 +136,10 @@ def serve(pipe, *arguments):
 
 
 class Ray:
-    """Tasks of a Ray cluster: `jobs` per GPU, or one per CPU core. Run folders lie on a shared file system."""
+    """Tasks of a Ray cluster: `jobs` per GPU, or one per CPU core. All nodes must see the run folders.
+
+    address: of the cluster; None: a local one. Raises UserError if Ray is missing, or there is no cluster.
+    """
 
     room = math.inf  # Ray queues tasks
 
@@ -156,13 +164,14 @@ class Ray:
         self.running[self.task.remote(folder, until, *self.arguments)] = folder
 
     def wait(self, seconds):
-        if not self.running:  # upon which `ray.wait` raises an error
+        if not self.running:  # `ray.wait` raises an error for an empty list
             time.sleep(seconds)
             return []
         done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds)
         return [(self.running.pop(reference), self.outcome(reference)) for reference in done]
 
     def outcome(self, reference):
+        """None or the error of a finished Ray task."""
         try:
             return self.ray.get(reference)
         except self.ray.exceptions.RayError as problem:

@@ -7,7 +7,7 @@ import torch
 
 import model
 from model.pretrained import INDEX, WEIGHTS, cards, sha256
-from study.plan import epochs_done
+from study.progress import epochs_done
 from training.zoo import Zoo
 from utils import checkpoint, data
 from utils.errors import UserError

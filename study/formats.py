@@ -6,24 +6,28 @@ import json
 
 from tabulate import tabulate
 
+from study.intervals import mean
+
 STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 FORMATS = (*STYLES, "csv", "json")
 
 
-def titled(table, about, common, drawn, style):
+def titled(table, about, common, lines, headers, style):
+    """A table as text, below its title. about: explanations. common: {key: value} changed in all runs."""
     title = f"{table.title} ({table.source})\n{about}"
     if common:
         title += f"\nChanged keys: {listed(common)}."
     if style == "latex":
         title = "% " + title.replace("\n", "\n% ")
-    return f"{title}\n\n{drawn}"
+    return f"{title}\n\n{tabulated(lines, headers, style)}"
 
 
 def listed(changes):
+    """ "alpha 0.5, num_epochs 2": {key: value} as text."""
     return ", ".join(f"{name} {value}" for name, value in changes.items())
 
 
-def show(value, deviation=None):
+def plus_minus(value, deviation=None):
     """ "94.56 ± 0.12", or "" without a value."""
     if value is None:
         return ""
@@ -31,6 +35,7 @@ def show(value, deviation=None):
 
 
 def signed(value):
+    """ "+1.20", or "" without a value."""
     return "" if value is None else f"{value:+.2f}"
 
 
@@ -46,7 +51,7 @@ def show_best(entry, epoch="best"):
     """ "82.46 ± 0.31 (-4.18) n=3", or the progress. epoch: "last" for the accuracy of the last epoch."""
     if entry["best"] is None:
         return entry["unfinished"] or "–"
-    parts = [show(entry[epoch], entry[f"{epoch}_sd"])]
+    parts = [plus_minus(entry[epoch], entry[f"{epoch}_sd"])]
     if entry["difference"] is not None:
         parts.append(f"({signed(entry['difference'])})")
     if entry["n"] > 1:
@@ -58,13 +63,37 @@ def show_best(entry, epoch="best"):
 
 def show_published(entry):
     """ "82.46 (-4.18)": the published accuracy, and its difference to the published baseline."""
-    parts = [show(entry["published"])]
+    parts = [plus_minus(entry["published"])]
     if entry["published_difference"] is not None:
         parts.append(f"({signed(entry['published_difference'])})")
     return " ".join(parts)
 
 
-def draw(lines, headers, style):
+def conclude(table, source, rows):
+    """The conclusion from the table, a sentence; None if a number is missing or the table declares no conclusion."""
+    if not table.conclusion:
+        return None
+    alone, normal, nasty = (rows[table.conclusion[name]] for name in ("alone", "normal", "nasty"))
+    wanted = [*alone[1:], *normal, *nasty]
+    if any(entry is None or entry["best"] is None for entry in wanted):
+        return None
+    seeds = min(entry["n"] for entry in wanted)
+    price = normal[0]["last"] - nasty[0]["last"]
+    from_normal, from_nasty = (mean([entry["difference"] for entry in row[1:]]) for row in (normal, nasty))
+    return (
+        f"{source} ({seeds} seed{'s' * (seeds > 1)}): at the last epoch, the nasty teacher is {abs(price):.1f} points "
+        f"{'less' if price >= 0 else 'more'} accurate than the normal teacher. Compared with the same students without "
+        f"a teacher, students of the nasty teacher are {better_or_worse(from_nasty)}, and students of the normal "
+        f"teacher are {better_or_worse(from_normal)}."
+    )
+
+
+def better_or_worse(points):
+    return f"{abs(points):.1f} points {'better' if points >= 0 else 'worse'}"
+
+
+def tabulated(lines, headers, style):
+    """Lines of cells as a table. style: one of STYLES."""
     return tabulate(lines, headers, tablefmt=STYLES[style], disable_numparse=True)
 
 

@@ -1,29 +1,91 @@
-"""Run the experiments of a plan in dependency order and show a progress bar."""
+"""Plans, and the Runner that trains the runs of a plan in the order of their dependencies."""
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
 from tqdm import tqdm
 
-from study import plan as plans
+from study import progress
 from study.executors import BUSY
-from training import spec
+from training import params, spec
+from training.changes import differences, differences_to_run
+from training.spec import Spec
+from utils import checkpoint
 from utils.errors import UserError
+from utils.paths import from_root
 
 WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
 POLL = 1  # seconds until the next attempt to start a run that another process trains
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A run of a Plan."""
+
+    spec: Spec
+    raw: dict  # the content of its params.json
+    needs: frozenset  # folders of the runs whose checkpoints it loads
+
+
+class Plan:
+    """The runs that some specs need, each after the runs whose checkpoints it loads.
+
+    runs: {folder: Planned}, in an order in which they can run. Folders are relative to the project root.
+    """
+
+    def __init__(self, specs=()):
+        self.runs = {}
+        for wanted in specs:
+            self.add(wanted)
+
+    def add(self, wanted, above=()):
+        """Add the Spec `wanted` after all runs that it needs. Raises UserError if a run is invalid or needs itself.
+
+        above: folders of the runs that need it.
+        """
+        folder = wanted.folder
+        if folder in self.runs:
+            return
+        if folder in above:
+            raise UserError("circular dependency: " + " -> ".join([*above, folder]))
+        raw, sources = wanted.raw, wanted.sources
+        for name, path in raw.items():
+            is_checkpoint = name.endswith("resume") and isinstance(path, str)
+            if is_checkpoint and name not in sources and not from_root(path).is_file():
+                raise UserError(f'{folder}/params.json: "{name}": {Path(path).parent} has no params.json')
+        for source in sources.values():
+            self.add(source, (*above, folder))
+        params.check(raw, from_root(folder) / "params.json")
+        self.runs[folder] = Planned(wanted, raw, frozenset(source.folder for source in sources.values()))
+
+    def conflict(self, folder):
+        """One line that says why `folder` holds another run than the planned one, or None."""
+        file, last = from_root(folder) / "params.json", from_root(folder) / "last_model.tar"
+        wanted = vars(params.check(self.runs[folder].raw, file))
+        try:
+            lines = differences(vars(params.load(file.parent)), wanted) if file.exists() else []
+        except UserError as error:
+            return str(error)
+        ran = checkpoint.peek(last).get("params") if last.exists() and not lines else None
+        if ran:
+            if wanted["precision"] == "auto":  # the checkpoint has the resolved value
+                wanted["precision"] = ran.get("precision", "fp32")
+            lines = differences_to_run(ran, wanted)
+        return f"holds a run with other parameters: {'; '.join(lines)}" if lines else None
+
+
 class Runner:
     """Runs a Plan with an executor of study/executors.py.
 
-    states: {folder: WAITING, RUNNING, FINISHED, or an error}. A run is skipped if a run that it depends on
-    failed, or if its folder holds a run with other parameters. Finished runs are not repeated. A run that another
-    process trains is attempted again until that process has finished it, or has ended and left it.
+    A run is skipped if a run that it depends on failed, or if its folder holds a run with other parameters. Finished
+    runs are not repeated. A run that another process trains is attempted again, until the other process has finished
+    it, or has ended before it was finished.
 
-    until: {folder: number of epochs to train}; default: all epochs.
+    until: {folder: number of epochs to train}; default: all epochs. states: {folder: WAITING, RUNNING, FINISHED, or an
+    error message}.
     """
 
     def __init__(self, plan, until=None):
@@ -32,14 +94,15 @@ class Runner:
             folder: min(until.get(folder, run.raw["num_epochs"]), run.raw["num_epochs"])
             for folder, run in plan.runs.items()
         }
-        self.done = {folder: min(plans.epochs_done(folder), self.length[folder]) for folder in plan.runs}
+        self.done = {folder: min(progress.epochs_done(folder), self.length[folder]) for folder in plan.runs}
         self.states = {folder: plan.conflict(folder) or self.first_state(folder) for folder in plan.runs}
         self.busy = {}  # {folder: time of the next attempt} of the waiting runs that other processes train
         self.metrics_before = {}  # {folder: time of the last write to metrics.jsonl before the run began}
 
     def first_state(self, folder):
+        """FINISHED if the run in `folder` needs no more training, else WAITING."""
         epochs = self.length[folder]
-        finished = self.done[folder] == epochs and plans.is_scored(folder, self.plan.runs[folder].raw, epochs)
+        finished = self.done[folder] == epochs and progress.is_scored(folder, self.plan.runs[folder].raw, epochs)
         return FINISHED if finished else WAITING
 
     def overview(self):
@@ -82,11 +145,12 @@ class Runner:
         return WAITING in self.states.values()
 
     def start(self, folder, executor):
+        """Write the definition of a run, and give it to the executor."""
         try:
             spec.write(self.plan.runs[folder].spec)
         except UserError as error:
             return self.set_state(folder, f"failed: {error}")
-        self.metrics_before[folder] = plans.time_logged(folder)
+        self.metrics_before[folder] = progress.time_logged(folder)
         executor.start(folder, self.length[folder])
         if folder in self.busy:
             self.states[folder] = RUNNING
@@ -94,7 +158,7 @@ class Runner:
             self.set_state(folder, RUNNING)
 
     def end(self, folder, error):
-        """Note that the run in `folder` ended. error: None, BUSY or a message, as of `executor.wait`."""
+        """Note that the run in `folder` ended. error: what `executor.wait` returned: None, BUSY or a message."""
         if error != BUSY:
             return self.set_state(folder, f"failed: {error}" if error else FINISHED)
         if folder not in self.busy:
@@ -107,9 +171,21 @@ class Runner:
 
     def show_progress(self):
         running = [f for f, state in self.states.items() if state == RUNNING or (state == WAITING and f in self.busy)]
-        begun = [folder for folder in running if plans.time_logged(folder) != self.metrics_before[folder]]
-        self.done |= {folder: plans.epochs_logged(folder) for folder in begun}
+        begun = [folder for folder in running if progress.time_logged(folder) != self.metrics_before[folder]]
+        self.done |= {folder: progress.epochs_logged(folder) for folder in begun}
         self.done |= {folder: self.length[folder] for folder, state in self.states.items() if state == FINISHED}
         self.bar.set_postfix_str("; ".join(f"{Path(f).name} {self.done[f]}/{self.length[f]}" for f in running), False)
         self.bar.n = sum(self.done.values())
         self.bar.refresh()
+
+
+def execute_with(executor):
+    """A function that trains runs with `executor`: of a list of (Spec, epoch to stop after or None)."""
+
+    def execute(runs):
+        runner = Runner(Plan(run for run, _ in runs), {run.folder: until for run, until in runs if until})
+        runner.run(executor)
+        if failed := runner.unfinished():
+            raise UserError("\n".join(f"{folder}: {state}" for folder, state in failed.items()))
+
+    return execute

@@ -1,7 +1,7 @@
 """The leaderboard of a benchmark as Markdown, and the parts shared with the HTML page: order, numbers, texts, axis.
 
 A card is a dictionary: the result of one defence under one threat preset. The functions here are pure: the same cards,
-in any order, give the same text. Cards may be untrusted, so every text in it is escaped, and only relative
+in any order, give the same text. Cards may come from other people, so every text in them is escaped, and only relative
 paths become links.
 """
 
@@ -14,11 +14,11 @@ from study.intervals import mean
 from study.protocol import PRESETS
 
 VERDICTS = {
-    "holds": "the whole interval of the score lies above 0, and the teacher pays at most 1 point on average.",
-    "holds, at a price": "the whole interval lies above 0, but the teacher pays more than 1 point on average.",
-    "holds, price unknown": "the whole interval lies above 0; the teacher is one given checkpoint.",
+    "holds": "the whole interval of the score is above 0, and the price is at most 1 point on average.",
+    "holds, at a price": "the whole interval of the score is above 0, but the price is more than 1 point on average.",
+    "holds, price unknown": "the whole interval of the score is above 0; the teacher is a given checkpoint.",
     "does not hold": "any other score.",
-    "not shown": "flags void the preset, so the score says nothing.",
+    "not shown": "a flag says that the preset shows nothing, so the score has no meaning.",
 }
 OF_OWN_TEACHERS = "holds, price unknown"
 READING = {
@@ -28,9 +28,9 @@ READING = {
     "Gap": "accuracy of the thief minus that of a passive thief with default settings (plain kd if it has data).",
     "Thief": "test accuracy, in percent, of the student of the strongest attack. AutoSteal selects the attack and its "
     "settings on validation images. Fresh seeds give the final numbers.",
-    "Agreement": "share of test images, in percent, for which the thief's student and the teacher predict one class.",
-    "Yardstick": "a student without a teacher. Its label smoothing is tuned with the thief's budget of draws.",
-    "Flags": "signs that a number may mislead, printed beside the thief.",
+    "Agreement": "share of test images, in percent, for which thief and teacher predict the same class.",
+    "Yardstick": "a student without a teacher. Its label smoothing is tuned with as many draws as the thief.",
+    "Flags": "reasons why a number may mislead, printed beside the thief.",
     "Order": 'highest score first; verdict "not shown" last. Overlapping intervals do not separate two defences.',
 }
 COLUMNS = {  # {column: the interval or the percentages whose mean it shows}
@@ -86,6 +86,7 @@ def number(value, sign=""):
 
 
 def known(value):
+    """Whether `value` is a finite number."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
@@ -153,6 +154,7 @@ def groups(cards):
 
 
 def sorting_key(card):
+    """By which cards are sorted: the highest score first, cards without one last."""
     score = rank(card)
     return score is None, -(score or 0), str(card["defence"]), json.dumps(card, sort_keys=True)
 

@@ -5,30 +5,30 @@ machine. Both return a Summary of all seeds of a run.
 """
 
 import functools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from study.progress import PARTS, are_numbers, columns, read_metrics, scored_part
 from training import spec
 from utils.digest import read_line
 from utils.errors import UserError
-from utils.jsonfile import read_json
-from utils.paths import display_path, from_root, version
-
-SCORED = ("test", "validation")  # images on which a run is scored in every epoch
-PARTS = ("train", *SCORED)
+from utils.paths import display_path, from_root, read_json, version
 
 
 @dataclass
 class Summary:
-    """{seed: accuracy in percent} of the finished runs of a spec, and "12/160 epochs" for each of the others."""
+    """The accuracies of the runs of a Spec, whatever their seeds.
+
+    best, last: {seed: accuracy in percent} of the best and of the last epoch of each finished run.
+    unfinished: "12/160 epochs" for each of the other runs.
+    """
 
     best: dict = field(default_factory=dict)
     last: dict = field(default_factory=dict)
     unfinished: list = field(default_factory=list)
 
     def gains(self, other):
-        """Best accuracy minus that of another Summary: a list with one number for each seed that both have."""
+        """A list with the best accuracy minus that of another Summary, for each seed that both have."""
         return [accuracy - other.best[seed] for seed, accuracy in self.best.items() if seed in other.best]
 
 
@@ -111,70 +111,16 @@ class Local:
 
 
 def preferred(specs):
-    """The source that figures draw from: the local runs if there are any of `specs`, otherwise the records."""
+    """The source of the numbers in figures: the local runs if there are any of `specs`, otherwise the records."""
     local = Local()
     return local if any(local.histories(wanted) for wanted in specs) else Recorded()
 
 
-def read_metrics(path):
-    """The lines of a metrics.jsonl, one dictionary per epoch. A last line that was cut off does not count.
+def records_file(experiment):
+    """The file for the records of an experiment: results/A.jsonl for an experiment in experiments/A/.
 
-    Raises UserError for a line that is damaged or has other contents.
+    Raises UserError for an experiment elsewhere.
     """
-    *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    metrics = [
-        read_epoch(line, number, path) for number, line in enumerate(lines if is_cut(rest) else [*lines, rest], 1)
-    ]
-    if len({tuple(part in epoch for part in PARTS) for epoch in metrics}) > 1:
-        raise UserError(f"{display_path(path)}: line {len(metrics)}, or one before it, has other parts")
-    return metrics
-
-
-def is_cut(line):
-    """Whether `line`, which does not end in a newline, is the beginning of a line of JSON."""
-    try:
-        json.loads(line.decode())
-    except json.JSONDecodeError as error:
-        return error.msg != "Extra data"
-    except ValueError:
-        pass
-    return False
-
-
-def read_epoch(line, number, path):
-    where = f"{display_path(path)}: line {number}"
-    epoch = read_line(line, where)
-    if type(epoch.get("epoch")) is not int or epoch["epoch"] != number:
-        raise UserError(f"{where}: is not that of epoch {number}")
-    for part in PARTS:
-        terms = epoch.get(part, {"acc": 0})
-        if not isinstance(terms, dict) or not are_numbers(terms.values()) or ("acc" not in terms and part != "train"):
-            raise UserError(f"{where}: {part}: must have numbers, and an accuracy")
-    if not are_numbers([epoch.get(name, 0) for name in ("seconds", "queries")]):
-        raise UserError(f"{where}: seconds and queries must be numbers")
-    return epoch
-
-
-def are_numbers(values):
-    return all(type(value) in (int, float) for value in values)
-
-
-def columns(metrics):
-    """{"train": {term: values per epoch}, "test" or "validation": …} of the lines of a metrics.jsonl."""
-    return {
-        part: {term: [epoch[part].get(term) for epoch in metrics] for term in metrics[0][part]}
-        for part in PARTS
-        if part in metrics[0]
-    }
-
-
-def scored_part(found):
-    """The images on which a record, or a line of a metrics.jsonl, has accuracies: "test" or "validation"."""
-    return next(part for part in SCORED if part in found)
-
-
-def file_of(experiment):
-    """The file that records of `experiment` belong to: that of its first folder below experiments/."""
     parts = Path(experiment).parts
     if len(parts) < 3 or parts[0] != "experiments":
         raise UserError(f"{experiment}: only experiments below experiments/ have records")
@@ -182,22 +128,22 @@ def file_of(experiment):
 
 
 def records_beside(experiment):
-    """{spec without seed: [record, …]} of the file that records of `experiment` belong to."""
+    """{spec without seed: [record, …]} of the file for the records of `experiment`; {} if there is none."""
     try:
-        path = file_of(experiment)
+        path = records_file(experiment)
     except UserError:
         return {}
     return records_in(path) if path.is_file() else {}
 
 
 def records_in(path):
-    """{spec without seed: [record, …]} of a file in results/. Not to be modified."""
+    """{spec without seed: [record, …]} of a file in results/. Do not modify this dictionary: it is cached."""
     return read_records(path, version(path))
 
 
 @functools.cache
 def read_records(path, version):
-    """version: anything that changes when the file does."""
+    """As `records_in`. version: anything that changes when the file does; see `functools.cache`."""
     found = {}
     for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
         where = f"{display_path(path)}: line {number} is not a record"

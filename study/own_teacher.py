@@ -14,7 +14,7 @@ import torch
 
 import model
 from model import foreign
-from study.tables import make, read_target
+from study.tables import make_spec, read_target
 from training import engine, params
 from training.zoo import Zoo
 from utils import checkpoint, data
@@ -24,12 +24,14 @@ from utils.paths import display_path, from_root
 
 FOLDER = "experiments/own"
 ASKED = 64  # test images with which the answers are checked
-NEAR_CHANCE = 2  # times the accuracy of a guess: below that, the teacher is flagged
+NEAR_CHANCE = 2  # a teacher with less than this multiple of the accuracy of a guess gets a flag
 PROBABILITIES = "the teacher answers with probabilities: their logarithms are used as logits"
 
 
 @dataclass(frozen=True)
 class OwnTeacher:
+    """A row of a benchmark whose teacher is a checkpoint of the user."""
+
     name: str  # of its row
     source: str  # the user's file
     network: str
@@ -49,7 +51,7 @@ def take(benchmark, file, network, data_dir, download=False):
     network: a name of the zoo, or "package.module:function" or "path/file.py:function"; default: the network that the
     checkpoint names, which is never one of other code. benchmark: a name in experiments/tables.json.
     """
-    student = params.check(make(read_target(benchmark)["template"]["undefended"]).raw, benchmark)
+    student = params.check(make_spec(read_target(benchmark)["template"]["undefended"]).raw, benchmark)
     file = Path(file).resolve()
     content = checkpoint.load(file)
     trained_with = content.get("params") if isinstance(content.get("params"), dict) else {}

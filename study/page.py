@@ -1,7 +1,8 @@
 """The leaderboard of a benchmark as one self-contained HTML page.
 
-Cards may be untrusted: every text in them is escaped, only relative paths become links, and the page's content
-security policy allows no script or style but its own. page.html, page.css and page.js hold the layout.
+Cards may come from other people: every text in them is escaped, only relative paths become links, and the content
+security policy of the page allows no other script or style than its own. The layout is in page.html, page.css and
+page.js.
 """
 
 import base64

@@ -19,7 +19,11 @@ COMMON_SPACE = {"learning_rate": (0.5, 1, 2)}  # factors of the student's own va
 
 @dataclass(frozen=True)
 class Preset:
-    """What the attacker has. changes: keys of the students. attacks: names of the allowed ones; None: all with data."""
+    """What the attacker has.
+
+    about: a phrase that completes "The thief has". changes: {key: value} changed in all students. attacks: names of the
+    allowed attacks; None: all attacks of the benchmark, which use training images.
+    """
 
     about: str
     changes: dict
@@ -38,7 +42,10 @@ PRESETS = {
 
 
 def interval(values):
-    """{"mean", "low", "high", "n"}: the mean of paired differences and its 95 % t-interval."""
+    """{"mean", "low", "high", "n"}: the mean of a list of differences, its 95 % t-interval, and their number.
+
+    For a single difference, low and high are None.
+    """
     middle, half = mean(values), half_width(values)
     low, high = (None, None) if half is None else (middle - half, middle + half)
     return {"mean": middle, "low": low, "high": high, "n": len(values)}
@@ -50,8 +57,9 @@ def paired(a, b):
 
 
 def verdict(score, price, void):
-    """The verdict of a card. score, price: intervals; a price may be unknown (None). void: whether a flag says that the
-    preset shows nothing.
+    """The verdict of a card, one of `leaderboard.VERDICTS`.
+
+    score, price: intervals; an unknown price is None. void: whether a flag says that the preset shows nothing.
     """
     if void:
         return "not shown"

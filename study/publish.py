@@ -6,8 +6,9 @@ command, and digests of the weights of the run and of the networks that it loade
 
 import json
 
-from study import tables
-from study.ledger import Local, columns, file_of, read_metrics, scored_part
+from study.ledger import Local, records_file
+from study.progress import columns, read_metrics, scored_part
+from study.targets import specs_of
 from training import params
 from training.changes import differences_to_run
 from utils import checkpoint
@@ -24,10 +25,10 @@ def publish(target, **selection):
     Raises UserError for a run whose code was modified, or whose parameters are not those of its definition.
     """
     local, found = Local(), {}
-    for run in dict.fromkeys(spec.any_seed for spec in tables.specs_of(target, **selection)):
+    for run in dict.fromkeys(spec.any_seed for spec in specs_of(target, **selection)):
         for seed, folder in local.folders(run).items():
             if record := make_record(run.with_seed(seed), folder):
-                found.setdefault(file_of(run.experiment), []).append(record)
+                found.setdefault(records_file(run.experiment), []).append(record)
     lines = [line for path, records in found.items() for line in write_records(path, records)]
     return "\n".join(lines) or f"{target}: no finished run on this machine"
 
@@ -52,7 +53,7 @@ def make_record(run, folder):
         raise UserError(f"{where}: ran outside of a git repository, so its code is unknown; run it again in a clone")
     if commit.endswith("-dirty"):
         raise UserError(f"{where}: ran with modified code ({commit}); commit the code and run it again")
-    return record(run, metrics) | {
+    return record_of_metrics(run, metrics) | {
         "params": state["params"],
         "environment": environment,
         "commit": commit,
@@ -62,8 +63,8 @@ def make_record(run, folder):
     }
 
 
-def record(run, metrics):
-    """The part of a record that follows from the spec and the lines of metrics.jsonl."""
+def record_of_metrics(run, metrics):
+    """The part of a record that depends only on the Spec `run` and the lines of its metrics.jsonl."""
     accuracies = [epoch[scored_part(epoch)]["acc"] for epoch in metrics]
     history = {
         part: {term: [rounded(term, value) for value in values] for term, values in terms.items()}
@@ -75,6 +76,7 @@ def record(run, metrics):
 
 
 def rounded(term, value):
+    """The value of a term as a record has it: accuracies exactly, other numbers with DIGITS significant digits."""
     exact = value is None or term.startswith("acc")
     return value if exact else float(f"{value:.{DIGITS}g}")
 
@@ -96,13 +98,13 @@ def write_records(path, records):
     old = path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.exists() else []
     where = display_path(path)
     lines = {identity(read_line(line.encode(), f"{where}: line {n}")): line for n, line in enumerate(old, 1)}
-    said = []
+    report = []
     for new in records:
-        key, line = identity(new), json.dumps(sealed(new), ensure_ascii=False)
-        word = "unchanged" if lines.get(key) == line else "replaced" if key in lines else "added"
-        said.append(f"{where}: {word}: {new['experiment']}, seed {new['seed']}, best {new['best']:.2f}")
-        lines[key] = line
+        run, line = identity(new), json.dumps(sealed(new), ensure_ascii=False)
+        word = "unchanged" if lines.get(run) == line else "replaced" if run in lines else "added"
+        report.append(f"{where}: {word}: {new['experiment']}, seed {new['seed']}, best {new['best']:.2f}")
+        lines[run] = line
     path.parent.mkdir(exist_ok=True)
-    content = "".join(f"{lines[key]}\n" for key in sorted(lines))
+    content = "".join(f"{lines[run]}\n" for run in sorted(lines))
     write_file(path, lambda file: file.write(content.encode()), shared=True)
-    return said
+    return report

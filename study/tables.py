@@ -1,40 +1,24 @@
-"""Targets: the tables of experiments/tables.json, and folders of experiments.
+"""The entries of experiments/tables.json, and tables and sweeps with a Spec in each cell.
 
-An entry of tables.json is one of
-- a table: `rows` of `cells` [experiment, published accuracy], below `columns`; instead of cells, a row may have
-  `experiments`, in which its `changes` are made, and its `teacher_changes` in teachers; `teacher`, an experiment or
-  a checkpoint, replaces the teacher of all students of a row;
-- a sweep: a `key`, its `values`, and `rows` of experiments in which it is changed, or in whose teacher it is changed,
-  beside other `changes` and `teacher_changes`; `part` "validation" shows the accuracy on validation images;
-- a matrix: `defences`, each the student of a defended teacher, and `attacks`, keys to change in that student; `alone`
-  is the student without a teacher, `yardstick` and `control` are keys to change in it; `template` names the
-  students from which rows of new defences are made: "defended", in whose teacher the method is replaced, and
-  "undefended", of a normal teacher, in which the release rule is replaced;
-- the name of another entry.
+forms.py describes the file. matrices.py makes matrices, and targets.py makes the table of any name.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
-from study import new_methods
-from study.entries import check_entries
+from study.forms import check_entries
 from training import spec
-from training.changes import check_common
 from training.spec import Spec
 from utils.errors import UserError, suggest
-from utils.jsonfile import read_json
-from utils.paths import display_path, from_root
-
-NO_MATRIX = "--rows and --columns need a matrix; {} is not a matrix"
+from utils.paths import display_path, from_root, read_json
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a table, whatever its seed.
+    """The runs of one cell of a table: a Spec, whose seed does not count.
 
-    published: accuracy in percent. epoch: "best" or "last", which counts. part: images that are scored, "test" or
-    "validation".
+    published: accuracy in percent. epoch: the epoch whose accuracy is shown, "best" or "last". part: the images of the
+    accuracy, "test" or "validation".
     """
 
     spec: Spec
@@ -45,6 +29,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
+    """A table of runs. source: the table of the paper, or another origin, in words."""
+
     title: str
     source: str
     columns: list
@@ -52,23 +38,8 @@ class Table:
     conclusion: dict = dataclasses.field(default_factory=dict)  # {"alone": number of its row, "normal": …, "nasty": …}
 
     def cells(self):
+        """All cells, row by row."""
         return [cell for _, cells in self.rows for cell in cells if cell]
-
-
-@dataclass(frozen=True)
-class Matrix(Table):
-    """Defences × attacks. The first cell of a row is the teacher, the others the student of each attack.
-
-    new: those of `columns` that experiments/tables.json does not have.
-    """
-
-    alone: Cell = None
-    yardstick: Cell = None
-    control: Cell | None = None
-    new: tuple = ()
-
-    def cells(self):
-        return [self.alone, self.yardstick, *([self.control] if self.control else []), *super().cells()]
 
 
 def read_targets():
@@ -85,39 +56,8 @@ def read_target(name):
     return targets[name] if isinstance(targets[name], dict) else targets[targets[name]]
 
 
-def load_table(name, common=None, rows=None, columns=None):
-    """The Table of a target.
-
-    common: {key: value} changed in all of its runs. rows, columns: of a matrix, names of its defences and attacks, or
-    of files in method/defend/ and method/attack/ that it does not have yet; default: all that it has. Keys of `common`
-    that such a file declares are changed where it is used, and nowhere else.
-    """
-    entry, common = read_target(name), common or {}
-    if "presets" in entry:
-        raise UserError(f"{name} is a benchmark, not a table")
-    if "defences" in entry:
-        return load_matrix(entry, common, rows, columns)
-    if rows or columns:
-        raise UserError(NO_MATRIX.format(name))
-    make_row = row_of_sweep if "values" in entry else row_of_table
-    headers = entry.get("columns") or [f"{entry['key']} {value}" for value in entry["values"]]
-    found = [(row["name"], make_row(row, entry, common)) for row in entry["rows"]]
-    return Table(entry["title"], entry["source"], headers, found, entry.get("conclusion", {}))
-
-
-def load_table_to_print(name, common=None, rows=None, columns=None):
-    """As `load_table`; but if only new rows, or only new columns, are selected, they come after all others."""
-    entry = read_target(name)
-    if "defences" in entry and not (rows and columns):
-        rows, columns = add_new(entry["defences"], rows), add_new(entry["attacks"], columns)
-    return load_table(name, common, rows, columns)
-
-
-def add_new(present, names):
-    return [*present, *names] if names and not set(names) & set(present) else names
-
-
 def row_of_table(row, entry, common):
+    """The cells of a row of a table. common: {key: value} changed in all runs."""
     cells = row.get("cells") or [experiment and (experiment, None) for experiment in row["experiments"]]
     return [cell and Cell(make_in_row(row, cell[0], common), cell[1]) for cell in cells]
 
@@ -126,108 +66,32 @@ def make_in_row(row, experiment, common):
     """The Spec of an experiment in a row of a table, with the changes of the row."""
     changes, teacher, teacher_changes = row.get("changes", {}), row.get("teacher"), row.get("teacher_changes", {})
     if "teacher_resume" not in spec.definition(f"experiments/{experiment}"):  # a teacher
-        return make(experiment, changes=changes | teacher_changes, common=common)
+        return make_spec(experiment, changes=changes | teacher_changes, common=common)
     if teacher:
         file = teacher if teacher.endswith(".tar") else f"{teacher}/best_model.tar"
         changes = changes | {"teacher_resume": f"experiments/{file}"}
-    return make(experiment, changes=changes, teacher_changes=teacher_changes, common=common)
+    return make_spec(experiment, changes=changes, teacher_changes=teacher_changes, common=common)
 
 
 def row_of_sweep(row, entry, common):
+    """The cells of a row of a sweep, one for each value of the key of its entry."""
     cells = []
     for value in entry["values"]:
         changes = {"own": row.get("changes", {}), "teacher": row.get("teacher_changes", {})}
         changes[row["change"]] = changes[row["change"]] | {entry["key"]: value}
-        run = make(row["experiment"], changes=changes["own"], teacher_changes=changes["teacher"], common=common)
+        run = make_spec(row["experiment"], changes=changes["own"], teacher_changes=changes["teacher"], common=common)
         cells.append(Cell(run, part=entry.get("part", "test")))
     return cells
 
 
-def make(experiment, **arguments):
+def make_spec(experiment, **arguments):
     """The Spec of an experiment as tables.json names it."""
     return spec.make(f"experiments/{experiment}", **arguments)
-
-
-def load_matrix(entry, common, rows, columns):
-    new_rows = [name for name in rows or () if name not in entry["defences"]]
-    new_columns = [name for name in columns or () if name not in entry["attacks"]]
-    new_methods.check("rows", new_rows, entry["defences"], "defend")
-    new_methods.check("columns", new_columns, entry["attacks"], "attack")
-    declared = {name: new_methods.declared_keys(name) for name in (*new_rows, *new_columns)}
-    own = {name: {key: common[key] for key in common if key in keys} for name, keys in declared.items()}
-    keys = {key for part in declared.values() for key in part}
-    common = check_common({key: value for key, value in common.items() if key not in keys}, keys)
-
-    defences = {name: {"student": student} for name, student in entry["defences"].items()}
-    defences |= {name: new_methods.defence(name, entry["template"], own[name]) for name in new_rows}
-    attacks = entry["attacks"] | {name: new_methods.attack(name, entry, own[name]) for name in new_columns}
-    attacks = {name: attacks[name] for name in columns or attacks}
-    found = [(name, row_of_matrix(defences[name], attacks, common)) for name in rows or defences]
-    alone = Cell(make(entry["alone"], common=common))
-    own = {
-        name: Cell(make(entry["alone"], changes=entry[name], common=common))
-        for name in ("yardstick", "control")
-        if name in entry
-    }
-    headers = ["teacher", *attacks]
-    return Matrix(entry["title"], entry["source"], headers, found, alone=alone, **own, new=tuple(new_columns))
-
-
-def row_of_matrix(defence, attacks, common):
-    """The cells of a row: the teacher as its students load it, and the student of each attack."""
-    student, changes = defence["student"], defence.get("changes", {})
-    plain = make(student, changes=changes, teacher_changes=defence.get("teacher_changes"), common=common)
-    teacher = Cell(plain.sources["teacher_resume"], epoch=loaded_epoch(plain))
-    specs = [
-        make(student, changes=changes | attack, teacher_changes=defence.get("teacher_changes"), common=common)
-        for attack in attacks.values()
-    ]
-    return [teacher, *map(Cell, specs)]
 
 
 def loaded_epoch(student):
     """The epoch of the teacher that the student of a Spec loads: "best" or "last"."""
     return "last" if student.raw["teacher_resume"].endswith("last_model.tar") else "best"
-
-
-def located(target):
-    """The folder `target`, resolved against the working directory, then the project root."""
-    return Path(target).absolute() if any(Path(target).rglob("params.json")) else from_root(target)
-
-
-def is_folder(target):
-    """Whether a target is a folder. A folder takes precedence over a table of the same name."""
-    return located(target).is_dir()
-
-
-def experiments_below(folder):
-    """The experiments in `folder` and below, as specs name them. Runs with changed keys are not experiments."""
-    return [spec.canonical_folder(path) for path in folders_below(folder) if spec.is_definition(path)]
-
-
-def folders_below(folder):
-    """All folders with a params.json in `folder` and below. Raises UserError if there is none."""
-    folder = located(folder).resolve()
-    found = sorted(path.parent for path in folder.rglob("params.json"))
-    if not found:
-        raise UserError(f"{display_path(folder)}: contains no experiment, that is, no folder with a params.json")
-    return found
-
-
-def is_benchmark(target):
-    return not is_folder(target) and "presets" in read_target(target)
-
-
-def specs_of(target, common=None, rows=None, columns=None):
-    """The specs of a target, each with its own seed. Arguments as those of `load_table`."""
-    if not is_folder(target):
-        return [cell.spec for cell in load_table(target, common, rows, columns).cells()]
-    if rows or columns:
-        raise UserError(NO_MATRIX.format(target))
-    experiments = experiments_below(target)
-    if not experiments:  # the folder of a run with changed keys
-        return [spec.of_folder(display_path(path)) for path in folders_below(target)]
-    return [spec.make(experiment, common=common) for experiment in experiments]
 
 
 def published():

@@ -39,7 +39,7 @@ def recorded(experiment, *accuracies, **arguments):
     """Make a record with these test accuracies. arguments: those of `spec.make`."""
     run = spec.make(experiment, **arguments)
     tests = [{"train": {}, "test": {"acc": acc, "loss": 1.0}} for acc in accuracies]
-    publish.write_records(ledger.file_of(run.experiment), [publish.record(run, tests)])
+    publish.write_records(ledger.records_file(run.experiment), [publish.record_of_metrics(run, tests)])
 
 
 def copy_code(root):

@@ -10,7 +10,7 @@ from processes import command, commands
 from projects import copy_code, set_root
 
 from method.attack import Attack
-from study import autosteal, benchmark, cards, launch, plan, protocol
+from study import autosteal, benchmark, cards, launch, protocol
 from training import experiment as runs
 from training import params, spec
 from utils.errors import UserError
@@ -64,7 +64,7 @@ def test_rungs_by_hand(count, epochs, expected):
 
 
 def test_ties_go_to_the_earlier_draw():
-    assert autosteal.best({2: 50.0, 0: 50.0, 1: 60.0, 3: 50.0}, 3) == [1, 0, 2]
+    assert autosteal.most_accurate({2: 50.0, 0: 50.0, 1: 60.0, 3: 50.0}, 3) == [1, 0, 2]
 
 
 def test_values_at_the_edge_of_the_space():
@@ -96,7 +96,7 @@ class Here:
 
     def start(self, folder, until):
         self.trained.append((folder, until))
-        runs.train(plan.from_root(folder), params.load(plan.from_root(folder)), "", until=until)
+        runs.train(launch.from_root(folder), params.load(launch.from_root(folder)), "", until=until)
         self.ended.append((folder, None))
 
     def wait(self, seconds):
@@ -108,13 +108,13 @@ def test_a_runner_stops_where_it_is_told(tmp_path):
     folder = experiment(tmp_path / "x", num_epochs=3, validation=0.2, test_at_end=True)
     run, at_work = spec.make(folder), Here()
     for until, epochs, scored in ((2, 2, False), (2, 2, False), (1, 2, False), (None, 3, True), (None, 3, True)):
-        runner = launch.Runner(plan.Plan([run]), {run.folder: until} if until else {})
+        runner = launch.Runner(launch.Plan([run]), {run.folder: until} if until else {})
         runner.run(at_work)
         assert not runner.unfinished() and len(metrics(folder)) == epochs
         assert (folder / "test.json").exists() == scored
     assert [until for _, until in at_work.trained] == [2, 3]
     (folder / "test.json").unlink()  # as if killed between the last epoch and the scoring
-    launch.Runner(plan.Plan([run])).run(at_work)
+    launch.Runner(launch.Plan([run])).run(at_work)
     assert len(at_work.trained) == 3 and (folder / "test.json").exists()
 
 
@@ -264,7 +264,7 @@ def test_the_largest_strength_within_the_price_is_chosen(accuracies, weight, ins
     executed = []
     mini = benchmark.Benchmark("mini", executed.extend)
     mini.choose_strengths()
-    assert mini.strength == {"none": {}, "nasty": {"weight": weight}, "stingy": {}}
+    assert mini.chosen_strengths == {"none": {}, "nasty": {"weight": weight}, "stingy": {}}
     assert len(executed) == 3 and all(run.seed == 100 for run, _ in executed)
 
 

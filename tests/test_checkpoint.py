@@ -12,8 +12,7 @@ import model
 from training.zoo import Zoo
 from utils import checkpoint, data
 from utils.errors import UserError
-from utils.jsonfile import read_json
-from utils.paths import write_file
+from utils.paths import read_json, write_file
 
 
 @pytest.fixture(params=["best_model.tar", "last_model.tar"])

@@ -18,7 +18,7 @@ from test_data import CLASSES, jpeg
 
 import model
 from method.image_key import load_key
-from study import benchmark, cards, ledger, plan, publish, tables
+from study import cards, launch, ledger, progress, publish, targets
 from training import answers, params, spec
 from training.changes import IGNORED
 from training.folder import Run
@@ -44,7 +44,7 @@ def project(tmp_path_factory):
     spec.write(run)
     content = checkpoint.load(own / "teacher/best_model.tar")
     torch.save({"epoch": 3, "state_dict": content["state_dict"]}, root / "released.tar")
-    record = publish.record(spec.make(own / "teacher"), ledger.read_metrics(own / "teacher/metrics.jsonl"))
+    record = publish.record_of_metrics(spec.make(own / "teacher"), ledger.read_metrics(own / "teacher/metrics.jsonl"))
     publish.write_records(root / "results/x.jsonl", [record, record | {"seed": 7}])
     made = {"defence": "nasty", "preset": "few", "score": {"mean": 0.3}, "commit": "0123456789"}
     (root / "results/x.cards.jsonl").write_text(json.dumps(digest.sealed(made)) + "\n")
@@ -117,7 +117,7 @@ def key(path):
 
 
 def scores(path):
-    return used(benchmark.test_scores(Folder(path.parent)))
+    return used(progress.test_scores(Folder(path.parent)))
 
 
 class Folder:
@@ -317,10 +317,10 @@ def test_odd_tables_are_one_line(entry, words, project, tmp_path, monkeypatch):
     set_root(monkeypatch, root)
     for good in (TABLE, SWEEP):
         (root / "experiments/tables.json").write_text(json.dumps({"t": good}))
-        tables.load_table("t")
+        targets.load_table("t")
     (root / "experiments/tables.json").write_text(json.dumps({"t": entry}))
     with pytest.raises(UserError) as error:
-        tables.load_table("t")
+        targets.load_table("t")
     assert words in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
@@ -398,8 +398,8 @@ def test_generated_checkpoints(tmp_path_factory, content, trained_here):
     torch.save(weights | content if isinstance(content, dict) else content, path)
     refused(Zoo(DIGITS, torch.device("cpu")).frozen, "net", path)
     refused(Run, path.parent, params.load(path.parent))
-    planned_runs = plan.Plan([spec.make(str(path.parent))])
-    planned_runs.conflict(str(path.parent)), plan.epochs_done(str(path.parent))
+    planned_runs = launch.Plan([spec.make(str(path.parent))])
+    planned_runs.conflict(str(path.parent)), progress.epochs_done(str(path.parent))
     shutil.rmtree(folder)
 
 

@@ -15,8 +15,8 @@ from conftest import ROOT, experiment, with_teacher
 from processes import command, start
 
 from study.executors import Ray
-from study.launch import Runner
-from study.plan import Plan, epochs_logged
+from study.launch import Plan, Runner
+from study.progress import epochs_logged
 from training import spec
 from utils.errors import UserError
 

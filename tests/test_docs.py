@@ -13,7 +13,8 @@ from conftest import ROOT, script
 from processes import command
 from projects import copy_code
 
-from study.tables import is_folder, read_targets
+from study.tables import read_targets
+from study.targets import is_folder
 
 MAKE = runpy.run_path(str(ROOT / "docs/make.py"))
 PAGES = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in MAKE["pages"]()}

@@ -8,7 +8,7 @@ import pytest
 
 from study.intervals import mean
 from study.ledger import Recorded
-from study.tables import load_table
+from study.targets import load_table
 from training import params
 
 ROOT = Path(__file__).resolve().parents[1] / "experiments"

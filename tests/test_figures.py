@@ -16,7 +16,7 @@ import model
 from method.datafree import pixels
 from method.inversion import invert
 from study import cards
-from study.baselines import baseline
+from study.entries import baseline
 from study.figures import adaptive, curves, inversion, matrix, responses, style, sweep, teachers, tsne
 from study.ledger import preferred, read_metrics
 from training import engine, spec

@@ -236,7 +236,7 @@ def test_images_that_do_not_fit_in_memory(own, monkeypatch):
 def test_batches_are_those_of_images_in_memory(options, own, monkeypatch):
     """The same rows, augmentation and labels as for the other data sets."""
     mapped = load(own, **options)
-    monkeypatch.setattr(data, "_mapped", data._split)
+    monkeypatch.setattr(data, "mapped_split", data.copied_split)
     held = load(own, **options)
     for name in ("train", "validation", "test"):
         one, other = getattr(mapped, name), getattr(held, name)

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import model
-from study import autosteal, benchmark, cards, own_teacher, protocol
+from study import autosteal, benchmark, cards, own_teacher, protocol, scoring
 from training import params
 from training.zoo import Zoo
 from utils import checkpoint, data
@@ -162,7 +162,7 @@ def test_the_audit_of_a_foreign_teacher(audit, inside):
     assert accuracy[0] == accuracy[1] > 80 and price is None and card["teacher"]["undefended"] is None
     assert card["score"] == protocol.paired(card["yardstick"]["accuracy"], card["thief"]["accuracy"])
     assert card["yardstick"] == control["yardstick"] and control["teacher"]["price"]["mean"] == 0
-    assert cards.ONE_CHECKPOINT in card["flags"] and card["verdict"] in (
+    assert scoring.ONE_CHECKPOINT in card["flags"] and card["verdict"] in (
         "holds, price unknown",
         "does not hold",
         "not shown",

@@ -14,7 +14,7 @@ from study.ledger import Recorded
 from training import params, spec
 from training.changes import differences_to_run
 from utils import checkpoint
-from utils.jsonfile import read_json
+from utils.paths import read_json
 
 LINES = [
     (path.name, number, json.loads(line))
@@ -29,7 +29,7 @@ def test_records_are_of_experiments_that_exist_and_each_of_another_run():
     for name, number, record in LINES:
         where = f"results/{name}, line {number}"
         run = spec.from_json(record)
-        assert ledger.file_of(run.experiment).name == name, where
+        assert ledger.records_file(run.experiment).name == name, where
         assert (ROOT / run.experiment / "params.json").is_file(), where
         assert run == spec.make(run.experiment, *map(dict, (run.changes, run.teacher_changes, run.common)), run.seed)
         assert run.folder not in folders, where

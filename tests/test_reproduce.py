@@ -15,10 +15,9 @@ from conftest import ROOT, experiment, files, grow, metrics, same_weights, scrip
 from processes import start
 from projects import copy_code, set_root
 
-from study import executors, tables
+from study import executors, tables, targets
 from study.formats import FORMATS
-from study.launch import Runner
-from study.plan import Plan
+from study.launch import Plan, Runner
 from training import spec
 from utils import checkpoint
 
@@ -91,7 +90,7 @@ def test_dry_run_of_a_benchmark_is_one_line(target):
 
 def test_every_target_is_counted_above():
     assert set(tables.read_targets()) == set(RUNS) | set(BENCHMARKS)
-    assert {name for name in tables.read_targets() if tables.is_benchmark(name)} == set(BENCHMARKS)
+    assert {name for name in tables.read_targets() if targets.is_benchmark(name)} == set(BENCHMARKS)
 
 
 def test_a_folder_is_all_that_is_in_it():

@@ -16,7 +16,7 @@ from conftest import SCRIPTS, experiment, files, metrics, same_weights, script, 
 from processes import start
 from projects import copy_code
 
-from utils.jsonfile import read_json
+from utils.paths import read_json
 
 KINDS = ["baseline/student", "kd_nasty/nasty", "kd_normal/student"]  # scratch, nasty, kd
 LENGTH = 8  # epochs of the long runs

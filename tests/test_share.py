@@ -14,8 +14,8 @@ from processes import start
 from projects import copy_code
 
 from study.executors import BUSY
-from study.launch import FINISHED, Runner
-from study.plan import Plan, epochs_logged
+from study.launch import FINISHED, Plan, Runner
+from study.progress import epochs_logged
 from training import params, spec
 from training.folder import Run
 from utils.errors import Busy

@@ -10,7 +10,7 @@ from conftest import ROOT, experiment, same_weights, train, with_teacher
 from training import params, spec
 from training.changes import parse_change
 from utils.errors import UserError
-from utils.jsonfile import read_json
+from utils.paths import read_json
 
 # Values of some keys: several spellings of one value, and strings that are not safe in a folder name.
 VALUES = {

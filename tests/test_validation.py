@@ -155,7 +155,7 @@ def test_their_records_hold_validation_accuracies(tmp_path, monkeypatch):
     projects.set_root(monkeypatch, tmp_path)
     run = spec.make(experiment(tmp_path / "experiments/some/x", validation=0.2))
     lines = [{"train": {"loss": 1.0}, "validation": {"acc": acc, "loss": 1.0}} for acc in (50.0, 40.0)]
-    publish.write_records(ledger.file_of(run.experiment), [publish.record(run, lines)])
+    publish.write_records(ledger.records_file(run.experiment), [publish.record_of_metrics(run, lines)])
     recorded = ledger.Recorded()
     assert recorded.summary(run) == ledger.Summary() and recorded.histories(run) == {}
     assert recorded.summary(run, "validation") == ledger.Summary({0: 50.0}, {0: 40.0})

@@ -1,8 +1,8 @@
 """Stored answers: a frozen teacher's answers to the batches of an epoch, computed once and read by later students.
 
-The images of an epoch depend on (seed, epoch) only, and so do the answers. They lie beside the teacher's checkpoint, in
-answers/<digest>/epochN.tar. The digest covers everything that the answers depend on, so a student that reads them has
-the same result, to the last bit, as one whose teacher computes them.
+The images of an epoch depend on (seed, epoch) only, and so do the answers. They are stored beside the teacher's
+checkpoint, in answers/<digest>/epochN.tar. The digest covers everything that the answers depend on. So a student that
+reads them has the same result, to the last bit, as a student whose teacher computes them.
 """
 
 import dataclasses
@@ -21,9 +21,10 @@ KEYS = ("teacher_model", "release", "dataset", "subset_percent", "validation", "
 
 
 def store_answers(attack, loader, environment, log):
-    """Let `attack` read and write stored answers. Returns the loader that it must be trained on.
+    """Let the Attack `attack` read and write stored answers. Returns the loader to train it with.
 
-    environment: versions, device, number of threads and precision, on which the last bits of answers depend.
+    environment: text with versions, device, number of threads and precision, on which the last bits of answers depend.
+    If answers cannot be stored for this run, nothing changes.
     """
     p = attack.params
     owner, attribute = (attack.teacher, "rule") if isinstance(attack.teacher, LabelOnly) else (attack, "teacher")
@@ -54,7 +55,7 @@ class StoredAnswers:
     """A release rule that answers the images of the loader's current batch from a file, if there is one.
 
     All other images, and calls for features, go to `rule`. Answers are written at the end of an epoch, if
-    every batch was answered and the files in `folder` then take at most `limit` bytes.
+    every batch was answered and all files in `folder` together take at most `limit` bytes.
     """
 
     def __init__(self, rule, folder, digest, limit, log):
@@ -80,7 +81,7 @@ class StoredAnswers:
         return self.rule.answer(logits)
 
     def batches(self, loader):
-        """The batches of `loader`. Its current images are answered from the file."""
+        """Yield the batches of `loader`. Its current images are answered from the file, if there is one."""
         self.stored, self.asked, self.first = self.read(loader), [], 0
         count = 0
         for images, labels in loader:
@@ -92,6 +93,7 @@ class StoredAnswers:
             self.write(loader.epoch, torch.cat(self.asked))
 
     def file(self, epoch):
+        """The file with the answers of an epoch, counted from 0."""
         return self.folder / self.digest / f"epoch{epoch + 1:04}.tar"
 
     def read(self, loader):
@@ -110,6 +112,7 @@ class StoredAnswers:
         return answers.to(loader.split.labels.device)
 
     def write(self, epoch, answers):
+        """Write answers (N, C), if the limit allows it. An error is logged and not raised."""
         size = answers.numel() * answers.element_size()
         file = self.file(epoch)
         try:

@@ -6,15 +6,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from training import experiment, params, spec
+from training import experiment, params
 from training.changes import differences
 from utils.errors import UserError
-from utils.paths import display_path
+from utils.paths import display_path, write_json
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run. metrics: one dictionary per epoch, the lines of metrics.jsonl."""
+    """A finished run. params: its parameters. metrics: one dictionary per epoch, the lines of metrics.jsonl."""
 
     folder: Path
     params: dict
@@ -34,9 +34,9 @@ class Trained:
 def run(folder, data_dir="data", quiet=True, **keys):
     """Train the experiment in `folder`, unless it has finished, and return it as a Trained.
 
-    keys: the keys of params.json, see docs/params.md; the file is written. Without keys, it must be there already.
-    quiet: whether the log is only written to training.log, and not printed as well. Raises UserError if a key is wrong,
-    or if the folder holds a run with other keys.
+    keys: the keys of params.json, see docs/params.md; the file is written. Without keys, the file must exist.
+    data_dir: the folder of the data sets. quiet: whether to write the log to training.log only, and not to print it.
+    Raises UserError if a key is wrong, or if the folder holds a run with other keys, and Diverged if the loss is NaN.
     """
     folder = Path(folder).absolute()
     path = folder / "params.json"
@@ -45,7 +45,7 @@ def run(folder, data_dir="data", quiet=True, **keys):
         if path.is_file() and (lines := differences(vars(params.load(folder)), wanted)):
             raise UserError(f"{display_path(path)}: exists with other parameters: {'; '.join(lines)}")
         folder.mkdir(parents=True, exist_ok=True)
-        spec.write_json(path, keys)
+        write_json(path, keys)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere) if quiet else contextlib.nullcontext():
         experiment.train(folder, params.load(folder), data_dir)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -1,12 +1,16 @@
-"""Changed keys (`--set KEY=VALUE`), and differences between the parameters of two runs."""
+"""Changed keys (`--set KEY=VALUE`): parsed, applied, in canonical form; and differences between two runs.
+
+In this project, a *key* is a name in params.json, and `raw` is the content of a params.json, without defaults.
+"""
 
 import dataclasses
 import json
+import urllib.parse
 
 from training.params import Common, defaults, schema, with_method, with_new_names
 from utils import imagefolder
 from utils.errors import UserError, suggest
-from utils.keys import shorten
+from utils.keys import LARGEST, shorten
 
 LONGEST_VALUE = 400  # characters of a value in `differences`: paths often differ in their last parts
 IGNORED = ("cuda", "num_workers", "stored_answers_gib")
@@ -45,7 +49,7 @@ def effective(raw, changes):
 
 
 def check_common(changes, others=()):
-    """`changes`, if they are keys that can be changed in every run of a table. Raises UserError otherwise.
+    """Return `changes`. Raises UserError if one of the keys cannot be changed in all runs of a table.
 
     others: further keys that could be meant, for a suggestion.
     """
@@ -78,3 +82,33 @@ def differences_to_run(ran, wanted):
     A key that was added to the project after the run had its default value then.
     """
     return differences(defaults(wanted) | with_new_names(ran), wanted)
+
+
+def as_pairs(values):
+    """{key: value} as a sorted tuple of pairs of a key and a canonical value, which can be hashed and compared."""
+    return tuple(sorted((name, canonical(value)) for name, value in values.items()))
+
+
+def as_dict(pairs):
+    """The dictionary from which `as_pairs` made `pairs`."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
+
+
+def canonical(value):
+    """The one form of all values that are equal: 1 for 1.0 and true, a tuple for a list."""
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST):
+        return int(value)
+    return tuple(map(canonical, value)) if isinstance(value, (list, tuple)) else value
+
+
+def spell(value):
+    """A canonical value as text for the name of a folder.
+
+    Different values have different texts. The text has no characters that are special in a shell.
+    """
+    if isinstance(value, tuple):
+        return "+".join(map(spell, value)) or "none"
+    if isinstance(value, str):
+        quoted = urllib.parse.quote(value, safe="")
+        return f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted in ("null", "true", "false") else quoted
+    return json.dumps(value)

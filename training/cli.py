@@ -38,6 +38,7 @@ def training_flags(about):
 
 
 def add_set_flag(parser, about):
+    """Add the flag --set. about: its help."""
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=about)
 
 
@@ -47,6 +48,7 @@ def changed_keys(args):
 
 
 def add_data_flags(parser):
+    """Add the flags --data_dir and --download."""
     default = os.environ.get("DATA_DIR", "data")
     parser.add_argument("--data_dir", default=default, metavar="FOLDER", help="default: $DATA_DIR, or data")
     parser.add_argument("--download", action="store_true", help="download the data set if it is missing")

@@ -1,6 +1,8 @@
 """The training loop of all methods: device, precision, optimizer, steps, and the stop at NaN."""
 
+import ctypes
 import os
+import sys
 import time
 from functools import partial
 from operator import length_hint
@@ -8,7 +10,6 @@ from operator import length_hint
 import torch
 from tqdm import tqdm
 
-from training import memory
 from utils import distributed
 from utils.cuda_graph import Recorder
 from utils.errors import Diverged, UserError
@@ -17,6 +18,8 @@ from utils.schedule import get_lr
 from utils.seeds import seed_everything
 
 CHECK_EVERY = 50  # steps between two checks of the running loss; each check waits for the device
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+NEVER = 2**31 - 1  # bytes
 HINT = "Try a smaller learning_rate, a smaller weight of the term that grew, or clip_grad_norm (such as 5)."
 
 
@@ -34,13 +37,24 @@ def pick_device(gpu_id=None):
     if gpu_id is None:
         gpu_id = int(os.environ.get("LOCAL_RANK", 0))
     if count == 0:
-        memory.keep_freed_memory()
+        keep_freed_memory()
         return torch.device("cpu")
     if gpu_id >= count:
         raise UserError(f"--gpu_id {gpu_id}: there are {count} GPUs, numbered from 0")
     torch.cuda.set_device(gpu_id)
     torch.backends.cudnn.deterministic = True
     return torch.device("cuda", gpu_id)
+
+
+def keep_freed_memory():
+    """Let glibc keep freed memory. Otherwise it returns memory to the system, which zeroes each page for the next use.
+
+    This saves 2 to 10 % of the time of a training step on the CPU. Other allocators are not changed.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
+            mallopt(option, NEVER)
 
 
 def has_bf16(device):
@@ -58,8 +72,9 @@ def resolve_precision(precision, device):
 def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_grad_norm=0.0):
     """Train on `method.batches(loader)` once. Returns (Means of the loss terms, queries); raises Diverged on NaN.
 
-    losses: `method.losses`, or its wrapper if several processes train together. recorder: runs the steps as a CUDA
-    graph. clip_grad_norm: largest norm of the gradient; 0 means no limit.
+    losses: `method.losses`, or its wrapper if several processes train together. title: text for the progress bar.
+    recorder: a Recorder, if steps are run as a CUDA graph. clip_grad_norm: largest norm of the gradient; 0: no limit.
+    queries: the number of images that a teacher answered.
     """
 
     def step(*batch):
@@ -73,7 +88,7 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_gr
 
     method.trained.train()
     means = Means()
-    disable = True if distributed.RANK else None  # None: no bar without a terminal
+    disable = True if distributed.RANK else None  # None: no progress bar without a terminal
     batches = method.batches(loader)
     run_step = partial(recorder, step) if recorder else step
     queries = 0
@@ -92,9 +107,10 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_gr
 
 
 def train(method, loader, part, eval_loader, params, run, until):
-    """Train `method` up to epoch `until`, starting after the last finished epoch of the folder `run`.
+    """Train `method` until epoch `until`, starting after the last finished epoch of `run`, a `folder.Run`.
 
-    part: "test" or "validation", the images of `eval_loader`, on which each epoch is evaluated.
+    part: "test" or "validation", the images of `eval_loader`, on which each epoch is evaluated. Raises Diverged if the
+    loss is NaN or infinite.
     """
     optimizer = make_optimizer(params, method.trained)
     first = run.restore(method, optimizer)

@@ -13,9 +13,8 @@ from training.folder import Run
 from training.zoo import Zoo
 from utils import data, distributed, environment
 from utils.errors import CheckpointError, UserError
-from utils.jsonfile import read_json
 from utils.metrics import evaluate
-from utils.paths import display_path, from_root
+from utils.paths import display_path, from_root, read_json
 from utils.seeds import seed_everything
 
 SCRIPTS = {"scratch": "train_scratch.py", "defend": "train_nasty.py", "attack": "train_kd.py"}
@@ -60,7 +59,7 @@ def train(folder, params, data_dir, gpu_id=None, download=False, command="", unt
     """Train the experiment `params` in `folder`, continuing after the last finished epoch.
 
     command: what started the run, for its checkpoint. until: the epoch to stop after; default: the last one.
-    load: reads the data set.
+    load: the function that reads the data set; see `data.load`.
     """
     until = min(until or params.num_epochs, params.num_epochs)
     device = engine.pick_device(gpu_id)
@@ -85,8 +84,8 @@ def train_run(run, params, device, data_dir, download, until, load):
         learner.zoo.origins[dataset.name] = dataset.digest
     run.check_origins(learner.zoo.origins)
     share = distributed.RANK, distributed.WORLD_SIZE
-    # A defence sees other batches than its adversarial network, whose initial weights it shares. Students see those of
-    # their baseline, so that both can be compared in pairs.
+    # A defence gets its batches in another order than its adversarial network, because both begin with equal weights.
+    # A student gets its batches in the order of its baseline, so that the two can be compared in pairs.
     role = 1 if method.kind(params.method) == "defend" else 0
     loader = dataset.train_loader(params.batch_size, params.augmentation, params.seed, *share, params.cuda_graph, role)
     with run.opened(environment.describe(device, params.precision)):

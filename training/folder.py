@@ -1,50 +1,33 @@
-"""A run folder: training.log, metrics.jsonl, best_model.tar and last_model.tar beside params.json.
+"""A run folder: metrics.jsonl, best_model.tar, last_model.tar and training.log beside params.json.
 
 A run with the keys validation and test_at_end also has test.json, the scores of its best epoch on the test images.
 """
 
 import contextlib
-import fcntl
 import json
-import logging
-import sys
-import traceback
 from pathlib import Path
 
 from training.changes import differences_to_run
+from training.log import TrainingLog, format_terms, lines_of_epoch
 from utils import checkpoint
 from utils.data import OWN
 from utils.digest import sealed
 from utils.distributed import RANK
-from utils.errors import Busy, Diverged, UserError
+from utils.errors import UserError
 from utils.paths import display_path, version, write_file
 
 
-class Printer(logging.StreamHandler):
-    """A handler that lets BrokenPipeError end the program, when the reader closed the pipe."""
-
-    errors = BrokenPipeError
-
-    def handleError(self, record):
-        if isinstance(sys.exc_info()[1], self.errors):
-            raise
-        super().handleError(record)
-
-
-class LogFile(Printer):
-    """A handler that lets every error of writing end the program."""
-
-    errors = OSError
-
-
 class Run:
-    """The files of one run. Refuses folders with results of another run, or in use by another process."""
+    """The files of one run. Raises UserError for a folder with results of another run, or in use by another process.
+
+    params: the checked parameters of the run. command: what started the run, for its checkpoint.
+    """
 
     def __init__(self, folder, params, command=""):
         self.folder, self.params, self.command = Path(folder), vars(params), command
         self.last, self.best = self.folder / "last_model.tar", self.folder / "best_model.tar"
         self.metrics, self.scores = self.folder / "metrics.jsonl", self.folder / "test.json"
-        self.file = None  # training.log, open and locked
+        self.training_log = TrainingLog(self.folder)
         self.version = version(self.last)
         self.state = self.load_state()
         self.best_epoch, self.best_acc = self.state.get("best", (-1, -1.0))
@@ -79,68 +62,28 @@ class Run:
         return state
 
     def lock(self, create=True):
-        """Lock the folder for this process until `close`. Only process 0 does.
+        """Reserve the folder for this process until `close`; see `TrainingLog.lock`.
 
-        create: whether to create training.log, the file that is locked, if it is missing. Raises Busy if another
-        process is training here, or has done so since the state was loaded.
+        Raises Busy if another process is training here, or has done so since the state was loaded.
         """
-        path = self.folder / "training.log"
-        if RANK > 0 or self.file or not (create or path.exists()):
-            return
-        try:
-            self.file = open(path, "a", encoding="utf-8")
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if version(self.last) != self.version:
-                raise BlockingIOError
-        except BlockingIOError:
-            self.close()
-            raise Busy(f"{display_path(self.folder)}: another process is training here") from None
-        except OSError as error:
-            raise UserError(f"{display_path(self.folder)}: cannot be written: {error.strerror}") from None
+        if self.training_log.lock(create) and version(self.last) != self.version:
+            raise self.training_log.busy()
 
     def close(self):
-        with contextlib.suppress(OSError):  # of text that could not be written before either
-            if self.file:
-                self.file.close()
-        self.file = None
+        """Release the lock on the folder."""
+        self.training_log.close()
 
     @contextlib.contextmanager
     def opened(self, environment):
-        """Inside this context the log is open and the folder is locked. Only process 0 writes."""
+        """Inside this context the folder is locked, and `log` writes to training.log. environment: a line on it."""
         self.environment = environment
-        self.logger = logging.Logger(str(self.folder))
         self.lock()
-        try:
-            if self.file and not self.state:
-                self.file.truncate(0)
-            if self.file:
-                to_file = LogFile(self.file)
-                to_file.setFormatter(logging.Formatter("%(asctime)s:%(levelname)s: %(message)s"))
-                self.logger.addHandler(to_file)
-                self.logger.addHandler(Printer(sys.stdout))
+        with self.training_log.recording(append=bool(self.state)):
             self.log(f"Environment: {environment}")
             yield
-        except BrokenPipeError:  # the reader closed the pipe
-            raise
-        except (Diverged, UserError) as error:
-            self.write_to_log(f"{error}\n")
-            raise
-        except OSError as error:  # for example a full disk
-            problem = f"{display_path(error.filename or self.folder)}: {error.strerror}"
-            self.write_to_log(f"{problem}\n")
-            raise UserError(problem) from None
-        except Exception:
-            self.write_to_log(traceback.format_exc())
-            raise
-
-    def write_to_log(self, text):
-        with contextlib.suppress(OSError):  # the disk may be full
-            if self.file:
-                self.file.write(text)
-                self.file.flush()
 
     def log(self, message):
-        self.logger.info(message)
+        self.training_log.log(message)
 
     @property
     def epoch(self):
@@ -211,10 +154,8 @@ class Run:
         if RANK > 0:
             return
         self.scores.unlink(missing_ok=True)
-        loss, *others = format_terms(metrics["train"])
-        self.log(" ; ".join([f"- Train {loss.replace(':', ' :')}", *others]))
-        self.log(f"- Eval metrics : {' ; '.join(format_terms(scores))}")
-        self.log(f"- So far best epoch: {self.best_epoch}, best acc: {self.best_acc:05.2f}")
+        for line in lines_of_epoch(metrics["train"], scores, self.best_epoch, self.best_acc):
+            self.log(line)
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(sealed(metrics)) + "\n")
         content = {
@@ -246,8 +187,3 @@ class Run:
 def best_is_outdated(last, best):
     """Whether `last`, the content of a last_model.tar, is the best epoch while the file `best` has an older one."""
     return last["best"][0] == last["epoch"] - 1 and checkpoint.peek(best).get("epoch") != last["epoch"]
-
-
-def format_terms(terms):
-    """["loss: 0.847", "acc: 70.17"]: losses with three decimals, percentages with two."""
-    return [f"{name}: {value:{'05.2f' if name.startswith('acc') else '05.3f'}}" for name, value in terms.items()]

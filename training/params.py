@@ -17,9 +17,8 @@ import method
 import model
 from utils import data, imagefolder
 from utils.errors import UserError, suggest
-from utils.jsonfile import read_json
 from utils.keys import key, shorten, wrong
-from utils.paths import display_path
+from utils.paths import display_path, read_json
 
 DEFAULT_METHODS = {"scratch": "scratch", "defend": "nasty", "attack": "kd"}
 OLD_NAMES = {"compile": "cuda_graph"}
@@ -102,6 +101,7 @@ def check(raw, path):
 
 
 def unknown_key(name, fields):
+    """The error message for a key that a run does not have. fields: {name: dataclass field} of all its keys."""
     if name in OLD_NAMES:
         return f'"{name}" is the old name of "{OLD_NAMES[name]}", which is given as well'
     return f'unknown key "{shorten(name)}"{suggest(name, fields)}'
@@ -166,11 +166,11 @@ def inconsistent(values):
     if any(epoch < 0 for epoch in schedule) or any(a >= b for a, b in itertools.pairwise(schedule)):
         problems.append(f'"schedule": must be epochs in rising order, not {shorten(json.dumps(schedule))}')
     params, networks = types.SimpleNamespace(**values), {}
-    spec = data.spec_of(params)
+    data_spec = data.spec_of(params)
     for name in ("model_name", *(name for name in values if name.endswith("_model"))):
         options = model.options_in(params) if name == "model_name" else {}
         try:
-            networks[name] = build_without_weights(values[name], spec.num_classes, spec.image_size, **options)
+            networks[name] = build_without_weights(values[name], data_spec.num_classes, data_spec.image_size, **options)
         except UserError as error:
             problems.append(f'"{name}": {error}')
     if not problems:

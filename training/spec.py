@@ -1,38 +1,40 @@
 """The identity of a run: an experiment, the keys that are changed in it, and a seed.
 
-An experiment is a folder with a params.json, its definition. The checkpoints that its `*_resume` keys name are made by
-other experiments, on which it depends. A run with changed keys lies beside its experiment, in a folder whose name lists
-them. The name is written by `Spec.folder` and never parsed: the folder holds a file spec.json instead.
+An experiment is a folder with a params.json, its definition. Its keys that end in `resume` name checkpoints of other
+experiments: the experiment depends on them. A run with changed keys has a folder of its own beside that of the
+experiment. `Spec.folder` writes the name of this folder, which lists the changes. No code parses the name: the file
+spec.json in the folder stores the Spec.
 """
 
 import hashlib
 import json
-import os
-import urllib.parse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training import changes as key_changes
 from training import params
+from training.changes import as_dict, as_pairs, spell
 from utils.digest import sealed, unsealed
 from utils.errors import UserError
-from utils.jsonfile import read_json
-from utils.keys import LARGEST, shorten
-from utils.paths import display_path, from_root, write_file
+from utils.keys import shorten
+from utils.paths import canonical_path, display_path, from_root, read_json, write_json
 
 FILE = "spec.json"
+CHANGES = ("changes", "teacher_changes", "common")  # fields of a Spec
 LONGEST_NAME = 200  # characters of a folder's name; most file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One run. Equal runs have equal specs, and different specs have different folders; see `make`.
+    """One run. Equal runs have equal specs, and different specs have different folders. `make` builds a Spec.
+
+    The three kinds of changes are dictionaries {key: value}, stored as pairs; see `changes.as_pairs`.
 
     experiment: folder of the definition, relative to the project root if it lies below it.
-    changes: {key: value} changed in this run.
-    teacher_changes: {key: value} changed in the experiments that it depends on directly.
-    common: {key: value} changed in the run and in all that it depends on, directly or not.
-    seed: of the run and of all that it depends on. None: any seed; see `any_seed`.
+    changes: keys changed in this run.
+    teacher_changes: keys changed in the runs that this run depends on directly.
+    common: keys changed in this run and in all runs that it depends on, directly or not.
+    seed: seed of this run and of all runs that it depends on. None: any seed; see `any_seed`.
     """
 
     experiment: str
@@ -58,7 +60,7 @@ class Spec:
     @property
     def sources(self):
         """{"teacher_resume": Spec, …}: the runs whose checkpoints this run loads."""
-        teacher_changes, common = thawed(self.teacher_changes), thawed(self.common)
+        teacher_changes, common = as_dict(self.teacher_changes), as_dict(self.common)
         chain = self.seed if self.has_own_seed else None
         seed = teacher_changes.pop("seed", chain)
         return {
@@ -82,7 +84,7 @@ class Spec:
 
     @property
     def any_seed(self):
-        """The spec without its seed, which all seeds of a run have in common."""
+        """This Spec with the seed None. Runs that differ only in their seeds have the same `any_seed`."""
         return replace(self, seed=None)
 
     def with_seed(self, seed):
@@ -90,25 +92,26 @@ class Spec:
 
     def to_json(self):
         """A dictionary for records and spec.json; `from_json` reverses it."""
-        fields = {name: thawed(getattr(self, name)) for name in ("changes", "teacher_changes", "common")}
-        return {"experiment": self.experiment, **{k: v for k, v in fields.items() if v}, "seed": self.seed}
+        changed = {name: as_dict(getattr(self, name)) for name in CHANGES}
+        return {"experiment": self.experiment, **{k: v for k, v in changed.items() if v}, "seed": self.seed}
 
 
 def make(experiment, changes=None, teacher_changes=None, common=None, seed=None):
-    """The Spec of a run in canonical form: changes without effect are left out, and 1.0 is 1.
+    """The Spec of a run, in canonical form: changes without effect are left out, and 1.0 is written as 1.
 
-    experiment: a folder with a definition; in that of a run with changed keys, the changes are further ones. seed:
-    default: that of the definition. Raises UserError if there is no such experiment.
+    experiment: a folder with a definition, or the folder of a run with changed keys; the changes are then added to
+    those of that run. changes, teacher_changes, common: {key: value}; see `Spec`. seed: default: that of the
+    definition. Raises UserError if there is no such experiment.
     """
-    experiment = canonical_folder(experiment)
+    experiment = canonical_path(experiment)
     changes, teacher_changes = dict(changes or {}), dict(teacher_changes or {})
     common = key_changes.with_new_names(dict(common or {}))
     if not is_definition(experiment):
         run = of_folder(experiment)
         experiment = run.experiment
         seed = run.seed if seed is None and "seed" not in changes else seed
-        changes, common = thawed(run.changes) | changes, thawed(run.common) | common
-        teacher_changes = thawed(run.teacher_changes) | teacher_changes
+        changes, common = as_dict(run.changes) | changes, as_dict(run.common) | common
+        teacher_changes = as_dict(run.teacher_changes) | teacher_changes
     raw = definition(experiment)
     depends = bool(experiments_in(raw))
     if not depends:  # there is no other run that could differ
@@ -126,26 +129,22 @@ def make(experiment, changes=None, teacher_changes=None, common=None, seed=None)
         if name == "seed" or any(name in key_changes.effective(source, teacher_changes) for source in sources)
     }
     seed = default_seed(experiment) if seed is None else seed
-    spec = Spec(experiment, frozen(changes), frozen(teacher_changes), frozen(common), seed)
-    return replace(spec, common=frozen({name: value for name, value in common.items() if differs(spec, name, value)}))
+    spec = Spec(experiment, as_pairs(changes), as_pairs(teacher_changes), as_pairs(common), seed)
+    return replace(spec, common=as_pairs({name: value for name, value in common.items() if differs(spec, name, value)}))
 
 
 def from_json(content):
     """The Spec that `Spec.to_json` describes. Raises UserError if it describes none."""
-    fields = {name: content.get(name, {}) for name in ("changes", "teacher_changes", "common")}
+    changed = {name: content.get(name, {}) for name in CHANGES}
     experiment, seed = content.get("experiment"), content.get("seed")
-    if (
-        not isinstance(experiment, str)
-        or type(seed) is not int
-        or not all(isinstance(v, dict) for v in fields.values())
-    ):
-        raise UserError(f"not the description of a run: {shorten(json.dumps(content))}")
-    spec = Spec(experiment, **{name: frozen(values) for name, values in fields.items()}, seed=seed)
-    try:
-        hash(spec)
-    except TypeError:  # a dictionary as a value
-        raise UserError(f"not the description of a run: {shorten(json.dumps(content))}") from None
-    return spec
+    if isinstance(experiment, str) and type(seed) is int and all(isinstance(part, dict) for part in changed.values()):
+        spec = Spec(experiment, **{name: as_pairs(values) for name, values in changed.items()}, seed=seed)
+        try:
+            hash(spec)
+            return spec
+        except TypeError:  # a value is a dictionary
+            pass
+    raise UserError(f"not the description of a run: {shorten(json.dumps(content))}")
 
 
 def of_folder(folder):
@@ -155,12 +154,12 @@ def of_folder(folder):
 
 
 def is_definition(folder):
-    """Whether `folder` holds the definition of an experiment, and not a run with changed keys."""
+    """Whether `folder` is that of an experiment, and not of a run with changed keys."""
     return not (from_root(folder) / FILE).exists()
 
 
 def definition(experiment):
-    """The params.json of an experiment, with today's names of keys, as a new dictionary."""
+    """The params.json of an experiment as a new dictionary. Renamed keys have their new names."""
     return params.with_new_names(read_json(from_root(experiment) / "params.json"))
 
 
@@ -168,21 +167,16 @@ def default_seed(experiment):
     return definition(experiment).get("seed", 0)
 
 
-def canonical_folder(path):
-    """A folder as specs name it: without links and "..", relative to the project root if it lies below it."""
-    return display_path(os.path.realpath(from_root(path)))
-
-
 def experiments_in(raw):
-    """{"teacher_resume": experiment, …}: the experiments that make the checkpoints named in `raw`."""
+    """{"teacher_resume": experiment, …}: the experiments that train the checkpoints named in `raw`."""
     names = [name for name in raw if name.endswith("resume") and isinstance(raw[name], str)]
-    folders = {name: canonical_folder(from_root(raw[name]).parent) for name in names}
+    folders = {name: canonical_path(from_root(raw[name]).parent) for name in names}
     return {name: folder for name, folder in folders.items() if (from_root(folder) / "params.json").is_file()}
 
 
 def own_keys(spec):
-    """The definition of a run with its changed keys; its `*_resume` keys are those of the definition."""
-    return key_changes.apply(definition(spec.experiment), thawed(spec.common) | thawed(spec.changes))
+    """The definition of a run with its changed keys. Paths of checkpoints are still those of the definition."""
+    return key_changes.apply(definition(spec.experiment), as_dict(spec.common) | as_dict(spec.changes))
 
 
 def write(spec):
@@ -209,39 +203,8 @@ def write(spec):
     write_json(path, raw)
 
 
-def write_json(path, content):
-    write_file(path, lambda file: file.write(f"{json.dumps(content, indent=4)}\n".encode()), shared=True)
-
-
 def differs(spec, name, value):
     """Whether the common change name=value changes `spec` or a run that it depends on."""
     if key_changes.effective(definition(spec.experiment), {name: value}):
         return True
     return any(name in dict(source.changes) or differs(source, name, value) for source in spec.sources.values())
-
-
-def frozen(values):
-    """{name: value} as a sorted tuple of pairs, in which equal numbers are written alike."""
-    return tuple(sorted((name, canonical(value)) for name, value in values.items()))
-
-
-def thawed(pairs):
-    """The dictionary from which `frozen` made `pairs`."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
-
-
-def canonical(value):
-    """`value` with equal values written alike: 1 for 1.0 and true, tuples for lists."""
-    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST):
-        return int(value)
-    return tuple(map(canonical, value)) if isinstance(value, (list, tuple)) else value
-
-
-def spell(value):
-    """`value` in a folder's name. Different values have different spellings, without special shell characters."""
-    if isinstance(value, tuple):
-        return "+".join(map(spell, value)) or "none"
-    if isinstance(value, str):
-        quoted = urllib.parse.quote(value, safe="")
-        return f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted in ("null", "true", "false") else quoted
-    return json.dumps(value)

@@ -13,10 +13,10 @@ from utils.paths import display_path, from_root
 
 
 class Zoo:
-    """Builds a run's networks.
+    """Builds the networks of a run.
 
-    spec: has `num_classes` and `image_size`. `origins` is {path: digest of the weights} of all checkpoints that were
-    loaded. A run that continues compares it, to notice that a teacher has changed.
+    spec: the DataSpec of its data set. bf16: whether networks compute in bfloat16. origins: {path: digest of the
+    weights} of all checkpoints that were loaded; a run that continues compares them, to notice a changed teacher.
     """
 
     def __init__(self, spec, device, bf16=False):
@@ -37,7 +37,8 @@ class Zoo:
     def frozen(self, name, path):
         """The network `name` with the weights of the checkpoint `path`, in eval mode and without gradients.
 
-        Its options (such as `num_channels` of `net`) are those that the checkpoint was trained with.
+        Its options (such as `num_channels` of `net`) are those that the checkpoint was trained with. Raises
+        CheckpointError if the file is missing or damaged, or does not fit the network.
         """
         content = checkpoint.load(from_root(path))
         trained_with = checkpoint.params_in(content, from_root(path))
@@ -72,5 +73,6 @@ class Zoo:
         self.origins[display_path(file)] = checkpoint.weights_digest(network.state_dict())
 
     def place(self, network):
+        """The network on the device, in channels_last memory format and in the run's precision."""
         network.bf16 = self.bf16
         return network.to(self.device, memory_format=torch.channels_last)

@@ -4,20 +4,23 @@ import io
 import json
 import pickle
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
 
-from utils.digest import digests, tensors_digest
+from utils.digest import digests, intact, intact_zip, tensors_digest, without_digests
 from utils.errors import CheckpointError
 from utils.keys import shorten
 from utils.paths import display_path, write_file
 
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-FIELDS = {"params": dict, "optim_dict": dict, "epoch": int, "best": tuple}  # of the checkpoints of a run
-MORE_FIELDS = {"extra": dict, "origins": dict, "environment": str, "command": str}  # which old ones may lack
-
+PREFIXES = ("module.", "_orig_mod.")  # of the names of weights, from DataParallel and torch.compile
+FIELDS = {"params": dict, "optim_dict": dict, "epoch": int, "best": tuple}  # items of the checkpoint of a run
+MORE_FIELDS = {
+    "extra": dict,
+    "origins": dict,
+    "environment": str,
+    "command": str,
+}  # items that old checkpoints may lack
 WEIGHTS = ("state_dict", "model_state_dict", "model")  # where other projects keep the weights, if not at the top
 
 
@@ -30,7 +33,7 @@ def save(path, content, shared=False):
 
 
 def packed(content):
-    """The bytes of a checkpoint with the dictionary `content` and its digests."""
+    """The bytes of a checkpoint file with the dictionary `content` and its digests."""
     content = without_digests(content)
     values, tensors = digests(content)
     buffer = io.BytesIO()  # torch.save to a file hides the cause of an error
@@ -39,15 +42,15 @@ def packed(content):
 
 
 def write(path, content, shared=False):
-    """Write a checkpoint that `packed` returned."""
+    """Write the bytes that `packed` returned. Arguments and errors: see `save`."""
     write_file(path, lambda file: file.write(content), shared)
 
 
 def load(path):
     """The dictionary in a checkpoint, on the CPU, without its digests.
 
-    Raises CheckpointError if the file is missing, truncated or damaged, or holds more than plain tensors. Damage shows
-    in the digests of our checkpoints and in the checksums of zip files without digests.
+    Raises CheckpointError if the file is missing, truncated or damaged, or holds more than plain tensors. Damage is
+    found by the digests in the checkpoints of this project, and by the checksums of the zip format in others.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,34 +75,12 @@ def load(path):
     return without_digests(content)
 
 
-def without_digests(content):
-    return {name: value for name, value in content.items() if name != "digests"}
-
-
-def intact(content, tensors):
-    """Whether the digests in `content` are right; without `tensors`, the bytes of tensors are not read."""
-    there = content["digests"]
-    try:
-        values, digest_of_tensors = digests(without_digests(content))
-        return values == there["values"] and (not tensors or digest_of_tensors() == there["tensors"])
-    except Exception:  # something that is never saved
-        return False
-
-
-def intact_zip(path):
-    """Whether the checksums in the zip file `path` are right; True for a file in PyTorch's format before 1.6."""
-    try:
-        return not zipfile.is_zipfile(path) or zipfile.ZipFile(path).testzip() is None
-    except Exception:  # damaged files fail in many ways
-        return False
-
-
 def not_a_checkpoint(path):
     return CheckpointError('not a checkpoint; it must be a dictionary with a "state_dict"', None, display_path(path))
 
 
 def peek(path):
-    """The dictionary in a checkpoint of a run of this project. Its tensors stay on the disk (memory-mapped).
+    """The dictionary in a checkpoint of a run of this project. Its tensors are memory-mapped, so they are not read.
 
     Returns {} for a file that cannot be read, is damaged outside of its tensors, or is not such a checkpoint.
     """
@@ -148,7 +129,7 @@ def state_dict(content, path):
 
 
 def fault(tensor):
-    """Why `tensor` cannot be weights or images of this project; None if it can."""
+    """Why `tensor` cannot be used as weights or images, as the end of a sentence; None if it can."""
     if tensor.is_meta:
         return "has no values"
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
@@ -187,5 +168,5 @@ def load_weights(network, content, path):
 
 
 def weights_digest(weights):
-    """The first 16 hexadecimal digits of the SHA-256 of all tensors in a state_dict, to detect changed files."""
+    """The first 16 hexadecimal digits of the SHA-256 of all tensors in a state_dict, by which changes are noticed."""
     return tensors_digest(weights.values())[:16]

@@ -77,6 +77,7 @@ class Recorder:
         return bool(self.graphs)
 
     def record(self, kind, step):
+        """Record `step` as the graph for batches of `kind` tensors. If that fails, log why and run ordinary steps."""
         start = time.perf_counter()
         try:
             graph = Graph()
@@ -100,6 +101,7 @@ class Graph:
         self.graph, self.stream = torch.cuda.CUDAGraph(), side_stream(torch.cuda.current_device())
 
     def warm_up(self, step):
+        """Run `step` WARMUP times on the side stream. Raises RuntimeError if it waits for the GPU."""
         here = torch.cuda.current_stream()
         self.stream.wait_stream(here)
         try:
@@ -125,6 +127,7 @@ class Graph:
             raise error.__context__ or error from None  # ending a failed recording raises a second error
 
     def replay(self):
+        """Run the recorded step. Returns its terms, which the next replay overwrites."""
         self.graph.replay()
         return self.terms
 

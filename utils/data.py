@@ -1,18 +1,16 @@
-"""Data sets, held on the device as uint8, and loaders that assemble batches there.
+"""Data sets: what is known about each, and `load`, which reads one onto the device.
 
-`load` returns a Dataset, whose `train_loader` and `test_loader` return Loaders. A batch is (images, labels): images
-float32 (B, 3, H, W), normalised, in channels_last memory format; labels int64 (B,).
+`load` returns a Dataset, whose `train_loader`, `validation_loader` and `test_loader` return Loaders; see loader.py.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from utils import datasets, imagefolder
-from utils.augment import augment, normalise, sample_augmentation
 from utils.errors import UserError, suggest
+from utils.loader import Loader, Split, copied_split, mapped_split
 
 SUBSET_SEED = 230
 PREFETCH_IMAGES = 2048  # assembled at once on a GPU, where launching a batch's kernels takes longer than running them
@@ -20,13 +18,13 @@ PREFETCH_IMAGES = 2048  # assembled at once on a GPU, where launching a batch's 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What is known about a data set without reading it. Images are (3, image_size, image_size)."""
+    """What is known about a data set before it is read. Images have the shape (3, image_size, image_size)."""
 
     num_classes: int
     image_size: int
     train_size: int
     test_size: int
-    mean: tuple
+    mean: tuple  # of the training images, for each channel, from 0 to 1
     std: tuple
     augmentation: tuple  # names that `sample_augmentation` takes
 
@@ -47,28 +45,9 @@ MOST_CLASSES = 1000  # of imagefolder, until its folders are read
 
 
 @dataclass(frozen=True)
-class Split:
-    """The images of a part of a data set: all of `images`, or those that `rows` numbers.
-
-    With `rows`, `images` may be memory-mapped, and on another device than the batches.
-    """
-
-    images: torch.Tensor  # uint8 (N, H, W, 3)
-    labels: torch.Tensor  # int64 (n,), on the device of the batches
-    rows: torch.Tensor | None = None  # int64 (n,), on the device of `images`; None: n = N, in the order of `images`
-
-    def __len__(self):
-        return len(self.labels)
-
-    def take(self, index):
-        """The images `index`, int64 (B,), on the device of the labels."""
-        if self.rows is None:
-            return self.images.index_select(0, index)
-        return self.images.index_select(0, self.rows[index.to(self.rows.device)]).to(self.labels.device)
-
-
-@dataclass(frozen=True)
 class Dataset:
+    """A data set on the device. Its loaders return batches (images, labels); see loader.py."""
+
     name: str
     spec: DataSpec
     train: Split
@@ -78,11 +57,11 @@ class Dataset:
     digest: str = ""  # of the images and labels, if they are the user's own
 
     def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1, prefetch=False, role=0):
-        """Shuffled batches. prefetch: on a GPU, assemble several batches at once.
+        """A Loader with shuffled batches of the training images.
 
-        role: another number gives another order and augmentation.
-
-        Raises UserError if the last batch leaves a process fewer than two images, which batch norm needs.
+        rank, world_size: number of this process, and of all processes. prefetch: whether to assemble several batches
+        at once on a GPU. role: another number gives another order and other augmentations. Raises UserError if a
+        process gets fewer than two images of the last batch, because batch norm needs two.
         """
         last = len(self.train) % batch_size or batch_size
         if last // world_size < 2:
@@ -96,71 +75,16 @@ class Dataset:
         return Loader(self.train, self.spec, batch_size, names, True, seed, rank, world_size, batches, role)
 
     def test_loader(self, batch_size=1000):
+        """A Loader with the test images in order, without augmentation."""
         return Loader(self.test, self.spec, batch_size)
 
     def validation_loader(self, batch_size=1000):
+        """As `test_loader`, of the validation images."""
         return Loader(self.validation, self.spec, batch_size)
 
 
-class Loader:
-    """Batches of a split: every image once per epoch. The last batch may be smaller.
-
-    Order and augmentation depend on (seed, epoch, role) only and are the same on every device. With several processes,
-    process `rank` receives every `world_size`-th image of each batch. `prefetch` batches are assembled at once, which
-    does not change their pixels.
-    """
-
-    def __init__(
-        self, split, spec, batch_size, augmentation=(), shuffle=False, seed=0, rank=0, world_size=1, prefetch=1, role=0
-    ):
-        self.split, self.batch_size = split, batch_size
-        self.augmentation, self.shuffle = augmentation, shuffle
-        self.seed, self.role, self.epoch = seed, role, 0
-        self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
-        self.mean = torch.tensor(spec.mean, device=split.labels.device)
-        self.std = torch.tensor(spec.std, device=split.labels.device)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __len__(self):
-        return -(-len(self.split) // self.batch_size)
-
-    def __iter__(self):
-        order, augmentation = self.sample_epoch()
-        positions = torch.arange(len(self.split), device=order.device)
-        shares = [batch[self.rank :: self.world_size] for batch in positions.split(self.batch_size)]
-        for first in range(0, len(shares), self.prefetch):
-            group = shares[first : first + self.prefetch]
-            chosen = torch.cat(group)
-            images, labels = self.assemble(
-                order[chosen], {name: values[chosen] for name, values in augmentation.items()}
-            )
-            sizes = [len(share) for share in group]
-            yield from zip(images.split(sizes), labels.split(sizes), strict=True)
-
-    def sample_epoch(self):
-        """The order of the epoch, int64 (N,), and the random numbers of its augmentation, in that order.
-
-        They are sampled on the CPU, so that they do not depend on the device.
-        """
-        count, device = len(self.split), self.split.labels.device
-        # SeedSequence mixes the numbers: epoch 1 of seed 0 must differ from epoch 0 of seed 1.
-        numbers = (self.seed, self.epoch, self.role) if self.role else (self.seed, self.epoch)
-        state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0]))
-        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        numbers = sample_augmentation(self.augmentation, count, generator)
-        return order.to(device), {name: values.to(device) for name, values in numbers.items()}
-
-    def assemble(self, index, augmentation):
-        """(images, labels) of the images `index`, int64 (B,), augmented with the arguments of `augment`."""
-        images = augment(self.split.take(index), **augmentation)
-        return normalise(images, self.mean, self.std), self.split.labels.index_select(0, index)
-
-
 def options_in(params):
-    """The arguments `options` of `load` that are keys of `params`."""
+    """The arguments `options` of `load`, as a dictionary, from the parameters of a run."""
     if params.dataset != OWN:
         return {}
     return {"image_size": params.image_size, "augmentations": params.augmentations}
@@ -175,7 +99,7 @@ def spec_of(params):
 
 
 def load(name, data_dir, device, subset_percent=1.0, download=False, validation=0.0, **options):
-    """Read the data set `name` from the folder `data_dir` onto `device`.
+    """Read the data set `name` from the folder `data_dir` onto `device`. Returns a Dataset.
 
     subset_percent: share of the training images to keep, in (0, 1]. validation: share of these to hold back, in [0, 1).
     options: see `options_in`. Raises UserError if the name is unknown, files are missing or damaged, or no image is
@@ -201,42 +125,24 @@ def load(name, data_dir, device, subset_percent=1.0, download=False, validation=
     held_back = round(validation * kept)
     if validation and not 1 <= held_back < kept:
         raise UserError(f"validation {validation} holds back {held_back} of {kept} training images")
-    rows, split = np.arange(len(labels)), kept - held_back
+    rows, train_size = np.arange(len(labels)), kept - held_back
     if held_back or kept < len(labels):
         rows = np.random.RandomState(SUBSET_SEED).permutation(len(labels))[:kept]
-    in_rows = _mapped if name == OWN else _split
-    train, validation = (in_rows(images, labels, device, part) for part in (rows[:split], rows[split:]))
-    test = in_rows(test_images, test_labels, device, np.arange(len(test_labels)))
+    make_split = mapped_split if name == OWN else copied_split
+    parts = [make_split(images, labels, device, part) for part in (rows[:train_size], rows[train_size:])]
+    parts.append(make_split(test_images, test_labels, device, np.arange(len(test_labels))))
 
-    size = f"{spec.image_size}x{spec.image_size}"
-    counts = f"{split} training, " + (f"{held_back} validation, " if held_back else "") + f"{sizes[1]} test images"
-    summary = f"{name}: {counts}, {spec.num_classes} classes, {size}"
+    summary = summarise(name, spec, *map(len, parts))
     if sizes != (spec.train_size, spec.test_size):
         summary += f" (a sample: the full set has {spec.train_size} and {spec.test_size})"
     if name == OWN:
         mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (spec.mean, spec.std))
         summary += f", mean {mean}, deviation {std}, digest {digest}"
-    return Dataset(name, spec, train, validation, test, summary, digest)
+    return Dataset(name, spec, *parts, summary, digest)
 
 
-def _split(images, labels, device, rows):
-    """A Split with the images `rows` on `device`."""
-    if not np.array_equal(rows, np.arange(len(images))):
-        images, labels = images[rows], np.asarray(labels)[rows]
-    images = torch.from_numpy(np.ascontiguousarray(images))
-    labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
-    return Split(images.to(device), labels.to(device))
-
-
-def _mapped(images, labels, device, rows):
-    """A Split with the rows `rows` of `images`, which may be memory-mapped. They go to a GPU only if they fit."""
-    images, rows = torch.from_numpy(images), torch.from_numpy(rows)
-    if torch.device(device).type == "cuda" and fits(images.nbytes, device):
-        images, rows = images.to(device), rows.to(device)
-    labels = torch.as_tensor(labels, dtype=torch.int64)
-    return Split(images, labels[rows.cpu()].to(device), rows)
-
-
-def fits(size, device):
-    """Whether `size` bytes take at most half of the free memory of a GPU."""
-    return size <= torch.cuda.mem_get_info(device)[0] / 2
+def summarise(name, spec, train, validation, test):
+    """The line of training.log on a data set with these numbers of images."""
+    held_back = f"{validation} validation, " if validation else ""
+    size = f"{spec.image_size}x{spec.image_size}"
+    return f"{name}: {train} training, {held_back}{test} test images, {spec.num_classes} classes, {size}"

@@ -1,12 +1,14 @@
 """Digests (SHA-256), by which damaged files are noticed.
 
-A JSON object has its digest in its item "digest", a checkpoint in its item "digests"; see `sealed` and `digests`. Older
-files have none and are read without the check. This is safe, because no change of a single byte removes a digest and
-changes another item as well. A digest shows damage, but not who wrote a file: whoever edits it can renew the digest.
+A JSON object has a digest in its item "digest", and a checkpoint has two in its item "digests"; see `sealed` and
+`digests`. Older files have no digest and are read without the check. This is safe, because no change of a single byte
+removes a digest and changes another item as well. A digest shows damage, but not who wrote a file: a person who edits a
+file can renew its digest.
 """
 
 import hashlib
 import json
+import zipfile
 
 import torch
 
@@ -22,8 +24,11 @@ def tensors_digest(tensors):
 
 
 def digests(content):
-    """(values, tensors): the SHA-256 of a nested dictionary of JSON values and tensors without the tensors' bytes,
-    and a function that returns that of the tensors' bytes."""
+    """The two digests of a checkpoint, a nested dictionary of JSON values and tensors: (values, tensors).
+
+    values: the digest of everything but the bytes of the tensors. tensors: a function that returns the digest of these
+    bytes, which takes longer. Raises TypeError if there is a value of another type.
+    """
     found = []
 
     def describe(value):
@@ -34,6 +39,29 @@ def digests(content):
 
     text = json.dumps(content, sort_keys=True, default=describe)
     return hashlib.sha256(text.encode()).hexdigest(), lambda: tensors_digest(found)
+
+
+def without_digests(content):
+    """The content of a checkpoint without its item "digests"."""
+    return {name: value for name, value in content.items() if name != "digests"}
+
+
+def intact(content, tensors):
+    """Whether the digests in the content of a checkpoint are right. tensors: whether to check those of tensors too."""
+    there = content["digests"]
+    try:
+        values, digest_of_tensors = digests(without_digests(content))
+        return values == there["values"] and (not tensors or digest_of_tensors() == there["tensors"])
+    except Exception:  # something that is never saved
+        return False
+
+
+def intact_zip(path):
+    """Whether the checksums in the zip file `path` are right; True for a file in PyTorch's format before 1.6."""
+    try:
+        return not zipfile.is_zipfile(path) or zipfile.ZipFile(path).testzip() is None
+    except Exception:  # damaged files fail in many ways
+        return False
 
 
 def digest(content):

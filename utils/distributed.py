@@ -17,6 +17,7 @@ def join(device):
 
 
 def leave():
+    """Leave the process group, if `join` was called."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -11,7 +11,7 @@ from utils.paths import ROOT
 
 
 def describe(device, precision):
-    """One line with versions, device, precision and commit. Runs are repeatable bit by bit where it is equal."""
+    """One line with versions, device, precision and commit. A run repeated with an equal line has equal bits."""
     return f"{versions(device, precision)}, commit {commit() or 'unknown'}"
 
 

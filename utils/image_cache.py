@@ -1,4 +1,4 @@
-"""Decoded images in a file that is memory-mapped, so that a data set may be larger than memory."""
+"""A file with decoded images. It is memory-mapped, so a data set may be larger than the memory."""
 
 import contextlib
 import hashlib
@@ -53,9 +53,10 @@ def is_intact(images, cache):
 
 
 def cache_file(paths, folder, part, version=""):
+    """The path of the cache of the images `paths`, which are below `folder`. Other arguments: see `decoded`."""
     stats = [(str(path.relative_to(folder)), path.stat()) for path in paths]
-    key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]) + version
-    return folder / f"{part}.{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    description = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]) + version
+    return folder / f"{part}.{hashlib.sha256(description.encode()).hexdigest()[:16]}.npy"
 
 
 def decoded_images(paths, part, decode):

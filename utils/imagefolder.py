@@ -37,6 +37,8 @@ class Params:
 
 @dataclass(frozen=True)
 class ImageFolder:
+    """The decoded images of a data folder."""
+
     train: tuple  # (images uint8 (N, S, S, 3), labels (N,))
     test: tuple
     classes: tuple  # names

@@ -23,7 +23,10 @@ LONGEST = 80  # characters of a value in an error message
 
 
 def wrong(name, value, field):
-    """Problems with the type or range of `value`: a list of zero or one lines."""
+    """The problem with the type or range of the value of the key `name`: a list of one line, or [].
+
+    field: the dataclass field of the key; see `key`.
+    """
     shown = shorten(json.dumps(value))
     if not has_type(value, field.type):
         return [f'"{name}": must be {TYPE_NAMES[field.type]}, not {shown}']

@@ -30,7 +30,7 @@ class Means:
         return values
 
     def over_processes(self):
-        """The same means over the images of all processes."""
+        """New Means over the images of all processes."""
         totals = distributed.sum_over_processes(torch.cat((self.sums, self.sums.new_tensor([self.images]))))
         everywhere = Means()
         everywhere.names, everywhere.sums, everywhere.images = self.names, totals[:-1], int(totals[-1])

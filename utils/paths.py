@@ -1,5 +1,8 @@
-"""Paths as users write them, and files that are written whole or not at all."""
+"""Paths as users write them, files that are written whole or not at all, and JSON files."""
 
+import copy
+import functools
+import json
 import os
 import uuid
 from pathlib import Path
@@ -18,6 +21,11 @@ def display_path(path):
     """`path` relative to the project root if it lies below it, else absolute; a string."""
     path = Path(path).absolute()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def canonical_path(path):
+    """As `display_path`, without links and "..": equal files have equal canonical paths."""
+    return display_path(os.path.realpath(from_root(path)))
 
 
 def version(path):
@@ -43,3 +51,41 @@ def write_file(path, write, shared=False):
         raise UserError(f"{display_path(path)}: cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path):
+    """The dictionary in the JSON file `path`. Raises UserError with line and column if it is malformed.
+
+    A file that has not changed is parsed once.
+    """
+    path = Path(path)
+    return copy.deepcopy(parse(path, version(path)))
+
+
+@functools.cache
+def parse(path, version):
+    """version: anything that changes when the file does."""
+    where = display_path(path)
+
+    def unique(pairs):
+        repeated = {name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1}
+        if repeated:
+            raise UserError(f"{where}: {', '.join(sorted(repeated))}: the key occurs more than once")
+        return dict(pairs)
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except FileNotFoundError:
+        raise UserError(f"{where}: there is no such file; an experiment is a folder with a params.json") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise UserError(f"{where}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f'{where}: must be one object, {{"key": value, ...}}')
+    return content
+
+
+def write_json(path, content):
+    """Write a dictionary as an indented JSON file. Several processes may write the same file at the same time."""
+    write_file(path, lambda file: file.write(f"{json.dumps(content, indent=4)}\n".encode()), shared=True)

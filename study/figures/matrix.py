@@ -3,10 +3,12 @@
 import numpy as np
 
 from study import tables
+from study.entries import read_matrix, strongest
 from study.figures import style
 from study.formats import signed
 from study.ledger import preferred
-from study.report import read_matrix, strongest
+from study.matrices import Matrix
+from study.targets import is_benchmark, load_table
 from utils.errors import UserError, suggest
 
 MAP = "PuOr"  # orange: the student gains; violet: it loses. Colour-blind readers can tell these colours apart.
@@ -81,7 +83,7 @@ def find_matrix(target):
     """The Matrix of this name. Raises UserError with the names of all matrices if there is none."""
     targets = tables.read_targets()
     matrices = [name for name, data in targets.items() if "defences" in data and "presets" not in data]
-    table = tables.load_table(target) if target in targets and not tables.is_benchmark(target) else None
-    if not isinstance(table, tables.Matrix):
+    table = load_table(target) if target in targets and not is_benchmark(target) else None
+    if not isinstance(table, Matrix):
         raise UserError(f'"{target}" is not a matrix; there are {", ".join(matrices)}{suggest(target, matrices)}')
     return table

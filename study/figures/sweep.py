@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from study import tables
-from study.baselines import baseline
+from study.entries import baseline
 from study.figures import style
 from study.ledger import preferred
+from study.targets import load_table
 from training import spec
 from training.spec import Spec
 from utils.errors import UserError, suggest
@@ -82,7 +83,7 @@ def read_sweep(target):
 
 def read_lines(target, entry):
     """A Line for each row, with the accuracies of its finished runs. Prints the values without a finished run."""
-    rows = tables.load_table(target).rows
+    rows = load_table(target).rows
     source = preferred([cell.spec for _, cells in rows for cell in cells])
     own = [spec.make(cells[0].spec.experiment) for _, cells in rows]
     students = [baseline(run) or run if "teacher_resume" in run.raw else run for run in own]

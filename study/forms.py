@@ -1,0 +1,108 @@
+"""The form of experiments/tables.json.
+
+The file has an object {name of a target: entry}. An entry is one of
+- a table: `columns`, and `rows` with `cells` [experiment, published accuracy in percent or null]. A row may have
+  `experiments` instead of cells; its `changes` are made in these, and its `teacher_changes` in their teachers. The
+  `teacher` of a row, an experiment or a checkpoint, replaces the teacher of all of its students;
+- a sweep: a `key`, its `values`, and `rows`, each with an experiment. `change` says where the key is changed: "own", in
+  the experiment, or "teacher", in its teacher. A row may have other `changes` and `teacher_changes`. With `part`
+  "validation", the accuracy on validation images is shown;
+- a matrix: `defences`, each with the student of a defended teacher, and `attacks`, each with keys to change in that
+  student. `alone` is the student without a teacher; `yardstick` and `control` are keys to change in it. `template`
+  names the students from which the rows of new defences are made: in the teacher of "defended", the method is
+  replaced; in "undefended", the student of a normal teacher, the release rule is replaced;
+- a benchmark: like a matrix, with `presets`, `draws`, `seeds` and `tuning_seed`; see docs/benchmark.md. A defence may
+  have `strengths`: a key and its values, from strong to weak;
+- the name of another entry.
+"""
+
+import json
+
+from utils.errors import UserError
+from utils.keys import shorten
+
+# A form is a type, a tuple of forms of which one must fit, [form of the items], {name: form} or {...: form of all
+# values}. Names that a form does not have are ignored. A name that starts with "?" may be missing.
+NULL, CHANGES = type(None), {...: object}
+ROW = {"name": str, "?changes": CHANGES, "?teacher_changes": CHANGES, "?teacher": str}
+ROWS = (ROW | {"cells": [(NULL, [(str, int, float, NULL)])]}, ROW | {"experiments": [(NULL, str)]})
+SWEEP_ROW = {"name": str, "experiment": str, "change": str, "?changes": CHANGES, "?teacher_changes": CHANGES}
+DEFENCE = {"student": str, "?changes": CHANGES, "?teacher_changes": CHANGES, "?strengths": {...: [object]}}
+ABOUT = {"title": str, "source": str}
+TABLE = ABOUT | {"columns": [str], "rows": [ROWS], "?conclusion": {"alone": int, "normal": int, "nasty": int}}
+SWEEP = ABOUT | {"key": str, "values": [object], "rows": [SWEEP_ROW], "?part": str}
+DEFENDED = ABOUT | {"alone": str, "attacks": {...: CHANGES}, "template": {"defended": str, "undefended": str}}
+MATRIX = DEFENDED | {"yardstick": CHANGES, "?control": CHANGES, "defences": {...: str}}
+BENCHMARK = DEFENDED | {"presets": [str], "draws": int, "seeds": [int], "tuning_seed": int, "defences": {...: DEFENCE}}
+WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", NULL: "null"}
+
+
+def check_entries(entries, where):
+    """`entries`, if it is {name: entry, or the name of an entry}. Raises UserError with the first problem.
+
+    where: names the file in the message.
+    """
+    for name, entry in entries.items():
+        if isinstance(entry, str):
+            problem = None if isinstance(entries.get(entry), dict) else f": there is no entry {json.dumps(entry)}"
+        else:
+            problem = misfit(entry, form_of(entry)) or inconsistent(entry)
+        if problem:
+            raise UserError(f'{where}: "{shorten(name)}"{problem}')
+    return entries
+
+
+def form_of(entry):
+    """The form that `entry` should have, judged by its names."""
+    names = entry if isinstance(entry, dict) else ()
+    return BENCHMARK if "presets" in names else MATRIX if "defences" in names else SWEEP if "values" in names else TABLE
+
+
+def misfit(value, form):
+    """Where `value` does not have this form, as the end of a sentence; None if it does."""
+    if isinstance(form, tuple):
+        problems = [misfit(value, option) for option in form]
+        return None if None in problems else problems[0]
+    if isinstance(form, list):
+        return first_misfit(value, list, lambda: [(str(n), part, form[0]) for n, part in enumerate(value, 1)])
+    if isinstance(form, dict) and ... in form:
+        return first_misfit(value, dict, lambda: [(name, part, form[...]) for name, part in value.items()])
+    if isinstance(form, dict):
+        parts = {name.lstrip("?"): part for name, part in form.items()}
+        missing = [name for name in form if isinstance(value, dict) and name[0] != "?" and name not in value]
+        if missing:
+            return f': has no "{missing[0]}"'
+        return first_misfit(value, dict, lambda: [(n, value[n], part) for n, part in parts.items() if n in value])
+    fits = form is object or (isinstance(value, form) and not isinstance(value, bool))
+    return None if fits else must_be(form, value)
+
+
+def first_misfit(value, kind, parts):
+    """The first misfit of the (name, part, form) that parts() returns, or that `value` is not of this kind."""
+    if not isinstance(value, kind):
+        return must_be(kind, value)
+    problems = ((name, misfit(part, form)) for name, part, form in parts())
+    return next((f": {shorten(name)}{problem}" for name, problem in problems if problem), None)
+
+
+def must_be(kind, value):
+    return f": must be {WORDS[kind]}, not {shorten(json.dumps(value))}"
+
+
+def inconsistent(entry):
+    """A problem between parts of an entry whose form is right, as the end of a sentence, or None."""
+    for row in entry["rows"] if "columns" in entry else ():
+        cells = row.get("cells", row.get("experiments"))
+        pairs = [cell for cell in row.get("cells", ()) if cell is not None]
+        if not all(len(pair) == 2 and type(pair[0]) is str and type(pair[1]) is not str for pair in pairs):
+            return f": row {row['name']}: a cell must be [experiment, published accuracy or null]"
+        if not cells or len(cells) != len(entry["columns"]):
+            return f": row {row['name']}: {len(cells)} cells for {len(entry['columns'])} columns"
+    numbers = entry.get("conclusion", {})
+    if not all(0 <= number < len(entry["rows"]) for number in numbers.values()):
+        return ": conclusion: must be numbers of rows, from 0"
+    if "key" in entry and not all(row["change"] in ("own", "teacher") for row in entry["rows"]):
+        return ': rows: "change" must be own or teacher'
+    if entry.get("part", "test") not in ("test", "validation"):
+        return ': "part" must be test or validation'
+    return None

@@ -1,0 +1,123 @@
+"""The content of a run folder, read: finished epochs, metrics of each epoch, and scores on the test images."""
+
+import json
+
+from training.folder import best_is_outdated
+from utils import checkpoint
+from utils.digest import read_line, unsealed
+from utils.errors import UserError
+from utils.paths import display_path, from_root, read_json
+
+SCORED = ("test", "validation")  # images on which a run is scored in every epoch
+PARTS = ("train", *SCORED)  # items of a line of metrics.jsonl
+
+
+def is_scored(folder, raw, epochs):
+    """Whether the run in `folder` has test.json, or needs none after `epochs` epochs."""
+    due = raw.get("validation") and raw.get("test_at_end") and epochs == raw["num_epochs"]
+    return not due or (from_root(folder) / "test.json").exists()
+
+
+def epochs_done(folder):
+    """The number of finished epochs of the run in `folder`; infinite if it holds only a best_model.tar."""
+    last, best = from_root(folder) / "last_model.tar", from_root(folder) / "best_model.tar"
+    if not last.exists():
+        return float("inf") if best.exists() else 0
+    state = checkpoint.peek(last)
+    if not {"epoch", "best"} <= state.keys():
+        return 0  # the run itself will report the problem
+    return state["epoch"] - best_is_outdated(state, best)
+
+
+def epochs_logged(folder):
+    """The number of epochs in the metrics.jsonl of the run in `folder`."""
+    path = from_root(folder) / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def time_logged(folder):
+    """The time of the last write to the metrics.jsonl of the run in `folder`, in ns, or None."""
+    path = from_root(folder) / "metrics.jsonl"
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def read_metrics(path):
+    """The lines of the file `path`, a metrics.jsonl, as one dictionary per epoch; [] if there is no such file.
+
+    A last line that is incomplete, because the run was killed, does not count. Raises UserError for a line that is
+    damaged, or is not that of its epoch.
+    """
+    *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    metrics = [
+        read_epoch(line, number, path) for number, line in enumerate(lines if is_cut(rest) else [*lines, rest], 1)
+    ]
+    if len({tuple(part in epoch for part in PARTS) for epoch in metrics}) > 1:
+        raise UserError(f"{display_path(path)}: some lines lack one of {', '.join(PARTS)} that others have")
+    return metrics
+
+
+def is_cut(line):
+    """Whether `line`, which does not end in a newline, is the beginning of a line of JSON."""
+    try:
+        json.loads(line.decode())
+    except json.JSONDecodeError as error:
+        return error.msg != "Extra data"
+    except ValueError:
+        pass
+    return False
+
+
+def read_epoch(line, number, path):
+    """The dictionary in a line (bytes) of a metrics.jsonl. Raises UserError unless it is that of epoch `number`."""
+    where = f"{display_path(path)}: line {number}"
+    epoch = read_line(line, where)
+    if type(epoch.get("epoch")) is not int or epoch["epoch"] != number:
+        raise UserError(f"{where}: is not that of epoch {number}")
+    for part in PARTS:
+        terms = epoch.get(part, {"acc": 0})
+        if not isinstance(terms, dict) or not are_numbers(terms.values()) or ("acc" not in terms and part != "train"):
+            raise UserError(f"{where}: {part}: must have numbers, and an accuracy")
+    if not are_numbers([epoch.get(name, 0) for name in ("seconds", "queries")]):
+        raise UserError(f"{where}: seconds and queries must be numbers")
+    return epoch
+
+
+def are_numbers(values):
+    """Whether all values are numbers, and none is a boolean."""
+    return all(type(value) in (int, float) for value in values)
+
+
+def columns(metrics):
+    """{"train": {term: values per epoch}, "test" or "validation": …} of the lines of a metrics.jsonl."""
+    return {
+        part: {term: [epoch[part].get(term) for epoch in metrics] for term in metrics[0][part]}
+        for part in PARTS
+        if part in metrics[0]
+    }
+
+
+def scored_part(found):
+    """The images on which a record, or a line of a metrics.jsonl, has accuracies: "test" or "validation"."""
+    return next(part for part in SCORED if part in found)
+
+
+def validation_accuracy(run, until=None, epoch="best"):
+    """The accuracy of the run of a Spec on its validation images, in percent. −inf if no epoch has finished.
+
+    until: number of epochs that count; default: all. epoch: which of these is taken, "best" or "last".
+    """
+    metrics = read_metrics(from_root(run.folder) / "metrics.jsonl")[:until]
+    accuracies = [line["validation"]["acc"] for line in metrics]
+    return (max(accuracies) if epoch == "best" else accuracies[-1]) if accuracies else float("-inf")
+
+
+def test_scores(run):
+    """The content of test.json in the folder of a Spec: {term: score} of its best epoch on the test images.
+
+    Raises UserError if the file is missing or damaged.
+    """
+    path = from_root(run.folder) / "test.json"
+    scores = unsealed(read_json(path), display_path(path))
+    if not are_numbers([*scores.values(), scores.get("acc")]):
+        raise UserError(f"{display_path(path)}: must have numbers, and an accuracy")
+    return scores

@@ -1,0 +1,153 @@
+"""The cards of a benchmark that has run: scores, prices, verdicts and flags. See docs/benchmark.md.
+
+Accuracies are in percent of the test images, with one number for each seed. `mean`, `low` and `high` of an interval are
+in percentage points.
+"""
+
+import json
+
+import method
+from study import autosteal
+from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Contest
+from study.cards import cards_path
+from study.intervals import mean
+from study.progress import read_metrics, test_scores
+from study.protocol import MISSED, VERSION, paired, verdict
+from study.publish import file_digest
+from utils import checkpoint
+from utils.digest import digest
+from utils.paths import display_path, from_root
+
+ONE_CHECKPOINT = "one checkpoint for all seeds: the interval is over students only, and the price is unknown"
+
+
+def make_cards(benchmark):
+    """The cards of a Benchmark that has run, a list of dictionaries for JSON."""
+    cards = [make_card(benchmark, row, preset) for preset in benchmark.presets for row in benchmark.rows]
+    by_place = {(card["defence"], card["preset"]): card for card in cards}
+    for card in cards:
+        undefended, insider = by_place[UNDEFENDED, card["preset"]], by_place.get((card["defence"], "insider"))
+        highest = undefended["score"]["high"]  # of the yardstick minus the thief of the undefended teacher
+        void = highest is None or highest >= 0
+        if void:
+            card["flags"].append("the undefended teacher does not help its student either: the preset shows nothing")
+        if card["preset"] == "label_only" and insider:
+            if mean(card["thief"]["accuracy"]) > mean(insider["thief"]["accuracy"]) + MISSED:
+                card["flags"].append("the student is better with labels only than with logits: the search missed one")
+        card["verdict"] = verdict(card["score"], card["teacher"]["price"], void)
+        card["digest"] = digest(card)
+    return cards
+
+
+def make_card(benchmark, row, preset):
+    """The card of the defence `row` under a preset, without its verdict and digest."""
+    contest, seeds = Contest(row, preset), benchmark.seeds
+    thief, passive = ([benchmark.finals(contest, seed)[name] for seed in seeds] for name in ("thief", "passive"))
+    others = {
+        name: [benchmark.finals(Contest(name, preset), seed)["thief"] for seed in seeds] for name in (ALONE, YARDSTICK)
+    }
+    chosen, defence = benchmark.chosen[contest], benchmark.defences[row]
+    return {
+        "protocol": VERSION,
+        "benchmark": benchmark.name,
+        "defence": row,
+        "preset": preset,
+        "source": defence.get("source"),
+        "reported": defence.get("reported"),
+        "seeds": seeds,
+        "teacher": own_teacher_part(benchmark, row) if row in benchmark.own else teacher_part(benchmark, contest),
+        "thief": student_part(chosen, thief)
+        | {"agreement": accuracies(thief, "agreement"), "queries": queries(thief[0])},
+        "passive": student_part(autosteal.passive(benchmark.attacks(contest)), passive),
+        ALONE: student_part(benchmark.chosen[Contest(ALONE, preset)], others[ALONE]),
+        YARDSTICK: student_part(benchmark.chosen[Contest(YARDSTICK, preset)], others[YARDSTICK]),
+        "score": paired(accuracies(others[YARDSTICK]), accuracies(thief)),
+        "gap": paired(accuracies(thief), accuracies(passive)),
+        "flags": flags_of(benchmark, contest, thief),
+        "draws": benchmark.entry["draws"],
+        "records": display_path(cards_path(benchmark.name, *benchmark.own.values())),
+        **provenance(thief[0]),
+    }
+
+
+def flags_of(benchmark, contest, thief):
+    """The flags of a card that depend on its defence and its thief only. thief: the runs of the thief, one per seed."""
+    row, chosen = contest.opponent, benchmark.chosen[contest]
+    flags = [f"{name} is left out: {why}" for name, why in benchmark.left_out(contest).items()]
+    if benchmark.smaller:
+        flags.append(f"not the published benchmark: {json.dumps(benchmark.smaller)}")
+    if row in benchmark.own:
+        flags += [ONE_CHECKPOINT, *benchmark.own[row].flags]
+    if edges := [name for name in autosteal.at_edge(chosen) if name in chosen]:
+        flags.append(f"the thief's {', '.join(edges)} lies at the edge of its search space")
+    if not deterministic(thief[0]):
+        flags.append("equal images are answered differently: averaging may give a stronger attack")
+    if sum(still_improving(run) for run in thief) > len(thief) / 2:
+        flags.append("students were still improving at their last epoch")
+    return flags
+
+
+def teacher_part(benchmark, contest):
+    """The item "teacher" of a card: accuracy of the answers to the passive thief, and what the defence costs."""
+    row, seeds = contest.opponent, benchmark.seeds
+    passive, undefended = (
+        [benchmark.finals(Contest(name, contest.preset), seed)["passive"] for seed in seeds]
+        for name in (row, UNDEFENDED)
+    )
+    defence = benchmark.defences[row]
+    return {
+        "settings": defence.get("changes", {}) | defence.get("teacher_changes", {}) | benchmark.chosen_strengths[row],
+        "accuracy": accuracies(passive, "teacher_acc"),
+        "undefended": accuracies(undefended, "teacher_acc"),
+        "price": paired(accuracies(undefended, "teacher_acc"), accuracies(passive, "teacher_acc")),
+        "weights": [file_digest(from_root(run.raw["teacher_resume"])) for run in passive],
+    }
+
+
+def own_teacher_part(benchmark, row):
+    """As `teacher_part`, of the user's checkpoint, which is the same for all seeds.
+
+    There is no undefended teacher of the same training, so the price is unknown.
+    """
+    own = benchmark.own[row]
+    return {
+        "settings": {"model": own.network},
+        "accuracy": [own.accuracy] * len(benchmark.seeds),
+        "undefended": None,
+        "price": None,
+        "weights": [file_digest(from_root(own.file))],
+    }
+
+
+def student_part(settings, runs):
+    """The item of a card on a student: attack, settings, and an accuracy for each of `runs`."""
+    settings = dict(settings)
+    attack = settings.pop("method", "scratch")
+    return {"attack": attack, "settings": settings, "accuracy": accuracies(runs)}
+
+
+def accuracies(runs, term="acc"):
+    """A term of test.json for each of `runs`, such as "acc" or "agreement"."""
+    return [test_scores(run)[term] for run in runs]
+
+
+def queries(run):
+    """The number of images that the teacher answered during a run."""
+    return sum(epoch.get("queries", 0) for epoch in read_metrics(from_root(run.folder) / "metrics.jsonl"))
+
+
+def still_improving(run):
+    """Whether the last epoch of a run has a higher validation accuracy than all epochs before."""
+    *before, last = (epoch["validation"]["acc"] for epoch in read_metrics(from_root(run.folder) / "metrics.jsonl"))
+    return last > max(before, default=0)
+
+
+def deterministic(run):
+    """Whether the release rule gives equal answers to equal images."""
+    return method.find_release(run.raw.get("release", "logits")).deterministic
+
+
+def provenance(run):
+    """Where the numbers of a run come from, as its checkpoint says."""
+    environment = checkpoint.load(from_root(run.folder) / "last_model.tar").get("environment", "")
+    return {"commit": environment.rpartition("commit ")[2], "environment": environment}

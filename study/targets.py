@@ -1,0 +1,102 @@
+"""The targets of commands: a folder of experiments, or a name in experiments/tables.json."""
+
+from pathlib import Path
+
+from study.matrices import load_matrix
+from study.tables import Table, read_target, row_of_sweep, row_of_table
+from training import spec
+from training.changes import check_common
+from training.cli import changed_keys
+from utils.errors import UserError
+from utils.paths import canonical_path, display_path, from_root
+
+NO_MATRIX = "--rows and --columns need a matrix; {} is not a matrix"
+
+
+def add_matrix_flags(parser):
+    """Add the flags --rows and --columns, which select a part of a matrix."""
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="for a matrix: only these defences; may be new files")
+    parser.add_argument(
+        "--columns", nargs="+", metavar="NAME", help="for a matrix: only these attacks; may be new files"
+    )
+
+
+def selected(args):
+    """The arguments `common`, `rows` and `columns` of `load_table`, as a dictionary, from the flags."""
+    changes = changed_keys(args)
+    new = args.rows or args.columns
+    return {"common": changes if new else check_common(changes), "rows": args.rows, "columns": args.columns}
+
+
+def load_table(name, common=None, rows=None, columns=None):
+    """The Table of a target.
+
+    common: {key: value} changed in all of its runs. rows, columns: for a matrix, names of its defences and attacks, or
+    of new files in method/defend/ and method/attack/; default: all of its own. A key of `common` that a new file
+    declares is changed only where this file is used. Raises UserError for an unknown name.
+    """
+    entry, common = read_target(name), common or {}
+    if "presets" in entry:
+        raise UserError(f"{name} is a benchmark, not a table")
+    if "defences" in entry:
+        return load_matrix(entry, common, rows, columns)
+    if rows or columns:
+        raise UserError(NO_MATRIX.format(name))
+    make_row = row_of_sweep if "values" in entry else row_of_table
+    headers = entry.get("columns") or [f"{entry['key']} {value}" for value in entry["values"]]
+    found = [(row["name"], make_row(row, entry, common)) for row in entry["rows"]]
+    return Table(entry["title"], entry["source"], headers, found, entry.get("conclusion", {}))
+
+
+def load_table_to_print(name, common=None, rows=None, columns=None):
+    """As `load_table`. But if only new rows, or only new columns, are selected, all others are printed before them."""
+    entry = read_target(name)
+    if "defences" in entry and not (rows and columns):
+        rows, columns = add_new(entry["defences"], rows), add_new(entry["attacks"], columns)
+    return load_table(name, common, rows, columns)
+
+
+def add_new(present, names):
+    """All rows or columns to print if `names` are selected: with those `present`, if `names` are all new."""
+    return [*present, *names] if names and not set(names) & set(present) else names
+
+
+def located(target):
+    """The folder `target`, resolved against the working directory, then the project root."""
+    return Path(target).absolute() if any(Path(target).rglob("params.json")) else from_root(target)
+
+
+def is_folder(target):
+    """Whether a target is a folder. A folder takes precedence over a table of the same name."""
+    return located(target).is_dir()
+
+
+def experiments_below(folder):
+    """The experiments in `folder` and below, as specs name them. Runs with changed keys are not experiments."""
+    return [canonical_path(path) for path in folders_below(folder) if spec.is_definition(path)]
+
+
+def folders_below(folder):
+    """All folders with a params.json in `folder` and below. Raises UserError if there is none."""
+    folder = located(folder).resolve()
+    found = sorted(path.parent for path in folder.rglob("params.json"))
+    if not found:
+        raise UserError(f"{display_path(folder)}: contains no experiment, that is, no folder with a params.json")
+    return found
+
+
+def is_benchmark(target):
+    """Whether a target is the name of a benchmark. Raises UserError if it is neither a folder nor a known name."""
+    return not is_folder(target) and "presets" in read_target(target)
+
+
+def specs_of(target, common=None, rows=None, columns=None):
+    """The specs of a target, each with its own seed. Arguments as those of `load_table`."""
+    if not is_folder(target):
+        return [cell.spec for cell in load_table(target, common, rows, columns).cells()]
+    if rows or columns:
+        raise UserError(NO_MATRIX.format(target))
+    experiments = experiments_below(target)
+    if not experiments:  # the folder of a run with changed keys
+        return [spec.of_folder(display_path(path)) for path in folders_below(target)]
+    return [spec.make(experiment, common=common) for experiment in experiments]
