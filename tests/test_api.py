@@ -1,6 +1,7 @@
 """Training, the benchmark and trained networks from Python, and the tutorial."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_an_audit_from_python(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_tutorial_runs(tmp_path):
-    """All its cells, in a copy of the project, as a notebook in docs/ runs them."""
+    """All its cells with fewer epochs, in a copy of the project, as a notebook in docs/ runs them."""
     root = copy_code(tmp_path)
     for name in ("digits", "digits-few"):
         for path in (ROOT / "experiments" / name).glob("*/*/params.json"):
@@ -90,11 +91,13 @@ def test_the_tutorial_runs(tmp_path):
     (root / "docs").mkdir()
     cells = json.loads((ROOT / "docs/tutorial.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    (root / "docs/tutorial.py").write_text("\n".join(code))
+    shorter, count = re.subn(r'"num_epochs": (10|30)\b', '"num_epochs": 4', "\n".join(code))
+    assert count == 2
+    (root / "docs/tutorial.py").write_text(shorter)
     done = command(root / "docs", "tutorial.py")
     assert done.status == 0, done.err
     teacher, normal, nasty, *audit = done.out.splitlines()
-    assert float(teacher.split()[1]) > 90 and "student of the normal teacher" in normal
+    assert float(teacher.split()[1]) > 80 and "student of the normal teacher" in normal
     assert "student of the nasty teacher" in nasty
     assert [line.split(" |")[0] for line in audit if "score" in line] == ["none", "nasty (own)"]
     assert "not the published benchmark" in audit[-1]

@@ -160,7 +160,7 @@ def test_the_listener_learns(trained):
     learner, _, optimizer = build(trained, "skeptical", alpha=0.0, kd_delay=0, num_channels=16)
     digits = data.load("digits", "", torch.device("cpu"))
     loader = digits.train_loader(32)
-    for epoch in range(8):
+    for epoch in range(5):
         loader.set_epoch(epoch)
         engine.train_epoch(learner, learner.losses, loader, optimizer, "")
     assert learner.evaluate(digits.test_loader())["acc_listener"] > 50

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, experiment, script, train, with_teacher
+from conftest import TINY, all_digits, experiment, script, train, with_teacher
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from projects import set_root
@@ -137,7 +137,7 @@ def digits(path):
         datasets.__file__ = honest
 
 
-READ_DIGITS = getattr(datasets.digits, "__wrapped__", datasets.digits)  # conftest caches it
+READ_DIGITS = all_digits.__wrapped__  # without the cache
 VERSIONS = itertools.count()
 READERS = {  # name: (file, what reads it)
     "checkpoint": ("experiments/x/teacher/best_model.tar", whole),
@@ -226,7 +226,7 @@ EPOCH = {"epoch": 1, "lr": 0.1, "train": {"loss": 2.0}, "test": {"acc": 50.0, "l
 def test_odd_metrics_are_one_line(line, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(line.encode(errors="surrogateescape") + b"\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line ") as error:
+    with pytest.raises(UserError, match=r"metrics\.jsonl: (some )?line") as error:
         ledger.read_metrics(path)
     assert len(str(error.value).splitlines()) == 1
 
