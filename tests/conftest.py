@@ -54,6 +54,12 @@ def pytest_configure(config):
         share_server()
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Threads do not make small networks faster. On busy cores they make them ten times slower."""
