@@ -4,6 +4,7 @@ A process has its own arguments, working directory, environment, output and exit
 It need not import PyTorch, which takes seconds. The workers of `reproduce.py` are forked from the same server.
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -11,6 +12,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ TESTS = Path(__file__).resolve().parent
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torchvision"])
 forkserver.set_forkserver_preload = lambda names: None  # `reproduce.py` would preload modules of this checkout
+KILLS = int(os.environ.get("KILLS", 2))  # in each test that kills and restarts at random moments
 SERVER, ADDRESS = forkserver._forkserver, "TESTS_FORKSERVER"
 
 
@@ -61,6 +64,41 @@ def command(root, *argv, **environment):
 def commands(root, *lines):
     """Run several command lines one after the other, as `command` does."""
     return [command(root, *shlex.split(line)) for line in lines]
+
+
+def working_in(folder):
+    """The processes whose working directory is `folder`: of a project, its scripts and their workers."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):  # it has ended
+            found += [int(link.parent.name)] * (os.readlink(link) == str(folder))
+    return found
+
+
+def kill(numbers, signal_number=signal.SIGKILL):
+    for number in numbers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal_number)
+
+
+def kill_and_restart(begin, folder, rng, kills, whole_group=True, seconds=3):
+    """Call `begin`, which starts a script in `folder`, again and again until the script ends by itself.
+
+    It is killed after up to `seconds`, at most `kills` times, with all that it has started if `whole_group` is true.
+    Nothing of it may stay. Returns the number of kills.
+    """
+    for count in range(kills + 1):
+        script = begin()
+        script.join(rng.uniform(0, seconds) if count < kills else None)
+        if not script.is_alive():
+            assert script.exitcode == 0
+            return count
+        kill(working_in(folder) if whole_group else [script.pid])
+        script.join()
+        end = time.monotonic() + 60
+        while left := working_in(folder):
+            assert time.monotonic() < end, left
+            time.sleep(0.01)
 
 
 def run(root, argv, path, output, errors, environment):

@@ -1,12 +1,15 @@
 """The benchmark: search for a thief (the student of an attack), verdicts, cards, and a complete tiny benchmark."""
 
+import functools
+import itertools
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
 from conftest import experiment, grow, metrics, same_weights, train
-from processes import command, commands
+from processes import KILLS, command, commands, kill_and_restart, start
 from projects import copy_code, set_root
 
 from method.attack import Attack
@@ -222,15 +225,19 @@ MINI = {
 }
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A copy of the project whose `digits` has 200 training images."""
-    root = copy_code(tmp_path_factory.mktemp("project"))
+def miniature(root):
+    """Make a copy of the project whose `digits` has 200 training images, with the benchmark `mini`."""
+    copy_code(root)
     source = root / "utils/datasets.py"
     source.write_text(source.read_text().replace("order[:898]", "order[:200]"))
     grow(root / "experiments/mini", Path("experiments/mini"), num_epochs=3)
     (root / "experiments/tables.json").write_text(json.dumps({"mini": MINI}))
     return root
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return miniature(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture
@@ -340,3 +347,16 @@ def test_repeated_it_trains_nothing_and_writes_the_same_cards(project, ran):
     assert (project / "results/mini.cards.jsonl").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in (project / "experiments").rglob("last_model.tar")} == written
     assert sorted(printed.out.split()) == sorted(again.out.split()) and "nasty" in printed.out
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_makes_the_same_cards(project, ran, tmp_path):
+    rng, kills, name = random.Random("benchmark"), 0, "results/mini.cards.jsonl"
+    line = ["reproduce.py", "mini", "--jobs", "2", "--rows", "nasty"]
+    for number in itertools.count():
+        (root := tmp_path / str(number)).mkdir()
+        begin = functools.partial(start, miniature(root), *line, output=tmp_path / f"{number}.out")
+        kills += kill_and_restart(begin, root, rng, KILLS - kills)
+        assert (root / name).read_bytes() == (project / name).read_bytes()
+        if kills == KILLS:
+            break

@@ -1,8 +1,9 @@
 """Processes that work on one plan at the same time: each run is trained once, whoever is killed."""
 
-import contextlib
 import fcntl
-import os
+import functools
+import importlib.util
+import itertools
 import random
 import signal
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SCRIPTS, experiment, grow, metrics, same_weights, train
-from processes import start
+from processes import KILLS, kill, kill_and_restart, start, working_in
 from projects import copy_code
 
 from study.executors import BUSY
@@ -37,27 +38,12 @@ def code(tmp_path_factory):
 def nothing_stays(code):
     """Ends what a failed test has left."""
     yield
-    kill(processes(code))
+    kill(working_in(code))
 
 
 def reproduce(code, target, output, *argv):
     """Start `reproduce.py target`, which prints to the file `output`."""
     return start(code, "reproduce.py", target, *argv, output=output)
-
-
-def processes(code):
-    """The processes that work in the folder `code`: each `reproduce.py` and its workers."""
-    found = []
-    for link in Path("/proc").glob("[0-9]*/cwd"):
-        with contextlib.suppress(OSError):  # it has ended
-            found += [int(link.parent.name)] * (os.readlink(link) == str(code))
-    return found
-
-
-def kill(numbers, signal_number=signal.SIGKILL):
-    for number in numbers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(number, signal_number)
 
 
 def waited(condition, seconds=300):
@@ -116,7 +102,7 @@ def test_a_killed_holder_frees_its_run(code, tmp_path):
     train(whole)
     first = reproduce(code, shared, tmp_path / "first", "--jobs", "1")
     assert waited(lambda: epochs_logged(shared) > 1)
-    holders = processes(code)
+    holders = working_in(code)
     kill(holders, signal.SIGSTOP)  # so that it is not finished before the second one begins
     second = reproduce(code, shared, tmp_path / "second", "--jobs", "1")
     assert waited(lambda: WAITS in (tmp_path / "second").read_text())
@@ -125,26 +111,32 @@ def test_a_killed_holder_frees_its_run(code, tmp_path):
     kill(holders, signal.SIGCONT)
     second.join(timeout=500)
     assert second.exitcode == 0, (tmp_path / "second").read_text()
-    assert not set(processes(code)) & set(holders)
+    assert not set(working_in(code)) & set(holders)
     assert "Continuing after epoch" in (shared / "training.log").read_text()
     assert metrics(shared) == metrics(whole) and same_weights(shared / "last_model.tar", whole / "last_model.tar")
 
 
-@pytest.mark.parametrize("whom", ["all", "reproduce.py"])
-def test_killed_at_random_moments_and_started_again(whom, code, trained, tmp_path):
-    root, output, rng = grow(tmp_path / "x"), tmp_path / "out", random.Random(whom)
-    for _ in range(2):
-        process = reproduce(code, root, output, "--jobs", "2")
-        waited(lambda: list(root.rglob("training.log")), seconds=100)
-        time.sleep(rng.uniform(0, 1))
-        kill(processes(code) if whom == "all" else [process.pid])
-        process.join()
-        assert waited(lambda: not processes(code), seconds=60)
+CASES = {
+    "reproduce.py and its workers": (["--jobs", "2"], True),
+    "reproduce.py": (["--jobs", "2"], False),
+    "reproduce.py and Ray": (["--ray"], True),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_at_random_moments_and_started_again(case, code, trained, tmp_path):
+    flags, whole_group = CASES[case]
+    if "Ray" in case and not (KILLS > 2 and importlib.util.find_spec("ray")):
+        pytest.skip("needs Ray and minutes: pip install ray, and set KILLS=100")
+    rng, kills = random.Random(case), 0
+    for number in itertools.count():
+        root = grow(tmp_path / str(number))
+        begin = functools.partial(reproduce, code, root, tmp_path / f"{number}.out", *flags)
+        kills += kill_and_restart(begin, code, rng, KILLS - kills, whole_group)
         assert all(unlocked(root / name) for name in SCRIPTS)
-    last = reproduce(code, root, output, "--jobs", "2")
-    last.join(timeout=500)
-    assert last.exitcode == 0, output.read_text()
-    same_runs(root, trained)
+        same_runs(root, trained)
+        if kills == KILLS:
+            break
 
 
 def test_a_run_that_was_trained_since_it_was_read_is_left_alone(tmp_path):
