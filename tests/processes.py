@@ -5,6 +5,7 @@ It need not import PyTorch, which takes seconds. The workers of `reproduce.py` a
 """
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import runpy
@@ -13,16 +14,30 @@ import signal
 import sys
 import tempfile
 import time
-from multiprocessing import forkserver
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 from types import SimpleNamespace
 
 TESTS = Path(__file__).resolve().parent
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torchvision"])
+CONTEXT.set_forkserver_preload(["torch", "torchvision", "processes"])
 forkserver.set_forkserver_preload = lambda names: None  # `reproduce.py` would preload modules of this checkout
 KILLS = int(os.environ.get("KILLS", 2))  # in each test that kills and restarts at random moments
 SERVER, ADDRESS = forkserver._forkserver, "TESTS_FORKSERVER"
+
+
+receive = reduction.recvfds
+
+
+def receive_or_ignore(*arguments):
+    """Receive what starts a process. Without this function, the server ends if a client is killed while it sends."""
+    try:
+        return receive(*arguments)
+    except EOFError:
+        raise ConnectionAbortedError(errno.ECONNABORTED, "the client was killed") from None
+
+
+reduction.recvfds = receive_or_ignore
 
 
 def share_server():
