@@ -227,6 +227,7 @@ MINI = {
 
 def miniature(root):
     """Make a copy of the project whose `digits` has 200 training images, with the benchmark `mini`."""
+    root.mkdir(exist_ok=True)
     copy_code(root)
     source = root / "utils/datasets.py"
     source.write_text(source.read_text().replace("order[:898]", "order[:200]"))
@@ -350,12 +351,31 @@ def test_repeated_it_trains_nothing_and_writes_the_same_cards(project, ran):
 
 
 @pytest.mark.slow
+def test_two_processes_share_a_benchmark(project, ran, tmp_path):
+    root = miniature(tmp_path / "shared")
+    line = ["reproduce.py", "mini", "--jobs", "1", "--rows", "nasty"]
+    both = [start(root, *line, output=tmp_path / name) for name in ("one", "other")]
+    for process in both:
+        process.join(timeout=500)
+    assert [process.exitcode for process in both] == [0, 0]
+    for name in ("one", "other"):
+        assert (tmp_path / name).read_text().partition("preset  ")[2] == ran.out.partition("preset  ")[2] != ""
+    cards_file = "results/mini.cards.jsonl"
+    assert (root / cards_file).read_bytes() == (project / cards_file).read_bytes()
+    parts = [[path.relative_to(where) for path in where.rglob("training.log")] for where in (root, project)]
+    assert sorted(parts[0]) == sorted(parts[1])
+    for path in parts[0]:  # a draw that survives the search is trained in several parts, by any of the processes
+        begun = [(where / path).read_text().count("Environment: ") for where in (root, project)]
+        assert begun[0] == begun[1], path
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments_it_makes_the_same_cards(project, ran, tmp_path):
     rng, kills, name = random.Random("benchmark"), 0, "results/mini.cards.jsonl"
     line = ["reproduce.py", "mini", "--jobs", "2", "--rows", "nasty"]
     for number in itertools.count():
-        (root := tmp_path / str(number)).mkdir()
-        begin = functools.partial(start, miniature(root), *line, output=tmp_path / f"{number}.out")
+        root = miniature(tmp_path / str(number))
+        begin = functools.partial(start, root, *line, output=tmp_path / f"{number}.out")
         kills += kill_and_restart(begin, root, rng, KILLS - kills)
         assert (root / name).read_bytes() == (project / name).read_bytes()
         if kills == KILLS:
