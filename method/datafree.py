@@ -13,10 +13,10 @@ from torchvision.utils import save_image
 from method.attacker import Attack
 from model.generator import Generator
 from utils import distributed
+from utils.epochs import get_lr
 from utils.errors import UserError
 from utils.keys import key
 from utils.paths import write_file
-from utils.schedule import get_lr
 
 # Keys of params.json that do not change the images that an attack makes
 IRRELEVANT = {"num_epochs", "num_workers", "cuda", "cuda_graph", "grid_every", "stored_answers_gib", "test_at_end"}

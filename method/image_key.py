@@ -5,9 +5,9 @@ from torch import nn
 
 from utils import checkpoint
 from utils.augment import normalise
+from utils.epochs import derive_seed
 from utils.errors import UserError
 from utils.paths import display_path, from_root
-from utils.seeds import derive_seed
 
 
 class ImageKey(nn.Module):

@@ -16,8 +16,8 @@ from model.auxiliary import stages
 from training import engine, params
 from training.zoo import Zoo
 from utils import data
+from utils.epochs import seed_everything
 from utils.losses import cross_entropy
-from utils.seeds import seed_everything
 
 SETTINGS = [(1.0, 0.3), (4.0, 0.9), (20.0, 0.9)]
 DIGITS = data.DATASETS["digits"]

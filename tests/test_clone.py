@@ -128,7 +128,7 @@ def test_contracts_are_kept():
 @importlinter
 @pytest.mark.parametrize(
     ("file", "line"),
-    [("utils/seeds.py", "import training.folder"), ("method/release.py", "import method.attack.kd")],
+    [("utils/epochs.py", "import training.folder"), ("method/release.py", "import method.attack.kd")],
     ids=["a higher floor", "a cycle"],
 )
 def test_a_broken_contract_is_found(file, line, tmp_path):

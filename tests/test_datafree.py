@@ -22,8 +22,8 @@ from model.generator import Generator
 from training import engine, params
 from training.zoo import Zoo
 from utils import checkpoint, data
+from utils.epochs import seed_everything
 from utils.errors import UserError
-from utils.seeds import seed_everything
 
 NAMES = ["dafl", "dfad", "deepinversion"]
 RUNS = {name: {"method": name, "grid_every": 2} | SMALL[name] for name in NAMES}

@@ -23,8 +23,8 @@ from method.release import WITHHELD, Release
 from training import engine, params, spec
 from training.zoo import Zoo
 from utils import checkpoint, data
+from utils.epochs import seed_everything
 from utils.losses import kl
-from utils.seeds import seed_everything
 
 DIGITS = data.DATASETS["digits"]
 

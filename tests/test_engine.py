@@ -12,10 +12,9 @@ from method import Method
 from training import engine
 from training.zoo import Zoo
 from utils import data, environment, losses
+from utils.epochs import get_lr, seed_everything
 from utils.errors import Diverged
 from utils.metrics import Means, evaluate
-from utils.schedule import get_lr
-from utils.seeds import seed_everything
 
 SCHEDULES = sorted(
     {

@@ -16,8 +16,8 @@ from method.datafree import DataFree, Generating
 from training import engine, experiment, params
 from training.zoo import Zoo
 from utils import data
+from utils.epochs import seed_everything
 from utils.errors import UserError
-from utils.seeds import seed_everything
 
 NAMES = [name for members in method.names().values() for name in members]
 DIGITS = data.DATASETS["digits"]

@@ -12,10 +12,9 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.cuda_graph import Recorder
+from utils.epochs import get_lr, seed_everything
 from utils.errors import Diverged, UserError
 from utils.metrics import Means
-from utils.schedule import get_lr
-from utils.seeds import seed_everything
 
 CHECK_EVERY = 50  # steps between two checks of the running loss; each check waits for the device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc

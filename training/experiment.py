@@ -12,10 +12,10 @@ from training.answers import store_answers
 from training.folder import Run
 from training.zoo import Zoo
 from utils import data, distributed, environment
+from utils.epochs import seed_everything
 from utils.errors import CheckpointError, UserError
 from utils.metrics import evaluate
 from utils.paths import display_path, from_root, read_json
-from utils.seeds import seed_everything
 
 SCRIPTS = {"scratch": "train_scratch.py", "defend": "train_nasty.py", "attack": "train_kd.py"}
 

@@ -17,10 +17,10 @@ import torch
 from method.datafree import IRRELEVANT, Batches, DataFree, pixels
 from method.inversion import batch_norms, invert, no_batch_norm
 from utils import checkpoint, data
+from utils.epochs import derive_seed
 from utils.errors import UserError
 from utils.keys import key
 from utils.losses import kl
-from utils.seeds import derive_seed
 
 IMAGES = 5  # part of the seeds of images, so that they differ from other seeds of the run
 

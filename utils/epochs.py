@@ -1,7 +1,18 @@
-"""Random numbers as a function of whole numbers such as (seed, epoch)."""
+"""What depends on the epoch: the learning rate, and the seeds of random numbers."""
 
 import numpy as np
 import torch
+
+
+def get_lr(learning_rate, schedule, gamma, epoch):
+    """The learning rate of `epoch`, counted from 0, as in the released code.
+
+    It is multiplied by `gamma` at the start of each epoch in `schedule`.
+    """
+    for milestone in schedule:
+        if milestone <= epoch:
+            learning_rate *= gamma
+    return learning_rate
 
 
 def derive_seed(*numbers):
