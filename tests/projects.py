@@ -43,14 +43,20 @@ def recorded(experiment, *accuracies, **arguments):
 
 
 def copy_code(root):
-    """Make a project without experiments in the folder `root`. Its `digits` has 100 test images, like `few_digits`."""
+    """Make a project without experiments in the folder `root`, with few test images."""
     for name in CODE:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, root)
-    source = (root / "utils/datasets.py").read_text()
+    return with_few_test_images(root)
+
+
+def with_few_test_images(root):
+    """Change `digits` in the project `root`, so that it has 100 test images, like `few_digits`."""
+    file = root / "utils/datasets.py"
+    source = file.read_text()
     assert "= order[:898], order[898:]\n" in source
-    (root / "utils/datasets.py").write_text(source.replace("order[898:]", "order[898:998]"))
+    file.write_text(source.replace("order[898:]", "order[898:998]"))
     return root
 
 
