@@ -70,9 +70,10 @@ def show_published(entry):
 
 
 def conclude(table, source, rows):
-    """Two sentences that compare the nasty and the normal teacher of a table; None if a number is missing.
+    """Two sentences that compare the nasty and the normal teacher of a table, from one source.
 
-    source: the name of the source. rows: for each row of the table, its entries. Tables without `conclusion` have none.
+    None if a number is missing, or if the table has no `conclusion`. source: the name of the source. rows: the entries
+    of each row.
     """
     if not table.conclusion:
         return None
