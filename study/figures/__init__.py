@@ -1,4 +1,5 @@
-"""Figures of the papers and of the benchmark. A module has a function of the same name that returns a matplotlib figure.
+"""Figures of the papers and of the benchmark.
 
-`style` and `teachers` hold what several figures share.
+A module has a function of the same name that returns a matplotlib figure. `style` and `teachers` hold what several
+figures share.
 """
