@@ -16,12 +16,12 @@ RESULTS = "results"
 
 
 def cards_path(name, own=None):
-    """The file with the cards of the benchmark `name`. own: an OwnTeacher, whose cards are beside its copy."""
+    """The file with the cards of the benchmark `name`. own: an OwnTeacher; its cards lie beside its checkpoint."""
     return from_root(own.file).with_name("cards.jsonl") if own else from_root(RESULTS) / f"{name}.cards.jsonl"
 
 
 def write_cards(name, cards):
-    """Write the cards of the benchmark `name`, in place of older ones of the same defence and preset.
+    """Write the cards of the benchmark `name`. They replace older cards of the same defence and preset.
 
     Raises UserError if a card was measured with modified code.
     """
@@ -79,7 +79,7 @@ def show(cards, style="simple"):
 
 
 def show_interval(interval):
-    """ "+1.20 [+0.40, +2.00]": the mean of an interval of protocol.py, and its ends if there are several seeds."""
+    """ "+1.20 [+0.40, +2.00]": the mean of a `protocol.interval`, and its ends if there are several seeds."""
     if interval is None:
         return "unknown"
     if interval["low"] is None:

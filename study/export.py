@@ -1,4 +1,4 @@
-"""Trained networks for others: a file of weights in model/weights/, and its card in model/pretrained.json."""
+"""Export of trained networks: a file of weights in model/weights/, and its card in model/pretrained.json."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,8 @@ def export(target, name=None, data_dir="data", download=False):
     """Write the network of a finished run to model/weights/, and its card to the index. Returns the card as JSON.
 
     target: a run folder, whose best_model.tar is taken, or a checkpoint in it. name: for `model.load_model`; default:
-    the folder below experiments/. Weights are float16 if the accuracy on the test images is equal to the last image.
+    the folder below experiments/. Weights are stored as float16 if the network then classifies equally many test images
+    correctly, otherwise as float32. Raises UserError if the run has not finished.
     """
     file = from_root(Path(target) / "best_model.tar" if from_root(target).is_dir() else target)
     content, folder = checkpoint.load(file), file.parent
