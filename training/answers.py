@@ -1,8 +1,9 @@
 """Stored answers: a frozen teacher's answers to the batches of an epoch, computed once and read by later students.
 
 The images of an epoch depend on (seed, epoch) only, and so do the answers. They are stored beside the teacher's
-checkpoint, in answers/<digest>/epochN.tar. The digest covers everything that the answers depend on. So a student that
-reads them has the same result, to the last bit, as a student whose teacher computes them.
+checkpoint, in answers/<digest>/epochN.tar. The digest covers everything that the answers depend on, except the code of
+this project. So a student that reads them has the same result, to the last bit, as a student whose teacher computes
+them with the same code.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ KEYS = ("teacher_model", "release", "dataset", "subset_percent", "validation", "
 
 
 def store_answers(attack, loader, environment, log):
-    """Let the Attack `attack` read and write stored answers. Returns the loader to train it with.
+    """Make the Attack `attack` read and write stored answers. Returns the loader to train it with.
 
     environment: text with versions, device, number of threads and precision, on which the last bits of answers depend.
     If answers cannot be stored for this run, nothing changes.
@@ -42,7 +43,7 @@ def store_answers(attack, loader, environment, log):
 
 
 def describe(rule, params, environment):
-    """Everything that the answers of a release rule depend on, as a dictionary for JSON."""
+    """Everything that the answers of a release rule depend on, except code, as a dictionary for JSON."""
     own = [field.name for field in dataclasses.fields(rule.Params)]
     networks = [
         checkpoint.weights_digest(part.state_dict()) for part in vars(rule).values() if isinstance(part, nn.Module)
@@ -54,7 +55,7 @@ def describe(rule, params, environment):
 class StoredAnswers:
     """A release rule that answers the images of the loader's current batch from a file, if there is one.
 
-    All other images, and calls for features, go to `rule`. Answers are written at the end of an epoch, if
+    For other images, and for features, it calls `rule`. Answers are written at the end of an epoch, if
     every batch was answered and all files in `folder` together take at most `limit` bytes.
     """
 
@@ -81,7 +82,7 @@ class StoredAnswers:
         return self.rule.answer(logits)
 
     def batches(self, loader):
-        """Yield the batches of `loader`. Its current images are answered from the file, if there is one."""
+        """Yield the batches of `loader`. Calls with the images of the latest batch are answered from the file."""
         self.stored, self.asked, self.first = self.read(loader), [], 0
         count = 0
         for images, labels in loader:

@@ -19,7 +19,7 @@ from utils.seeds import seed_everything
 
 CHECK_EVERY = 50  # steps between two checks of the running loss; each check waits for the device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-NEVER = 2**31 - 1  # bytes
+NEVER = 2**31 - 1  # bytes: the largest value that mallopt takes
 HINT = "Try a smaller learning_rate, a smaller weight of the term that grew, or clip_grad_norm (such as 5)."
 
 
@@ -102,7 +102,7 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_gr
                 bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s", refresh=False)
             bar.update()
     means = means.over_processes()
-    means.values()
+    means.values()  # raises Diverged
     return means, queries
 
 
