@@ -16,7 +16,7 @@ from utils.digest import read_line, sealed
 from utils.errors import UserError
 from utils.paths import display_path, write_file
 
-DIGITS = 6  # significant, of all numbers but accuracies
+DIGITS = 6  # significant digits of all numbers but accuracies
 
 
 def publish(target, **selection):
@@ -76,7 +76,7 @@ def record_of_metrics(run, metrics):
 
 
 def rounded(term, value):
-    """The value of a term as a record has it: accuracies exactly, other numbers with DIGITS significant digits."""
+    """The value of a term for a record: accuracies are exact, other numbers have DIGITS significant digits."""
     exact = value is None or term.startswith("acc")
     return value if exact else float(f"{value:.{DIGITS}g}")
 
