@@ -38,7 +38,7 @@ class Attack(Method):
             self.teacher = LabelOnly(self.teacher)
 
     def final(self, loader):
-        """Return the terms of `evaluate` and two more percentages of images.
+        """Return the terms of `evaluate` for the student, and two more percentages of images.
 
         "agreement": student and teacher predict the same class. "teacher_acc": the teacher's answer is correct.
         """

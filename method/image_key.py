@@ -30,7 +30,7 @@ def random_key(spec, seed):
 
 
 def seed_for(seed, purpose):
-    """A seed that depends on `seed` and the string `purpose`, and that the training engine does not use."""
+    """A seed derived from `seed` and the string `purpose`. The training engine uses other seeds."""
     return derive_seed(seed, *purpose.encode())
 
 

@@ -38,7 +38,8 @@ def invert(
     Returns (normalised images, float32 (N, 3, H, W); {term: scalar} of the last step). network, student: networks in
     eval mode. jitter: largest shift in pixels. flip: whether images are mirrored at random. seed: of the initial
     images, the shifts and the flips. title: text of the progress bar. log: a function that logs a line; if it is given,
-    steps are recorded as a CUDA graph. Raises UserError if the network has no batch norm.
+    steps are recorded as a CUDA graph where this is possible. Raises UserError if the network has no batch norm, and
+    Diverged if the images become NaN or infinite.
     """
     if not batch_norms(network):
         raise UserError(no_batch_norm(type(network).__name__))
@@ -73,7 +74,7 @@ def invert(
 
 
 def shift_and_flip(size, shifts, flips):
-    """The source row of each row, and the source column of each column: (rows, columns), both int (steps, size).
+    """(rows, columns), both int (steps, size): the input row of each output row, and the same for columns.
 
     shifts: int (steps, 2), cyclic shifts down and to the right. flips: bool (steps,), whether the shifted image is
     mirrored left to right.
@@ -84,9 +85,9 @@ def shift_and_flip(size, shifts, flips):
 
 
 def inversion_loss(x, labels, logits, bn, student_logits, a_tv, a_l2, a_f, a_c, T):
-    """The loss of the equation: {"inversion": the loss, and each of its terms}.
+    """The loss of the equation and its terms without weights: {"inversion": loss, "ce": …, "tv": …, …}.
 
-    bn: the sum over batch norms. student_logits: s(x), or None.
+    bn: the sum over l of the distances, which has the weight a_f. student_logits: s(x), or None.
     """
     terms = {"ce": cross_entropy(logits, labels), "tv": total_variation(x), "l2": x.norm(), "bn": bn}
     loss = terms["ce"] + a_tv * terms["tv"] + a_l2 * terms["l2"] + a_f * terms["bn"]

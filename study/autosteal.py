@@ -3,7 +3,8 @@
 A fixed number of settings, called draws, is sampled from a search space. The random generator has a seed, so a
 repeated search has the same draws. Successive halving: all draws train for a part of their epochs. The best third
 continues, until at most three are left. These train all epochs. The draw with the highest accuracy on the validation
-images is chosen. Draw 0 is plain knowledge distillation with default settings.
+images is chosen. Draw 0 is plain knowledge distillation, or, without data, the first data-free attack, with default
+settings.
 """
 
 import numpy as np
@@ -11,18 +12,18 @@ import numpy as np
 import method
 from study.protocol import COMMON_SPACE, PASSIVE, SMOOTHING
 
-KEEP = 3  # one of KEEP draws continues to the next rung
+KEEP = 3  # the best of every KEEP draws continue to the next rung, that is, train for more epochs
 
 
 def space_of(attack):
-    """{key: values to draw from} that an attack declares for its keys; see `utils.keys.key`."""
+    """{key: list of values to draw from}: the search space that an attack declares; see `utils.keys.key`."""
     found = method.find(attack)
     fields = getattr(found.Params, "__dataclass_fields__", {})
     return {name: field.metadata["search"] for name, field in fields.items() if "search" in field.metadata}
 
 
 def draw_thieves(attacks, count, student, seed):
-    """`count` dictionaries of changed keys of a student.
+    """`count` draws for a student with a teacher: dictionaries of changed keys. The first is that of `passive`.
 
     attacks: {name: keys that all of its draws have}; the draws use these attacks in turn. student: the content of the
     student's params.json, whose learning rate is varied.
@@ -37,13 +38,13 @@ def draw_thieves(attacks, count, student, seed):
 
 
 def passive(attacks):
-    """The changed keys of a student that does not adapt: plain distillation, or the first of the data-free attacks."""
+    """The changed keys of a thief that is not tuned: plain distillation, or else the first of `attacks`."""
     first = next(iter(attacks))
     return dict(PASSIVE) if PASSIVE["method"] in attacks else {"method": first} | attacks[first]
 
 
 def draw_students(count, student, seed, smoothing):
-    """`count` dictionaries of changed keys of a student without a teacher.
+    """`count` draws for a student without a teacher: dictionaries of changed keys.
 
     smoothing: whether label smoothing is varied as well. student, seed: as in `draw_thieves`.
     """
@@ -61,7 +62,7 @@ def sample(space, generator):
 
 
 def sample_common(student, generator):
-    """Values for the keys of COMMON_SPACE: those of the student times a sampled factor."""
+    """{key: value} for the keys of COMMON_SPACE: the value of the student times a sampled factor."""
     factors = sample(COMMON_SPACE, generator)
     return {name: student[name] * factor for name, factor in factors.items()}
 
@@ -80,7 +81,10 @@ def most_accurate(scored, count):
 
 
 def at_edge(thief):
-    """Names of the numeric keys of a chosen setting whose value is the smallest or largest in its search space."""
+    """Names of the numeric keys of a chosen setting whose value is the smallest or largest in its search space.
+
+    Keys with at most two values do not count, and `alpha` does not count.
+    """
     space = space_of(thief["method"])
     numeric = {name: values for name, values in space.items() if all(isinstance(v, (int, float)) for v in values)}
     inner = {name: values for name, values in numeric.items() if len(values) > 2 and name != "alpha"}

@@ -1,11 +1,11 @@
 """The benchmark of undistillable teachers: every defence against an attack that is tuned to it. See docs/benchmark.md.
 
 1. The strength of a defence is the largest one with which its teacher loses at most one point on validation images.
-2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. Results with its seed are not
-   reported. The student without a teacher and the student with label smoothing are tuned with the same number of draws.
+2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. The student without a teacher
+   and the student with label smoothing are tuned with the same number of draws. Results of the search are not reported.
 3. The chosen attack, the passive attack and both students run with other seeds. Test accuracy is computed once.
 
-The strength of a defence is a value of one of its keys; tables.json lists the values to choose from.
+The strength of a defence is a value of one of its keys; tables.json lists the values, from strong to weak.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SMALLER = ("draws", "seeds", "changes")  # items of the entry that `study.run` m
 
 @dataclass(frozen=True)
 class Contest:
-    """One search: the students of a defence, or students without a teacher, under a threat preset."""
+    """One search under a threat preset, for the best student of a defence or for the best student without a teacher."""
 
     opponent: str  # a defence, ALONE or YARDSTICK
     preset: str
@@ -35,7 +35,7 @@ class Benchmark:
 
     execute: a function that trains the runs in a list of (Spec, epoch to stop after or None). rows, presets: names of
     defences and of threat presets; default: all. own: an OwnTeacher; the only other row is then the undefended teacher,
-    unless `rows` names more. smaller: {name: value} that replace `draws`, `seeds` or `changes` of the entry. `changes`
+    unless `rows` names more. smaller: {name: value} to replace `draws`, `seeds` or `changes` of the entry. `changes`
     are changed keys of all runs. Raises UserError for an unknown name.
     """
 
@@ -74,21 +74,25 @@ class Benchmark:
         contests, draws = len(self.presets) * (len(self.rows) + 2), self.entry["draws"]
         finals = len(self.presets) * (2 * len(self.rows) + 2) * len(self.seeds)
         trained = [row for row in self.rows if row not in self.own]
-        teachers = len({self.teacher(row, 0).folder for row in trained}) * (len(self.seeds) + 1)
+        teachers = {self.teacher(row, seed).folder for row in trained for seed in (*self.seeds, self.tuning_seed)}
+        teachers |= {
+            self.teacher(row, self.tuning_seed, each).folder for row in trained for each in self.strengths(row)
+        }
         return (
-            f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {teachers} teachers, "
+            f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {len(teachers)} teachers, "
             f"{contests} searches of {draws} draws, {finals} final students"
         )
+
+    def strengths(self, row):
+        """The strengths that a defence declares, from strong to weak, as dictionaries {key: value}."""
+        return [{key: value} for key, found in self.defences[row].get("strengths", {}).items() for value in found]
 
     def choose_strengths(self):
         """For each defence with `strengths`, choose the first whose teacher loses at most LARGEST_PRICE points.
 
         If all lose more, the last is chosen.
         """
-        options = {
-            row: [{key: value} for key, values in self.defences[row].get("strengths", {}).items() for value in values]
-            for row in self.rows
-        }
+        options = {row: self.strengths(row) for row in self.rows}
         teachers = {
             (row, number): self.teacher(row, self.tuning_seed, option)
             for row, found in options.items()
@@ -183,7 +187,7 @@ class Benchmark:
         )
 
     def teacher(self, row, seed, strength=None):
-        """The Spec of the teacher of a defence. Not for a checkpoint of the user, which no run makes."""
+        """The Spec of the teacher of a defence. A row in `self.own` has none: no run trains the user's checkpoint."""
         return self.student(Contest(row, "insider"), {}, seed, strength=strength).sources["teacher_resume"]
 
     def loaded_epoch(self, row):

@@ -10,18 +10,18 @@ from tabulate import tabulate
 from study.intervals import mean
 from utils.digest import digest
 from utils.errors import UserError
-from utils.paths import display_path, from_root, write_file
+from utils.paths import display_path, from_root, make_folder, write_file
 
 RESULTS = "results"
 
 
 def cards_path(name, own=None):
-    """The file with the cards of the benchmark `name`. own: an OwnTeacher, whose cards are beside its copy."""
+    """The file with the cards of the benchmark `name`. own: an OwnTeacher; its cards lie beside its checkpoint."""
     return from_root(own.file).with_name("cards.jsonl") if own else from_root(RESULTS) / f"{name}.cards.jsonl"
 
 
 def write_cards(name, cards):
-    """Write the cards of the benchmark `name`, in place of older ones of the same defence and preset.
+    """Write the cards of the benchmark `name`. They replace older cards of the same defence and preset.
 
     Raises UserError if a card was measured with modified code.
     """
@@ -35,7 +35,7 @@ def write_cards(name, cards):
 
 def save(path, cards):
     """Write cards to the file `path`, a line of JSON for each. Raises UserError if the file cannot be written."""
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     content = "".join(json.dumps(card, ensure_ascii=False) + "\n" for card in cards)
     write_file(path, lambda file: file.write(content.encode()), shared=True)
 
@@ -79,7 +79,7 @@ def show(cards, style="simple"):
 
 
 def show_interval(interval):
-    """ "+1.20 [+0.40, +2.00]": the mean of an interval of protocol.py, and its ends if there are several seeds."""
+    """ "+1.20 [+0.40, +2.00]": the mean of a `protocol.interval`, and its ends if there are several seeds."""
     if interval is None:
         return "unknown"
     if interval["low"] is None:

@@ -67,8 +67,8 @@ def read_matrix(matrix, source):
 def strongest(matrix, rows):
     """For each row of `read_matrix`, (name, entry) of the attack whose student gains most.
 
-    The item of a row is None if its attacks have different numbers of seeds. A new attack without a finished run does
-    not count.
+    The item of a row is None if its attacks have different numbers of seeds, or if one has no finished run. An attack
+    in `matrix.new` without a finished run in any row does not count.
     """
     columns = [[attacks[i] for _, attacks in rows] for i in range(len(matrix.columns) - 1)]
     counting = {
@@ -99,28 +99,28 @@ def flat(table, found):
 
 
 def flat_matrix(matrix, alone, smoothed, rows):
-    """As `flat`, of the entries that `read_matrix` returns."""
+    """As `flat`, for the entries that `read_matrix` returns."""
     own = [{"row": "alone", "column": "student"} | alone, {"row": "yardstick", "column": "student"} | smoothed]
     return own + flat(matrix, [[[teacher, *attacks]] for teacher, attacks in rows])
 
 
 def baseline(student):
-    """The Spec of the baseline of the Spec `student`: the same network, trained without a teacher. None without one.
+    """The Spec of the baseline of the Spec `student`: the same network, trained without a teacher. None if none exists.
 
-    It has the student's common changes and its seed. It is an experiment in the folder baseline/ beside the parent
-    folder of the student: the one with the same name, or else the first with the same network.
+    The baseline is an experiment in the folder baseline/ beside the parent folder of the student: the one with the same
+    name, or else the first with the same network. It has the common changes and the seed of the student.
     """
     path = Path(student.experiment)
     folder = path.parent.parent / "baseline"
     if (from_root(folder) / path.name / "params.json").exists():
         return spec.make(str(folder / path.name), common=dict(student.common), seed=student.seed)
     raw = student.raw
-    options = {"model_name": None} | model.options(raw["model_name"])
+    defaults = {"model_name": None} | model.options(raw["model_name"])
     for file in sorted(from_root(folder).glob("*/params.json")):
         experiment = str(folder / file.parent.name)
         if not spec.is_definition(experiment):
             continue
         other = spec.definition(experiment)
-        if all(other.get(key, usual) == raw.get(key, usual) for key, usual in options.items()):
+        if all(other.get(key, default) == raw.get(key, default) for key, default in defaults.items()):
             return spec.make(experiment, common=dict(student.common), seed=student.seed)
     return None

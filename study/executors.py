@@ -27,7 +27,7 @@ from utils.paths import ROOT, from_root
 
 BUSY = "another process is training here"
 INTERRUPTED = "interrupted"
-RETRIES = 3  # of a Ray task whose worker or node stopped; the run continues after its last finished epoch
+RETRIES = 3  # how often Ray repeats a task whose worker or node stopped; the run then continues
 
 
 load_data = functools.lru_cache(maxsize=2)(data.load)  # a worker reads a data set once
@@ -136,7 +136,7 @@ def serve(pipe, *arguments):
 
 
 class Ray:
-    """Tasks of a Ray cluster: `jobs` per GPU, or one per CPU core. All nodes must see the run folders.
+    """Trains runs as tasks of a Ray cluster: `jobs` per GPU, or one per CPU core. All nodes must see the run folders.
 
     address: of the cluster; None: a local one. Raises UserError if Ray is missing, or there is no cluster.
     """
@@ -171,7 +171,7 @@ class Ray:
         return [(self.running.pop(reference), self.outcome(reference)) for reference in done]
 
     def outcome(self, reference):
-        """None or the error of a finished Ray task."""
+        """What `work` returned in a finished Ray task, or the error of the task."""
         try:
             return self.ray.get(reference)
         except self.ray.exceptions.RayError as problem:

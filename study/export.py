@@ -1,4 +1,4 @@
-"""Trained networks for others: a file of weights in model/weights/, and its card in model/pretrained.json."""
+"""Export of trained networks: a file of weights in model/weights/, and its card in model/pretrained.json."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from study.progress import epochs_done
 from training.zoo import Zoo
 from utils import checkpoint, data
 from utils.errors import UserError
-from utils.paths import display_path, from_root, write_file
+from utils.paths import display_path, from_root, make_folder, write_file
 
 LICENCE = "MIT, as this project; the terms of the data set apply as well"
 
@@ -20,7 +20,8 @@ def export(target, name=None, data_dir="data", download=False):
     """Write the network of a finished run to model/weights/, and its card to the index. Returns the card as JSON.
 
     target: a run folder, whose best_model.tar is taken, or a checkpoint in it. name: for `model.load_model`; default:
-    the folder below experiments/. Weights are float16 if the accuracy on the test images is equal to the last image.
+    the folder below experiments/. Weights are stored as float16 if the network then classifies equally many test images
+    correctly, otherwise as float32. Raises UserError if the run has not finished.
     """
     file = from_root(Path(target) / "best_model.tar" if from_root(target).is_dir() else target)
     content, folder = checkpoint.load(file), file.parent
@@ -30,7 +31,9 @@ def export(target, name=None, data_dir="data", download=False):
     if (done := epochs_done(folder)) < params["num_epochs"]:
         raise UserError(f"{display_path(folder)}: {done}/{params['num_epochs']} epochs; finish the run first")
     name = name or display_path(folder).removeprefix("experiments/")
-    stem = name.replace("/", "-")
+    path = from_root(f"{WEIGHTS}/{name.replace('/', '-')}.pt")
+    if taken := [other for other, card in cards().items() if other != name and from_root(card["file"]) == path]:
+        raise UserError(f"--name {name}: {display_path(path)} is the file of {taken[0]}; choose another name")
     own = {key: params[key] for key in ("image_size", "augmentations") if key in params}
     dataset = data.load(params["dataset"], data_dir, "cpu", download=download, **own)
     network = Zoo(dataset.spec, torch.device("cpu")).frozen(params["model_name"], file)
@@ -60,8 +63,7 @@ def export(target, name=None, data_dir="data", download=False):
         "licence": LICENCE,
         "weights": checkpoint.weights_digest(weights),
     }
-    path = from_root(f"{WEIGHTS}/{stem}.pt")
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     described = {"model_name": params["model_name"], "dataset": dataset.name} | options
     checkpoint.save(path, {"state_dict": weights, "params": described, "card": json.dumps(card)})
     card |= {"file": display_path(path), "url": None, "sha256": sha256(path)}

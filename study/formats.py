@@ -13,7 +13,7 @@ FORMATS = (*STYLES, "csv", "json")
 
 
 def titled(table, about, common, lines, headers, style):
-    """A table as text, below its title. about: explanations. common: {key: value} changed in all runs."""
+    """A table as text, below its title. about: text below the title. common: {key: value} changed in all runs."""
     title = f"{table.title} ({table.source})\n{about}"
     if common:
         title += f"\nChanged keys: {listed(common)}."
@@ -40,7 +40,7 @@ def signed(value):
 
 
 def show_gain(entry):
-    """ "-1.48 ± 0.33": over the student alone."""
+    """ "-1.48 ± 0.33": the gain over the student alone, or the progress."""
     if entry["difference"] is None:
         return entry["unfinished"] or "–"
     spread = entry["difference_sd"]
@@ -70,7 +70,11 @@ def show_published(entry):
 
 
 def conclude(table, source, rows):
-    """The conclusion from the table, a sentence; None if a number is missing or the table declares no conclusion."""
+    """Two sentences that compare the nasty and the normal teacher of a table, from one source.
+
+    None if a number is missing, or if the table has no `conclusion`. source: the name of the source. rows: the entries
+    of each row.
+    """
     if not table.conclusion:
         return None
     alone, normal, nasty = (rows[table.conclusion[name]] for name in ("alone", "normal", "nasty"))

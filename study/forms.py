@@ -1,9 +1,11 @@
 """The form of experiments/tables.json.
 
-The file has an object {name of a target: entry}. An entry is one of
+The file has an object {name of a target: entry}. Each entry that is an object has a `title` and a `source`. An entry is
+one of
 - a table: `columns`, and `rows` with `cells` [experiment, published accuracy in percent or null]. A row may have
-  `experiments` instead of cells; its `changes` are made in these, and its `teacher_changes` in their teachers. The
-  `teacher` of a row, an experiment or a checkpoint, replaces the teacher of all of its students;
+  `experiments` instead of cells. The `changes` of a row are made in its experiments, and its `teacher_changes` in their
+  teachers. The `teacher` of a row, an experiment or a checkpoint, replaces the teacher of all of its students.
+  `conclusion` has the numbers of three rows, which a text below the table compares;
 - a sweep: a `key`, its `values`, and `rows`, each with an experiment. `change` says where the key is changed: "own", in
   the experiment, or "teacher", in its teacher. A row may have other `changes` and `teacher_changes`. With `part`
   "validation", the accuracy on validation images is shown;
@@ -53,7 +55,7 @@ def check_entries(entries, where):
 
 
 def form_of(entry):
-    """The form that `entry` should have, judged by its names."""
+    """The form that `entry` should have, depending on the names in it."""
     names = entry if isinstance(entry, dict) else ()
     return BENCHMARK if "presets" in names else MATRIX if "defences" in names else SWEEP if "values" in names else TABLE
 
@@ -78,7 +80,10 @@ def misfit(value, form):
 
 
 def first_misfit(value, kind, parts):
-    """The first misfit of the (name, part, form) that parts() returns, or that `value` is not of this kind."""
+    """The first problem of `value`: it is not of this kind, or a part does not have its form.
+
+    parts: a function that returns a list of (name, part, form).
+    """
     if not isinstance(value, kind):
         return must_be(kind, value)
     problems = ((name, misfit(part, form)) for name, part, form in parts())
@@ -90,7 +95,7 @@ def must_be(kind, value):
 
 
 def inconsistent(entry):
-    """A problem between parts of an entry whose form is right, as the end of a sentence, or None."""
+    """A contradiction between parts of an entry that has the right form, as the end of a sentence; None without one."""
     for row in entry["rows"] if "columns" in entry else ():
         cells = row.get("cells", row.get("experiments"))
         pairs = [cell for cell in row.get("cells", ()) if cell is not None]

@@ -133,7 +133,7 @@ class Runner:
     def start_ready(self, executor):
         """Start runs whose dependencies have finished, up to `executor.room`. Return whether a run is still waiting."""
         waiting = [folder for folder, state in self.states.items() if state == WAITING]
-        for folder in sorted(waiting, key=self.busy.__contains__):  # those of other processes last
+        for folder in sorted(waiting, key=self.busy.__contains__):  # runs that other processes train come last
             needs = [self.states[source] for source in self.plan.runs[folder].needs]
             running = list(self.states.values()).count(RUNNING)
             if any(state not in (WAITING, RUNNING, FINISHED) for state in needs):
@@ -158,7 +158,7 @@ class Runner:
             self.set_state(folder, RUNNING)
 
     def end(self, folder, error):
-        """Note that the run in `folder` ended. error: what `executor.wait` returned: None, BUSY or a message."""
+        """Set the state of the run in `folder`, which ended. error: from `executor.wait`: None, BUSY or a message."""
         if error != BUSY:
             return self.set_state(folder, f"failed: {error}" if error else FINISHED)
         if folder not in self.busy:
@@ -180,7 +180,10 @@ class Runner:
 
 
 def execute_with(executor):
-    """A function that trains runs with `executor`: of a list of (Spec, epoch to stop after or None)."""
+    """Return a function that trains the runs in a list of (Spec, epoch to stop after or None) with `executor`.
+
+    The function raises UserError if a run fails.
+    """
 
     def execute(runs):
         runner = Runner(Plan(run for run, _ in runs), {run.folder: until for run, until in runs if until})

@@ -59,7 +59,7 @@ def make_markdown(cards, root=""):
 
 
 def row(card, root):
-    """The cells of a card's line of Markdown."""
+    """The cells of a card in a Markdown table."""
     numbers = [" ".join(filter(None, column(card, name)[1:])) for name in COLUMNS]
     path, records = record_path(card, root), markdown(card.get("records", "–"))
     return [
@@ -108,11 +108,11 @@ def rank(card):
     return None if card["verdict"] == "not shown" else column(card, "Score")[0]
 
 
-def settings(role):
-    """The attack of a role of a card, and its settings."""
-    shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in role["settings"].items()}
+def settings(part):
+    """The attack and the settings in a part of a card, such as card["thief"], as text."""
+    shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in part["settings"].items()}
     keys = ", ".join(f"{key} {value}" for key, value in sorted(shown.items()))
-    return ": ".join(filter(None, (role.get("attack"), keys)))
+    return ": ".join(filter(None, (part.get("attack"), keys)))
 
 
 def about(preset):
@@ -126,7 +126,7 @@ def qualifier(card):
 
 
 def count(cards):
-    """The number of cards with each verdict. That of own teachers is left out if there are none."""
+    """The number of cards with each verdict, as text. The verdict of own teachers is left out if no card has it."""
     verdicts = [card["verdict"] for card in cards]
     shown = [name for name in VERDICTS if name != OF_OWN_TEACHERS or name in verdicts]
     return ", ".join(f'{verdicts.count(name)} "{name}"' for name in shown)
@@ -144,7 +144,7 @@ def record_path(card, root):
 
 
 def groups(cards):
-    """{preset: {benchmark: its cards, the highest score first}}, presets in the order of PRESETS."""
+    """{preset: {"BENCHMARK, protocol vN": its cards, the highest score first}}, presets in the order of PRESETS."""
     order, found = list(PRESETS), {}
     for card in sorted(cards, key=sorting_key):
         where = found.setdefault(str(card["preset"]), {})
@@ -154,7 +154,7 @@ def groups(cards):
 
 
 def sorting_key(card):
-    """By which cards are sorted: the highest score first, cards without one last."""
+    """The key that sorts cards: the highest score first, cards without a score last."""
     score = rank(card)
     return score is None, -(score or 0), str(card["defence"]), json.dumps(card, sort_keys=True)
 

@@ -17,7 +17,7 @@ from utils.paths import display_path, from_root, read_json, version
 
 @dataclass
 class Summary:
-    """The accuracies of the runs of a Spec, whatever their seeds.
+    """The accuracies of the runs of a Spec, with all seeds.
 
     best, last: {seed: accuracy in percent} of the best and of the last epoch of each finished run.
     unfinished: "12/160 epochs" for each of the other runs.
@@ -78,7 +78,7 @@ class Local:
         return dict(sorted(self.runs_beside(wanted.experiment).get(wanted.any_seed, {}).items()))
 
     def runs_beside(self, experiment):
-        """{spec without seed: {seed: folder}} of the experiments in the parent folder, and their runs."""
+        """{spec without seed: {seed: folder}} of all run folders in the parent folder of `experiment`."""
         parent = from_root(experiment).parent
         if parent not in self.listed:
             self.listed[parent] = {}
@@ -88,7 +88,7 @@ class Local:
         return self.listed[parent]
 
     def histories(self, wanted, part="test"):
-        """As `Recorded.histories`, of all runs that have finished an epoch."""
+        """As `Recorded.histories`, for local runs that have finished an epoch."""
         return {
             seed: columns(metrics)
             for seed, folder in self.folders(wanted).items()
@@ -157,11 +157,11 @@ def read_records(path, version):
 
 
 def check_record(record):
-    """Raises an error unless `record` has one number, or null, per epoch for each term, and an accuracy."""
-    columns = [values for part in PARTS for values in record.get(part, {}).values()]
+    """Raise an error unless each term of `record` has one number, or null, per epoch, and each accuracy is a number."""
+    series = [values for part in PARTS for values in record.get(part, {}).values()]
     accuracies = record[scored_part(record)]["acc"]
-    terms = [value for values in columns for value in values if value is not None]
+    terms = [value for values in series for value in values if value is not None]
     if not are_numbers([*terms, *accuracies, accuracies[-1], record.get("planned_epochs", 0)]):
         raise ValueError("its metrics must be numbers")
-    if len({len(values) for values in columns}) != 1:
+    if len({len(values) for values in series}) != 1:
         raise ValueError("its metrics differ in length")

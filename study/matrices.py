@@ -69,7 +69,7 @@ def row_of_matrix(defence, attacks, common):
 
 
 def check_names(flag, names, present, kind):
-    """Raises UserError unless method/`kind`/ has a method for each of `names`.
+    """Raise UserError unless method/`kind`/ defines a defence or an attack for each of `names`.
 
     flag: "rows" or "columns". present: names of the rows or columns that the matrix has.
     """
@@ -99,8 +99,8 @@ def new_row(name, template, keys):
 def new_column(name, entry, keys):
     """The keys to change in a student for the file `name` in method/attack/.
 
-    entry: of the matrix. keys: {key: value} that the user changes. A key without a default has the value of the first
-    attack, so that the attack is the same in all rows.
+    entry: of the matrix. keys: {key: value} that the user changes. A key without a default gets the value that it
+    has in the first attack of the matrix, so that the new attack has the same settings in all rows.
     """
     declared, first = declared_keys(name), next(iter(entry["attacks"].values()))
     usual = {key: value for key, value in first.items() if key in declared}

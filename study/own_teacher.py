@@ -20,7 +20,7 @@ from training.zoo import Zoo
 from utils import checkpoint, data
 from utils.errors import UserError
 from utils.metrics import evaluate
-from utils.paths import display_path, from_root
+from utils.paths import display_path, from_root, make_folder
 
 FOLDER = "experiments/own"
 ASKED = 64  # test images with which the answers are checked
@@ -48,8 +48,8 @@ class OwnTeacher:
 def take(benchmark, file, network, data_dir, download=False):
     """The OwnTeacher in the checkpoint `file`. Raises UserError, in one line, if it cannot be attacked.
 
-    network: a name of the zoo, or "package.module:function" or "path/file.py:function"; default: the network that the
-    checkpoint names, which is never one of other code. benchmark: a name in experiments/tables.json.
+    network: a name of the zoo, or "package.module:function" or "path/file.py:function"; default: the name in the
+    checkpoint, which must be one of the zoo. benchmark: a name in experiments/tables.json.
     """
     student = params.check(make_spec(read_target(benchmark)["template"]["undefended"]).raw, benchmark)
     file = Path(file).resolve()
@@ -112,13 +112,13 @@ def write_copy(file, network, built, options):
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
     path = f"{FOLDER}/{row_name(file)}-{digest}/teacher.tar"
     if not from_root(path).is_file():
-        from_root(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(from_root(path).parent)
         content = {"state_dict": weights, "params": {"model_name": network} | options, "source": display_path(file)}
         checkpoint.save(from_root(path), content)
     return path
 
 
 def row_name(file):
-    """The name of the row of a file: "mine" of mine.pt, and the folder's name of a best_model.tar."""
+    """The name of the row of a file: "mine" for mine.pt; for a best_model.tar, the name of its folder."""
     name = file.parent.name if file.stem in ("best_model", "last_model") else file.stem
     return re.sub(r"[^\w.-]+", "-", name)

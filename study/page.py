@@ -15,7 +15,7 @@ from string import Template
 from study import leaderboard as board
 from study.intervals import mean as average
 
-NETWORKS = {  # {row of a card's details: where its numbers per seed are}
+NETWORKS = {  # {row of a card's details: (part of the card, item with one number per seed)}
     "Teacher": ("teacher", "accuracy"),
     "Teacher, undefended": ("teacher", "undefended"),
     "Thief": ("thief", "accuracy"),
@@ -43,7 +43,7 @@ def make_html(cards, root=""):
 
 
 def overview(found):
-    """The rows of a table of defences × presets, with each card's score in the colour of its verdict."""
+    """The rows of a table of defences × presets, with the score and the verdict of each card."""
     rows, several = {}, len({name for tables in found.values() for name in tables}) > 1
     for preset, tables in found.items():
         for name, card in ((name, card) for name, cards in tables.items() for card in cards):

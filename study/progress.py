@@ -1,4 +1,4 @@
-"""The content of a run folder, read: finished epochs, metrics of each epoch, and scores on the test images."""
+"""Functions that read a run folder: finished epochs, metrics of each epoch, and scores on the test images."""
 
 import json
 
@@ -13,13 +13,16 @@ PARTS = ("train", *SCORED)  # items of a line of metrics.jsonl
 
 
 def is_scored(folder, raw, epochs):
-    """Whether the run in `folder` has test.json, or needs none after `epochs` epochs."""
+    """Whether the run in `folder` has a test.json, or does not need one after `epochs` epochs."""
     due = raw.get("validation") and raw.get("test_at_end") and epochs == raw["num_epochs"]
     return not due or (from_root(folder) / "test.json").exists()
 
 
 def epochs_done(folder):
-    """The number of finished epochs of the run in `folder`; infinite if it holds only a best_model.tar."""
+    """The number of finished epochs of the run in `folder`.
+
+    It is infinite if there is a best_model.tar and no last_model.tar, so that a given checkpoint counts as finished.
+    """
     last, best = from_root(folder) / "last_model.tar", from_root(folder) / "best_model.tar"
     if not last.exists():
         return float("inf") if best.exists() else 0

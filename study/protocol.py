@@ -1,4 +1,4 @@
-"""Version 1 of the benchmark's protocol: threat presets, intervals, verdicts and flags. See docs/benchmark.md.
+"""Version 1 of the benchmark's protocol: threat presets, intervals, verdicts and limits. See docs/benchmark.md.
 
 Every change in this file that changes a card needs a new VERSION.
 """
@@ -11,7 +11,9 @@ VERSION = 1
 VALIDATION = 0.2  # share of a student's images that it holds back
 TEACHER = {"validation": 0.1}  # keys of all teachers and of the networks they depend on
 LARGEST_PRICE = 1.0  # points of accuracy that a teacher may lose
-MISSED = 0.2  # points by which labels must beat logits for a flag; AutoAttack uses this number for black-box attacks
+# Points by which a student with labels only must beat one with logits for a flag. AutoAttack uses this number for
+# black-box attacks.
+MISSED = 0.2
 PASSIVE = {"method": "kd", "temperature": 4, "alpha": 0.9}
 SMOOTHING = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 COMMON_SPACE = {"learning_rate": (0.5, 1, 2)}  # factors of the student's own value, with and without a teacher

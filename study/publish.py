@@ -14,9 +14,9 @@ from training.changes import differences_to_run
 from utils import checkpoint
 from utils.digest import read_line, sealed
 from utils.errors import UserError
-from utils.paths import display_path, write_file
+from utils.paths import display_path, make_folder, write_file
 
-DIGITS = 6  # significant, of all numbers but accuracies
+DIGITS = 6  # significant digits of all numbers but accuracies
 
 
 def publish(target, **selection):
@@ -76,7 +76,7 @@ def record_of_metrics(run, metrics):
 
 
 def rounded(term, value):
-    """The value of a term as a record has it: accuracies exactly, other numbers with DIGITS significant digits."""
+    """The value of a term for a record: accuracies are exact, other numbers have DIGITS significant digits."""
     exact = value is None or term.startswith("acc")
     return value if exact else float(f"{value:.{DIGITS}g}")
 
@@ -104,7 +104,7 @@ def write_records(path, records):
         word = "unchanged" if lines.get(run) == line else "replaced" if run in lines else "added"
         report.append(f"{where}: {word}: {new['experiment']}, seed {new['seed']}, best {new['best']:.2f}")
         lines[run] = line
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     content = "".join(f"{lines[run]}\n" for run in sorted(lines))
     write_file(path, lambda file: file.write(content.encode()), shared=True)
     return report

@@ -52,8 +52,8 @@ def render(target, style, output=None, **selection):
 def report(target, style="text", sources=None, with_changed=True, **selection):
     """The results of a target, a folder or a name in experiments/tables.json, as a string.
 
-    sources: of accuracies; default: the records and the local runs. with_changed: whether the table of a folder lists
-    runs with changed keys, too. selection: `common`, `rows` and `columns`; see `targets.load_table`.
+    sources: objects of ledger.py; default: the records and the local runs. with_changed: whether the table of a folder
+    also lists runs with changed keys. selection: `common`, `rows` and `columns`; see `targets.load_table`.
     """
     sources, common = sources or (Recorded(), Local()), selection.get("common")
     if is_folder(target):
@@ -66,7 +66,7 @@ def report(target, style="text", sources=None, with_changed=True, **selection):
 
 
 def report_table(table, style, common, sources):
-    """A table as the paper prints it, as a string. Each row has lines for the paper and for each source."""
+    """A table with the rows and columns of the paper, as a string. A row has lines for the paper and each source."""
     found = [[[cell and entry_of(cell, source) for cell in cells] for source in sources] for _, cells in table.rows]
     if style not in formats.STYLES:
         return formats.dump(flat(table, found), style)
@@ -95,7 +95,7 @@ def has_begun(entry):
 
 
 def report_matrix(matrix, style, common, sources):
-    """The gain of each attack over the student alone, for each defence, and the strongest attack, as a string."""
+    """A matrix as a string: for each defence, the gains of all attacks over the student alone, and the strongest."""
     found = [read_matrix(matrix, source) for source in sources]
     if style not in formats.STYLES:
         return formats.dump([entry for numbers in found for entry in flat_matrix(matrix, *numbers)], style)

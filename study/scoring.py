@@ -88,7 +88,7 @@ def flags_of(benchmark, contest, thief):
 
 
 def teacher_part(benchmark, contest):
-    """The item "teacher" of a card: accuracy of the answers to the passive thief, and what the defence costs."""
+    """The item "teacher" of a card: the accuracy of its answers to the passive thief, and the price of the defence."""
     row, seeds = contest.opponent, benchmark.seeds
     passive, undefended = (
         [benchmark.finals(Contest(name, contest.preset), seed)["passive"] for seed in seeds]
@@ -105,9 +105,9 @@ def teacher_part(benchmark, contest):
 
 
 def own_teacher_part(benchmark, row):
-    """As `teacher_part`, of the user's checkpoint, which is the same for all seeds.
+    """As `teacher_part`, for the user's checkpoint, which is the same for all seeds.
 
-    There is no undefended teacher of the same training, so the price is unknown.
+    There is no undefended teacher that was trained in the same way, so the price is unknown.
     """
     own = benchmark.own[row]
     return {
@@ -120,7 +120,7 @@ def own_teacher_part(benchmark, row):
 
 
 def student_part(settings, runs):
-    """The item of a card on a student: attack, settings, and an accuracy for each of `runs`."""
+    """The part of a card about a student: attack, settings, and an accuracy for each of `runs`."""
     settings = dict(settings)
     attack = settings.pop("method", "scratch")
     return {"attack": attack, "settings": settings, "accuracy": accuracies(runs)}
@@ -148,6 +148,6 @@ def deterministic(run):
 
 
 def provenance(run):
-    """Where the numbers of a run come from, as its checkpoint says."""
+    """The commit and the environment of a run, from its checkpoint."""
     environment = checkpoint.load(from_root(run.folder) / "last_model.tar").get("environment", "")
     return {"commit": environment.rpartition("commit ")[2], "environment": environment}

@@ -15,7 +15,7 @@ from utils.paths import display_path, from_root, read_json
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one cell of a table: a Spec, whose seed does not count.
+    """The runs of one cell of a table: those of a Spec, with all seeds.
 
     published: accuracy in percent. epoch: the epoch whose accuracy is shown, "best" or "last". part: the images of the
     accuracy, "test" or "validation".
@@ -95,7 +95,7 @@ def loaded_epoch(student):
 
 
 def published():
-    """{experiment: published accuracy in percent} of all tables."""
+    """{experiment: published accuracy in percent} of all tables. Rows with another `teacher` are left out."""
     entries = [entry for entry in read_targets().values() if isinstance(entry, dict) and "columns" in entry]
     cells = [
         cell

@@ -49,7 +49,7 @@ def load_table(name, common=None, rows=None, columns=None):
 
 
 def load_table_to_print(name, common=None, rows=None, columns=None):
-    """As `load_table`. But if only new rows, or only new columns, are selected, all others are printed before them."""
+    """As `load_table`, but if all selected rows (or columns) are new, those of the matrix are printed before them."""
     entry = read_target(name)
     if "defences" in entry and not (rows and columns):
         rows, columns = add_new(entry["defences"], rows), add_new(entry["attacks"], columns)
@@ -57,7 +57,7 @@ def load_table_to_print(name, common=None, rows=None, columns=None):
 
 
 def add_new(present, names):
-    """All rows or columns to print if `names` are selected: with those `present`, if `names` are all new."""
+    """The rows or columns to print if `names` are selected: also those `present`, if `names` are all new."""
     return [*present, *names] if names and not set(names) & set(present) else names
 
 

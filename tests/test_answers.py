@@ -6,6 +6,8 @@ import threading
 import pytest
 import torch
 from conftest import experiment, metrics, same_weights, script, train, with_teacher
+from processes import command
+from projects import copy_code
 from test_methods import EXAMPLES, SMALL
 
 import method
@@ -167,6 +169,19 @@ def test_answers_of_another_teacher_are_not_read(teacher, tmp_path, trained):
     assert same_weights(tmp_path / "b/last_model.tar", tmp_path / "c/last_model.tar")
     assert not same_weights(tmp_path / "b/last_model.tar", tmp_path / "a/last_model.tar")
     assert len(stored(teacher)) == 4
+
+
+def test_answers_of_other_code_are_not_read(teacher, tmp_path):
+    """A changed release rule has another digest, so answers that were stored before the change are not read."""
+    code = copy_code(tmp_path / "code")
+    folders = [student(tmp_path / name, teacher, num_epochs=1) for name in "abc"]
+    for folder in folders:
+        done = command(code, "train_kd.py", "--save_path", folder)
+        assert done.status == 0, done.err
+        if folder == folders[1]:
+            with open(code / "method/release.py", "a") as source:
+                source.write("# changed\n")
+    assert len({path.parent for path in stored(teacher)}) == len(stored(teacher)) == 2
 
 
 def damage(path, kind):

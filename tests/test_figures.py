@@ -306,7 +306,7 @@ def test_labels_keep_apart():
         (["inversion"], "required"),
         (["inversion", "--teacher", "{project}/none"], "no such file"),
         (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "{project}/baseline/teacher"], "make it with"),
-        (["inversion", "--teacher", "{project}/cifar", "{trained}/kd_nasty/nasty"], "nothing to compare"),
+        (["inversion", "--teacher", "{project}/cifar", "{trained}/kd_nasty/nasty"], "teachers of one data set"),
         (["inversion", "--teacher", "{trained}/baseline/teacher", "--labels", "a", "b"], "2 labels for 1 teachers"),
         (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--batch_size", "9"], "must be at least 10, for 1 of"),
         (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--per_class", "26"], "must be at least 260, for 26"),

@@ -1,4 +1,4 @@
-"""One run: parameters, training engine and run folder. From Python, `training.run` trains a network."""
+"""A single run: its parameters, training engine and run folder. From Python, `training.run` trains a network."""
 
 from training.api import Trained, run
 

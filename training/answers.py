@@ -1,13 +1,15 @@
 """Stored answers: a frozen teacher's answers to the batches of an epoch, computed once and read by later students.
 
 The images of an epoch depend on (seed, epoch) only, and so do the answers. They are stored beside the teacher's
-checkpoint, in answers/<digest>/epochN.tar. The digest covers everything that the answers depend on. So a student that
-reads them has the same result, to the last bit, as a student whose teacher computes them.
+checkpoint, in answers/<digest>/epochN.tar. The digest covers everything that the answers depend on, including code. So a
+student that reads them has the same result, to the last bit, as a student whose teacher computes them.
 """
 
 import dataclasses
 import hashlib
+import inspect
 import json
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ KEYS = ("teacher_model", "release", "dataset", "subset_percent", "validation", "
 
 
 def store_answers(attack, loader, environment, log):
-    """Let the Attack `attack` read and write stored answers. Returns the loader to train it with.
+    """Make the Attack `attack` read and write stored answers. Returns the loader to train it with.
 
     environment: text with versions, device, number of threads and precision, on which the last bits of answers depend.
     If answers cannot be stored for this run, nothing changes.
@@ -48,13 +50,21 @@ def describe(rule, params, environment):
         checkpoint.weights_digest(part.state_dict()) for part in vars(rule).values() if isinstance(part, nn.Module)
     ]
     keys = {name: getattr(params, name) for name in (*KEYS, *own)}
-    return keys | {"rule": type(rule).__qualname__, "networks": networks, "environment": environment}
+    rule_name, code = type(rule).__qualname__, digest_of_code(rule)
+    return keys | {"rule": rule_name, "networks": networks, "code": code, "environment": environment}
+
+
+def digest_of_code(rule):
+    """A digest of the source files of networks, images and a release rule."""
+    root = Path(__file__).resolve().parent.parent
+    files = [Path(inspect.getfile(type(rule))), *sorted(root.glob("model/*.py")), *sorted(root.glob("utils/*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class StoredAnswers:
     """A release rule that answers the images of the loader's current batch from a file, if there is one.
 
-    All other images, and calls for features, go to `rule`. Answers are written at the end of an epoch, if
+    For other images, and for features, it calls `rule`. Answers are written at the end of an epoch, if
     every batch was answered and all files in `folder` together take at most `limit` bytes.
     """
 
@@ -81,7 +91,7 @@ class StoredAnswers:
         return self.rule.answer(logits)
 
     def batches(self, loader):
-        """Yield the batches of `loader`. Its current images are answered from the file, if there is one."""
+        """Yield the batches of `loader`. Calls with the images of the latest batch are answered from the file."""
         self.stored, self.asked, self.first = self.read(loader), [], 0
         count = 0
         for images, labels in loader:

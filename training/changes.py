@@ -13,7 +13,7 @@ from utils.errors import UserError, suggest
 from utils.keys import LARGEST, shorten
 
 LONGEST_VALUE = 400  # characters of a value in `differences`: paths often differ in their last parts
-IGNORED = ("cuda", "num_workers", "stored_answers_gib")
+IGNORED = ("cuda", "num_workers", "stored_answers_gib")  # keys that do not change results
 
 
 def parse_change(text):
@@ -104,7 +104,7 @@ def canonical(value):
 def spell(value):
     """A canonical value as text for the name of a folder.
 
-    Different values have different texts. The text has no characters that are special in a shell.
+    Different values of one key have different texts. The text has no characters that are special in a shell.
     """
     if isinstance(value, tuple):
         return "+".join(map(spell, value)) or "none"

@@ -72,7 +72,7 @@ def command_line():
 
 
 def main(kind, args):
-    """Run a training script: train the experiment in `args.save_path`, or score it."""
+    """Run a training script: train the experiment in `args.save_path`, or score it. kind: see `params.kind_of`."""
     with one_line_errors():
         gpus = args.gpu_id or [None]
         if len(gpus) > 1:

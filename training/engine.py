@@ -18,7 +18,7 @@ from utils.metrics import Means
 
 CHECK_EVERY = 50  # steps between two checks of the running loss; each check waits for the device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-NEVER = 2**31 - 1  # bytes
+NEVER = 2**31 - 1  # bytes: the largest value that mallopt takes
 HINT = "Try a smaller learning_rate, a smaller weight of the term that grew, or clip_grad_norm (such as 5)."
 
 
@@ -38,7 +38,7 @@ def pick_device(gpu_id=None):
     if count == 0:
         keep_freed_memory()
         return torch.device("cpu")
-    if gpu_id >= count:
+    if not 0 <= gpu_id < count:
         raise UserError(f"--gpu_id {gpu_id}: there are {count} GPUs, numbered from 0")
     torch.cuda.set_device(gpu_id)
     torch.backends.cudnn.deterministic = True
@@ -101,7 +101,7 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_gr
                 bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s", refresh=False)
             bar.update()
     means = means.over_processes()
-    means.values()
+    means.values()  # raises Diverged
     return means, queries
 
 

@@ -1,4 +1,4 @@
-"""From a folder with a params.json to a trained network: shared by the three training scripts."""
+"""Functions that the three training scripts share: check the params.json of a folder, train its network, score it."""
 
 import contextlib
 import shlex
@@ -58,8 +58,8 @@ def derive(folder, changes):
 def train(folder, params, data_dir, gpu_id=None, download=False, command="", until=None, load=data.load):
     """Train the experiment `params` in `folder`, continuing after the last finished epoch.
 
-    command: what started the run, for its checkpoint. until: the epoch to stop after; default: the last one.
-    load: the function that reads the data set; see `data.load`.
+    command: the command line that started the run; its checkpoint stores it. until: the epoch to stop
+    after; default: the last one. load: the function that reads the data set; see `data.load`.
     """
     until = min(until or params.num_epochs, params.num_epochs)
     device = engine.pick_device(gpu_id)

@@ -20,13 +20,13 @@ from utils.paths import display_path, version, write_file
 class Run:
     """The files of one run. Raises UserError for a folder with results of another run, or in use by another process.
 
-    params: the checked parameters of the run. command: what started the run, for its checkpoint.
+    params: the checked parameters of the run. command: the command line that started the run; its checkpoint stores it.
     """
 
     def __init__(self, folder, params, command=""):
         self.folder, self.params, self.command = Path(folder), vars(params), command
         self.last, self.best = self.folder / "last_model.tar", self.folder / "best_model.tar"
-        self.metrics, self.scores = self.folder / "metrics.jsonl", self.folder / "test.json"
+        self.metrics_file, self.scores_file = self.folder / "metrics.jsonl", self.folder / "test.json"
         self.training_log = TrainingLog(self.folder)
         self.version = version(self.last)
         self.state = self.load_state()
@@ -75,7 +75,10 @@ class Run:
 
     @contextlib.contextmanager
     def opened(self, environment):
-        """Inside this context the folder is locked, and `log` writes to training.log. environment: a line on it."""
+        """Inside this context the folder is locked, and `log` writes to training.log.
+
+        environment: one line that describes the software and the device; see `environment.describe`.
+        """
         self.environment = environment
         self.lock()
         with self.training_log.recording(append=bool(self.state)):
@@ -92,7 +95,7 @@ class Run:
 
     def finished(self, until):
         """Whether epoch `until` is finished, and test.json exists if the run needs one."""
-        return self.epoch >= until and (not self.must_score or self.scores.exists())
+        return self.epoch >= until and (not self.must_score or self.scores_file.exists())
 
     @property
     def must_score(self):
@@ -123,9 +126,9 @@ class Run:
                 problem = f"its state does not fit this run: {error}".splitlines()[0]
                 raise UserError(f"{display_path(self.last)}: {problem}; move it away to train anew") from None
             self.log(f"Continuing after epoch {self.epoch}/{self.params['num_epochs']}")
-        if self.metrics.exists() and RANK == 0:  # a killed run may have logged one epoch more than it saved
-            lines = self.metrics.read_bytes().splitlines(keepends=True)
-            write_file(self.metrics, lambda file: file.writelines(lines[: self.epoch]))
+        if self.metrics_file.exists() and RANK == 0:  # a killed run may have logged one epoch more than it saved
+            lines = self.metrics_file.read_bytes().splitlines(keepends=True)
+            write_file(self.metrics_file, lambda file: file.writelines(lines[: self.epoch]))
         self.state = {"epoch": self.epoch}  # frees the memory of the weights
         return self.epoch
 
@@ -153,10 +156,10 @@ class Run:
         self.state["epoch"] = epoch
         if RANK > 0:
             return
-        self.scores.unlink(missing_ok=True)
+        self.scores_file.unlink(missing_ok=True)
         for line in lines_of_epoch(metrics["train"], scores, self.best_epoch, self.best_acc):
             self.log(line)
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(sealed(metrics)) + "\n")
         content = {
             "epoch": epoch,
@@ -181,7 +184,7 @@ class Run:
         self.log(f"- Test metrics of epoch {self.best_epoch}: {' ; '.join(format_terms(scores))}")
         if RANK == 0:
             content = json.dumps(sealed({"epoch": self.best_epoch + 1} | scores)) + "\n"
-            write_file(self.scores, lambda file: file.write(content.encode()))
+            write_file(self.scores_file, lambda file: file.write(content.encode()))
 
 
 def best_is_outdated(last, best):

@@ -58,7 +58,7 @@ class TrainingLog:
         return Busy(f"{display_path(self.folder)}: another process is training here")
 
     def close(self):
-        with contextlib.suppress(OSError):  # of text that could not be written before either
+        with contextlib.suppress(OSError):  # closing tries again to write text that could not be written
             if self.file:
                 self.file.close()
         self.file = None
@@ -96,7 +96,7 @@ class TrainingLog:
         self.logger.info(message)
 
     def write(self, text):
-        """Write a text to the file only, if that is possible."""
+        """Write `text` to the file and not to standard output. Errors are ignored."""
         with contextlib.suppress(OSError):  # the disk may be full
             if self.file:
                 self.file.write(text)

@@ -116,7 +116,10 @@ def with_method(raw):
 
 
 def with_new_names(raw):
-    """A copy of `raw` in which keys that were renamed have their new names."""
+    """A copy of `raw` in which keys that were renamed have their new names.
+
+    If `raw` has both names of a key, the old one is kept, and `check` reports it.
+    """
     return {name if OLD_NAMES.get(name) in raw else OLD_NAMES.get(name, name): value for name, value in raw.items()}
 
 
@@ -181,7 +184,7 @@ def inconsistent(values):
 
 @functools.cache
 def build_without_weights(model_name, num_classes, image_size, **options):
-    """The network without memory for its weights. Raises UserError if it cannot be built."""
+    """The network on the meta device, without memory for its weights. Raises UserError if it cannot be built."""
     try:
         with torch.device("meta"):
             return model.build(model_name, num_classes, image_size, **options)
@@ -190,7 +193,7 @@ def build_without_weights(model_name, num_classes, image_size, **options):
 
 
 def resolve(values):
-    """`values` with "auto" and null resolved, and 0 and 1 as booleans."""
+    """`values` with the optimizer "auto" and the weight decay null resolved, and with 0 and 1 as booleans."""
     values = values | {name: bool(values[name]) for name in ("augmentation", "test_at_end", "cuda_graph", "cuda")}
     if values["optimizer"] == "auto":
         values["optimizer"] = "adam" if values["model_name"] in ("net", "mlp") else "sgd"

@@ -2,7 +2,7 @@
 
 An experiment is a folder with a params.json, its definition. Its keys that end in `resume` name checkpoints of other
 experiments: the experiment depends on them. A run with changed keys has a folder of its own beside that of the
-experiment. `Spec.folder` writes the name of this folder, which lists the changes. No code parses the name: the file
+experiment. `Spec.folder` makes the name of this folder, which lists the changes. No code parses the name: the file
 spec.json in the folder stores the Spec.
 """
 
@@ -17,7 +17,7 @@ from training.changes import as_dict, as_pairs, spell
 from utils.digest import sealed, unsealed
 from utils.errors import UserError
 from utils.keys import shorten
-from utils.paths import canonical_path, display_path, from_root, read_json, write_json
+from utils.paths import canonical_path, display_path, from_root, make_folder, read_json, write_json
 
 FILE = "spec.json"
 CHANGES = ("changes", "teacher_changes", "common")  # fields of a Spec
@@ -61,8 +61,8 @@ class Spec:
     def sources(self):
         """{"teacher_resume": Spec, …}: the runs whose checkpoints this run loads."""
         teacher_changes, common = as_dict(self.teacher_changes), as_dict(self.common)
-        chain = self.seed if self.has_own_seed else None
-        seed = teacher_changes.pop("seed", chain)
+        inherited = self.seed if self.has_own_seed else None
+        seed = teacher_changes.pop("seed", inherited)
         return {
             name: make(source, teacher_changes, {}, common, seed) if is_definition(source) else of_folder(source)
             for name, source in experiments_in(own_keys(self)).items()
@@ -134,7 +134,7 @@ def make(experiment, changes=None, teacher_changes=None, common=None, seed=None)
 
 
 def from_json(content):
-    """The Spec that `Spec.to_json` describes. Raises UserError if it describes none."""
+    """The Spec in `content`, a dictionary made by `Spec.to_json`. Raises UserError if it holds none."""
     changed = {name: content.get(name, {}) for name in CHANGES}
     experiment, seed = content.get("experiment"), content.get("seed")
     if isinstance(experiment, str) and type(seed) is int and all(isinstance(part, dict) for part in changed.values()):
@@ -148,7 +148,7 @@ def from_json(content):
 
 
 def of_folder(folder):
-    """The Spec of the run in `folder`: that in its spec.json, or that of the experiment if there is none."""
+    """The Spec of the run in `folder`: read from its spec.json, or, without this file, that of the experiment."""
     file = from_root(folder) / FILE
     return from_json(unsealed(read_json(file), display_path(file))) if file.is_file() else make(str(folder))
 
@@ -194,10 +194,7 @@ def write(spec):
             raise UserError(f"{path}: exists with other parameters:\n  " + "\n  ".join(lines))
         if there.num_epochs == wanted.num_epochs and of_folder(spec.folder) == spec:
             return
-    try:
-        folder.mkdir(exist_ok=True, parents=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    make_folder(folder)
     if spec.folder != spec.experiment:
         write_json(folder / FILE, sealed(spec.to_json()))
     write_json(path, raw)

@@ -98,7 +98,7 @@ def _count(folder):
 
 
 def _class_folders(folder, classes):
-    """A list of (path, label): all images in the folders folder/<class>, class by class."""
+    """A list of (path, label) of all images in the folders `folder`/CLASS, class by class."""
     return [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).rglob("*.JPEG"))]
 
 

@@ -7,7 +7,7 @@ import torch
 def get_lr(learning_rate, schedule, gamma, epoch):
     """The learning rate of `epoch`, counted from 0, as in the released code.
 
-    It is multiplied by `gamma` at the start of each epoch in `schedule`.
+    It is `learning_rate`, multiplied by `gamma` at the start of each epoch in `schedule`.
     """
     for milestone in schedule:
         if milestone <= epoch:

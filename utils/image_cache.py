@@ -17,9 +17,10 @@ def decoded(paths, folder, part, size, decode, version=""):
 
     It is memory-mapped from a file in `folder`, which is written once. The name of that file contains a digest of the
     names, sizes and modification times of `paths`. If `folder` cannot be written, the array is held in memory. The file
-    ends with the digest of the pixels; if it differs, the images are decoded again.
+    ends with a digest of the pixels; if it does not match them, the images are decoded again.
 
-    decode: a function of a path that returns an array uint8 (size, size, 3). version: distinguishes other functions.
+    part: the first word of the name of the file, such as "train". decode: a function of a path that returns an array
+    uint8 (size, size, 3). version: text that differs between the versions of `decode`; it changes the name of the file.
     """
     cache = cache_file(paths, folder, part, version)
     shape = (len(paths), size, size, 3)

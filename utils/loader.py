@@ -1,4 +1,4 @@
-"""Splits of a data set, held on the device as uint8, and loaders that assemble batches there.
+"""Splits of a data set, held as uint8, and loaders that assemble batches on the device.
 
 A batch is (images, labels): images float32 (B, 3, H, W), normalised, in channels_last memory format; labels int64 (B,).
 """
@@ -39,7 +39,8 @@ class Loader:
     process `rank` receives every `world_size`-th image of each batch. `prefetch` batches are assembled at once, which
     does not change their pixels.
 
-    split: a Split. spec: a DataSpec, for its mean and deviation. augmentation: see `sample_augmentation`.
+    split: a Split. spec: a DataSpec, for its mean and deviation. augmentation: see `sample_augmentation`. role: loaders
+    with the same seed and different roles have different orders and augmentations.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class Loader:
             yield from zip(images.split(sizes), labels.split(sizes), strict=True)
 
     def sample_epoch(self):
-        """The order of the epoch, int64 (N,), and the random numbers of its augmentation, in that order.
+        """(order, augmentation): image numbers, int64 (N,), and for each of these images the arguments of `augment`.
 
-        They are sampled on the CPU, so that they do not depend on the device.
+        Both are sampled on the CPU, so that they do not depend on the device.
         """
         count, device = len(self.split), self.split.labels.device
         # SeedSequence mixes the numbers: epoch 1 of seed 0 must differ from epoch 0 of seed 1.
@@ -82,8 +83,8 @@ class Loader:
         state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        numbers = sample_augmentation(self.augmentation, count, generator)
-        return order.to(device), {name: values.to(device) for name, values in numbers.items()}
+        augmentation = sample_augmentation(self.augmentation, count, generator)
+        return order.to(device), {name: values.to(device) for name, values in augmentation.items()}
 
     def assemble(self, index, augmentation):
         """The batch (images, labels) of the images `index`, int64 (B,). augmentation: arguments of `augment`."""

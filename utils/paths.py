@@ -53,6 +53,14 @@ def write_file(path, write, shared=False):
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(folder):
+    """Make `folder` and its parents, unless they exist. Raises UserError if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{display_path(folder)}: cannot be written: {error.strerror}") from None
+
+
 def read_json(path):
     """The dictionary in the JSON file `path`. Raises UserError with line and column if it is malformed.
 

@@ -9,7 +9,7 @@ s    the student, trained                            σ           softmax
 t    the teacher, frozen                             a_…         weights: one-hot, information entropy, activation
 
 Both optimizers make one step per iteration, on the same images. The default weights are those published for CIFAR-10.
-As released, two batch norms of the generator have eps 0.8.
+As in the release, two batch norms of the generator have eps 0.8.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ from utils.losses import cross_entropy, kl
 
 
 def dafl_loss(features, logits, a_oh, a_ie, a_act):
-    """The generator's loss and its terms: (loss, one-hot, information entropy, activation), scalars.
+    """The generator's loss and its terms without weights: (loss, one-hot, information entropy, activation), scalars.
 
-    features (N, F), logits (N, C): the teacher's answers.
+    Each term is minimised, so "information entropy" is the negative entropy. features (N, F), logits (N, C): the
+    teacher's answers.
     """
     one_hot = cross_entropy(logits, logits.argmax(1))
     p = logits.softmax(1).mean(0)
@@ -52,7 +53,7 @@ class DAFL(Generating):
         )
         a_ie: float = key("weight of the information entropy of the mean answer", default=5.0, low=0)
         a_act: float = key(
-            "weight of the activation term, the mean size of the teacher's features", default=0.01, low=0
+            "weight of the activation term, the mean absolute value of the teacher's features", default=0.01, low=0
         )
 
         @staticmethod

@@ -7,7 +7,7 @@ z    noise, normal                                   t    the teacher, frozen
 
 An iteration is one step of the generator and `student_steps` steps of the student, each with new z. In the paper the
 student's steps come first. Here the generator's step comes first, so that its terms can be logged from the first step
-on. Over many iterations both orders are the same.
+on. The two orders differ only at the start and at the end of training.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from utils.keys import key
 
 
 def dfad_loss(logits, teacher_logits):
-    """D: the mean of |s − t| over all logits (N, C) of a batch that the teacher does not withhold."""
+    """D: the mean of |s − t| over a batch and its classes, without logits that the teacher withholds. Both: (N, C)."""
     withheld = teacher_logits <= WITHHELD
     difference = (logits - teacher_logits).masked_fill(withheld, 0.0)
     return difference.abs().sum() / (~withheld).sum()

@@ -9,8 +9,8 @@ y    the label                   σ_T  softmax(·/T); the student's is at temper
 A high temperature flattens the false peaks in the answers of a nasty teacher. Only the idea is published. The
 temperatures and this form of the loss are OURS. The factor T² of kd.py is left out, because the student's gradient does
 not shrink with T. At T = 50 the teacher's answer is nearly uniform, and the loss is close to label smoothing with
-ε = α: for α = 0.9, ε is about 0.89. The control is the student alone with label smoothing 0.89. The matrices
-print it.
+ε ≈ α; for α = 0.9, ε is about 0.89. The control experiment is the student without a teacher, with label smoothing 0.89.
+The matrices print its accuracy.
 """
 
 from method.attack.kd import KD

@@ -1,6 +1,6 @@
 """Recovery of perturbed answers, the partial Bayes attack: Tang et al. (ModelGuard), USENIX Security 2024.
 
-    p_i ~ Dirichlet( c C · q̂ ),   p'_i = D(p_i),   i = 1 … `samples`              a table for each answer q
+    p_i ~ Dirichlet( c C · q̂ ),   p'_i = D(p_i),   i = 1 … `samples`              the table of an answer q
     r(q) = mean of the p_i with argmax p'_i = argmax q and ‖p'_i − q‖₁ ≤ max( 0.01, nearest distance )
     min_s  α T² KL( r(q)^(1/T) ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y),   q = σ(t'(x))
 
@@ -11,8 +11,8 @@ T   temperature                         C  number of classes
 
 r(q) estimates the unperturbed answer. r(q)^(1/T) is normalised. D is the method `Release.answer` of the rule, so the
 attack works against any rule that is a function of the logits. The release samples one table around the *unperturbed*
-answers, which an attacker does not have. OURS: the two priors; a small table for each image, which is sampled in each
-step; and q as an additional row, so that r(q) = q if the rule changes nothing.
+answers, which an attacker does not have. OURS: the choice of two priors; a small table for each image, which is sampled
+again in each step; and q as an additional row of the table, so that r(q) = q if the rule changes nothing.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ NEAR = 0.01
 def recover(q, table, answers):
     """r(q), probabilities (N, C), for answers q (N, C).
 
-    table: p_i. answers: p'_i. Both: (N, samples, C). If no p'_i of an image has the highest class of q, its rows may
-    have any highest class.
+    table: p_i. answers: p'_i. Both: (N, samples, C). If no p'_i of an image has the same highest class as q, rows with
+    every highest class are used.
     """
     same = answers.argmax(2) == q.argmax(1, keepdim=True)
     same = same | ~same.any(1, keepdim=True)

@@ -18,8 +18,8 @@ The light variants start from f_A, so accuracy may be highest before the defence
 load best_model.tar nevertheless.
 
 The two layers of "light_deep" have no activation between them, so they are equal to one linear layer. The checkpoint
-holds this layer and is an ordinary checkpoint of `model_name`. It has the two layers under "extra", so that the run can
-continue.
+holds this layer and is an ordinary checkpoint of `model_name`. It also holds the two layers, under "extra", so that the
+run can continue.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class MildlyNasty(Nasty):
     @dataclass
     class Params(Nasty.Params):
         variant: str = key(
-            "part of the network that the KL divergence trains: the last layer, or two new layers in light_deep",
+            "part of the network that the KL divergence trains: the last layer; in light_deep, two new layers",
             choices=("half", "light", "light_deep"),
         )
         width: int | None = key(
@@ -96,7 +96,7 @@ class MildlyNasty(Nasty):
 
     def batches(self, loader):
         yield from loader
-        if self.layers:  # the classifier of the network is the one layer that equals both
+        if self.layers:  # write the one layer that equals both into the classifier of the network
             self.model.load_state_dict({n: w.detach() for n, w in self.folded().items()}, strict=False)
 
     def folded(self):

@@ -5,9 +5,9 @@
 
 t  the teacher    p  the proxy: a smaller network of the student's kind, trained normally    γ  `proxy_share`
 
-The rule moves the answer towards what a student could learn without the teacher. The published rule is for the next
-word of a language model. Its use on the logits of a classifier is OURS. The highest class may change, which can cost
-accuracy.
+The rule moves the answer towards what a student could learn without the teacher. The published rule changes the
+probabilities of the next word in a language model. The use of the rule on the logits of a classifier is OURS. The
+highest class may change, which can cost accuracy.
 """
 
 from dataclasses import dataclass

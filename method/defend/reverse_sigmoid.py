@@ -7,8 +7,9 @@ t  the teacher        S  logistic function        β  `beta`: 0.21 on CIFAR-10, 
 σ  softmax            S⁻¹ its inverse             γ  `sharpness`: 0.2
 
 Form and values are those of the ModelGuard release (Tang et al., USENIX Security 2024), which does not clip p'. p' is
-positive for β ≤ 1. For small p, p' decreases with p, so the order of unlikely classes is reversed. If the two highest
-classes are close to this range, the highest class may change. OURS: inside S⁻¹, p is clipped to [1e-6, 1 − 1e-6].
+positive for β ≤ 1. For small p, p' decreases with p, so the order of unlikely classes is reversed. If the two
+highest probabilities are nearly this small, the highest class may change. OURS: inside S⁻¹, p is clipped to
+[1e-6, 1 − 1e-6].
 """
 
 from dataclasses import dataclass

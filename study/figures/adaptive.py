@@ -1,4 +1,4 @@
-"""Scores of the benchmark before and after the search: what a defence is worth against an attack that adapts to it."""
+"""Scores of the benchmark against the passive thief, and against the thief that the search chose for each defence."""
 
 from study.cards import read_cards
 from study.figures import style
@@ -6,7 +6,7 @@ from study.protocol import PRESETS, paired
 
 
 def adaptive(target):
-    """The score of each defence against the passive and against the chosen thief, a panel for each preset.
+    """Draw the score of each defence against the passive and against the chosen thief, with a panel for each preset.
 
     Defences are ordered by their score against the passive thief. Whiskers: 95 % t-intervals over seeds.
     """
@@ -15,15 +15,15 @@ def adaptive(target):
     most = max(sum(card["preset"] == preset for card in cards) for preset in presets)
     figure, [axes] = style.grid(1, len(presets), 0.9 + 0.22 * most)
     for ax, preset in zip(axes, presets, strict=True):
-        own = [(passive_score(card), card) for card in cards if card["preset"] == preset]
-        own.sort(key=lambda item: item[0]["mean"])
-        for height, (before, card) in enumerate(own):
+        pairs = [(passive_score(card), card) for card in cards if card["preset"] == preset]
+        pairs.sort(key=lambda item: item[0]["mean"])
+        for height, (before, card) in enumerate(pairs):
             after = card["score"]
             ax.plot([before["mean"], after["mean"]], [height, height], color=style.GREY, linewidth=0.8, zorder=1)
             for score, look in zip((before, after), LOOKS, strict=True):
                 ax.errorbar(score["mean"], height, xerr=half_width(score), elinewidth=0.9, capsize=2, **look)
         ax.axvline(0, color="black", linewidth=0.6)
-        ax.set_yticks(range(len(own)), [card["defence"] for _, card in own])
+        ax.set_yticks(range(len(pairs)), [card["defence"] for _, card in pairs])
         ax.set_title(preset, loc="left")
         ax.grid(axis="x")
     handles = [ax.plot([], [], **look)[0] for look in LOOKS]

@@ -49,7 +49,7 @@ def curves(folders, labels=None):
 
 
 def draw(axes, values, look, offset):
-    """Draw the mean and a band of `values` (seeds, epochs). offset: shift of the markers, in [0, 1)."""
+    """Draw mean and band of `values` (seeds, epochs). offset: shift of the markers, as a part of their spacing."""
     epochs, middle = np.arange(1, values.shape[1] + 1), values.mean(0)
     every = max(1, len(epochs) // 6)
     axes.plot(epochs, middle, **look, markevery=(int(offset * every), every))
@@ -90,7 +90,7 @@ def short_names(folders):
 def read_history(run, histories):
     """{("train" or "test", term): values (seeds, epochs)} up to the last epoch that all seeds have finished.
 
-    histories: {seed: {"train" or "test": {term: values per epoch}}}.
+    histories: {seed: {"train" or "test": {term: values per epoch}}}. Raises UserError if there are none.
     """
     if not histories:
         raise UserError(f"{run.folder}: no metrics yet; they are written after each epoch")

@@ -1,4 +1,4 @@
-"""Images of each class that DeepInversion (Yin et al., CVPR 2020) makes from the batch norm of teachers."""
+"""Images of each class that DeepInversion (Yin et al., CVPR 2020) makes from the batch-norm statistics of teachers."""
 
 import re
 import textwrap

@@ -15,7 +15,7 @@ MAP = "PuOr"  # orange: the student gains; violet: it loses. Colour-blind reader
 
 
 def matrix(target):
-    """Draw the gain of each student over the same student alone, in points.
+    """Draw the gain of each student over the same student without a teacher, in points.
 
     A frame marks the strongest attack of a row. Cells of unfinished runs are empty. Raises UserError if there is no
     such matrix, or no finished run.
@@ -73,6 +73,7 @@ def write(ax, row, values, dark):
 
 
 def frame(ax, row, column):
+    """Draw a frame around a cell."""
     from matplotlib.patches import Rectangle
 
     corner = column - 0.5, row - 0.5

@@ -1,4 +1,4 @@
-"""The style of figures, and the function that saves them. matplotlib is imported only when a figure is drawn."""
+"""The style of figures, and the function that saves figures. matplotlib is imported only when a figure is drawn."""
 
 import contextlib
 import os
@@ -86,7 +86,7 @@ def name_horizontal(axes, quantity):
 
 
 def look(index):
-    """Colour, marker and line style of line number `index`."""
+    """Keyword arguments of `Axes.plot`: colour, marker and line style of line number `index`."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -102,7 +102,7 @@ def band(axes, x, middle, spread, colour):
 
 
 def name(axes, quantity):
-    """Label the vertical axis above it, in horizontal text."""
+    """Write the name of the vertical axis above the axis, in horizontal text, and add horizontal grid lines."""
     axes.set_title(quantity, loc="left")
     axes.grid(axis="y")
 
@@ -132,7 +132,8 @@ def apart(heights, gap):
 def save(figure, output, default):
     """Write the figure as PNG and PDF, and return the paths. The files are reproducible: they contain no date.
 
-    output: path of the files, with or without suffix, or a folder; the files are then named `default`.
+    output: path of the files, with or without suffix, or a folder; the files are then named `default`. Raises UserError
+    if a file cannot be written.
     """
     path = Path(output)
     if output.endswith(("/", os.sep)) or path.is_dir():

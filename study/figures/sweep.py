@@ -58,7 +58,7 @@ def sweep(target):
     """Draw the best test accuracy over the values of a key, with a line for each row of `target`.
 
     Error bars are standard deviations over seeds. Dashed lines show the student without a teacher. If there are many
-    rows, each student has its own panel. Values without a finished run are printed.
+    rows, each student has its own panel. Values with a missing or unfinished run are printed.
     """
     data = read_sweep(target)
     lines = [line for line in read_lines(target, data) if line.accuracies]
@@ -82,7 +82,7 @@ def read_sweep(target):
 
 
 def read_lines(target, entry):
-    """A Line for each row, with the accuracies of its finished runs. Prints the values without a finished run."""
+    """A Line for each row, with the accuracies of its finished runs. Prints values with a missing or unfinished run."""
     rows = load_table(target).rows
     source = preferred([cell.spec for _, cells in rows for cell in cells])
     own = [spec.make(cells[0].spec.experiment) for _, cells in rows]
@@ -106,7 +106,7 @@ def read_lines(target, entry):
 
 
 def split_names(rows, students):
-    """(title, role) of each row: the first words of its name, shared by all rows of its student, and the others."""
+    """Yield (title, role) of each row: the words of its name that all rows of its student begin with, and the rest."""
     words = [name.replace(",", "").split() for name, _ in rows]
     for own, student in zip(words, students, strict=True):
         siblings = [other for other, its_student in zip(words, students, strict=True) if its_student == student]
@@ -119,7 +119,11 @@ def is_number(value):
 
 
 def positions(values):
-    """{value: position}: linear if numbers are nearly evenly spaced, otherwise logarithmic with 0 at the left."""
+    """{value: position on the horizontal axis}.
+
+    Numbers that are nearly evenly spaced have a linear axis, others a logarithmic one with 0 at the left. If there are
+    values below 0, or other values than numbers, the position is the index.
+    """
     if not all(map(is_number, values)) or min(values) < 0:
         return {value: index for index, value in enumerate(values)}
     steps = np.diff(sorted(values))

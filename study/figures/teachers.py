@@ -38,7 +38,7 @@ def networks(folders, device):
                 f"{display_path(folders[0])} is trained on {first}",
                 f"{display_path(folder)} on {setting.dataset}",
             )
-            raise UserError(f"{one}, {other}: nothing to compare")
+            raise UserError(f"{one}, {other}: a figure compares teachers of one data set")
     zoo, files = Zoo(data.DATASETS[first], device), [Path(folder).absolute() / "best_model.tar" for folder in folders]
     with remedies():
         return first, [zoo.frozen(setting.model_name, file) for setting, file in zip(settings, files, strict=True)]
