@@ -1,8 +1,8 @@
 """Stored answers: a frozen teacher's answers to the batches of an epoch, computed once and read by later students.
 
 The images of an epoch depend on (seed, epoch) only, and so do the answers. They are stored beside the teacher's
-checkpoint, in answers/<digest>/epochN.tar. The digest covers everything that the answers depend on, including code. So a
-student that reads them has the same result, to the last bit, as a student whose teacher computes them.
+checkpoint, in answers/<digest>/epochN.tar. The digest covers everything that the answers depend on, including code. So
+a student that reads them has the same result, to the last bit, as a student whose teacher computes them.
 """
 
 import dataclasses
