@@ -79,8 +79,8 @@ class Benchmark:
             self.teacher(row, self.tuning_seed, each).folder for row in trained for each in self.strengths(row)
         }
         return (
-            f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {len(teachers)} teachers, "
-            f"{contests} searches of {draws} draws, {finals} final students"
+            f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {len(teachers)} "
+            f"teachers, {contests} searches of {draws} draws, {finals} final students"
         )
 
     def strengths(self, row):
