@@ -27,7 +27,8 @@ def adaptive(target):
         ax.set_title(preset, loc="left")
         ax.grid(axis="x")
     handles = [ax.plot([], [], **look)[0] for look in LOOKS]
-    style.legend(figure, handles, ["plain distillation (T = 4, α = 0.9)", "strongest thief (AutoSteal)"])
+    passive = "passive thief" if "no_data" in presets else "plain distillation (T = 4, α = 0.9)"
+    style.legend(figure, handles, [passive, "strongest thief (AutoSteal)"])
     figure.supxlabel("score: label smoothing minus thief, points of test accuracy (above 0: protected)")
     return figure
 
