@@ -73,11 +73,12 @@ class Benchmark:
         """The runs that `run` would train, as a string."""
         contests, draws = len(self.presets) * (len(self.rows) + 2), self.entry["draws"]
         finals = len(self.presets) * (2 * len(self.rows) + 2) * len(self.seeds)
-        trained = [row for row in self.rows if row not in self.own]
-        teachers = {self.teacher(row, seed).folder for row in trained for seed in (*self.seeds, self.tuning_seed)}
-        teachers |= {
-            self.teacher(row, self.tuning_seed, each).folder for row in trained for each in self.strengths(row)
-        }
+        teachers = set()
+        for row in self.rows:
+            if row not in self.own:
+                options = self.strengths(row) or [{}]
+                teachers |= {self.teacher(row, self.tuning_seed, option) for option in options}
+                teachers |= {self.teacher(row, seed, options[0]) for seed in self.seeds}  # with any one strength
         return (
             f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {len(teachers)} "
             f"teachers, {contests} searches of {draws} draws, {finals} final students"
