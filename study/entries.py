@@ -108,12 +108,18 @@ def baseline(student):
     """The Spec of the baseline of the Spec `student`: the same network, trained without a teacher. None if none exists.
 
     The baseline is an experiment in the folder baseline/ beside the parent folder of the student: the one with the same
-    name, or else the first with the same network. It has the common changes and the seed of the student.
+    name, or else the first with the same network. It has the common changes, the seed and the share of training images
+    of the student.
     """
+    same = {
+        "changes": {name: value for name, value in student.changes if name == "subset_percent"},
+        "common": dict(student.common),
+        "seed": student.seed,
+    }
     path = Path(student.experiment)
     folder = path.parent.parent / "baseline"
     if (from_root(folder) / path.name / "params.json").exists():
-        return spec.make(str(folder / path.name), common=dict(student.common), seed=student.seed)
+        return spec.make(str(folder / path.name), **same)
     raw = student.raw
     defaults = {"model_name": None} | model.options(raw["model_name"])
     for file in sorted(from_root(folder).glob("*/params.json")):
@@ -122,5 +128,5 @@ def baseline(student):
             continue
         other = spec.definition(experiment)
         if all(other.get(key, default) == raw.get(key, default) for key, default in defaults.items()):
-            return spec.make(experiment, common=dict(student.common), seed=student.seed)
+            return spec.make(experiment, **same)
     return None

@@ -267,8 +267,10 @@ def test_sweep_numbers(project, capsys):
     ],
 )
 def test_the_baseline_of_a_student(row, student):
-    found = baseline(spec.make(f"experiments/{row}", common={"gamma": 0.5}, seed=3))
-    assert found == spec.make(f"experiments/{student}", {"gamma": 0.5}, seed=3)
+    """It has the common changes, the seed and the share of the images of the student."""
+    changes = {"subset_percent": 0.1, "temperature": 8}
+    found = baseline(spec.make(f"experiments/{row}", changes, common={"gamma": 0.5}, seed=3))
+    assert found == spec.make(f"experiments/{student}", {"subset_percent": 0.1, "gamma": 0.5}, seed=3)
 
 
 def test_positions():
