@@ -11,7 +11,7 @@ from study.progress import epochs_done
 from training.zoo import Zoo
 from utils import checkpoint, data
 from utils.errors import UserError
-from utils.paths import display_path, from_root, make_folder, write_file
+from utils.paths import display_path, from_root, make_folder, write_json
 
 LICENCE = "MIT, as this project; the terms of the data set apply as well"
 
@@ -67,8 +67,7 @@ def export(target, name=None, data_dir="data", download=False):
     described = {"model_name": params["model_name"], "dataset": dataset.name} | options
     checkpoint.save(path, {"state_dict": weights, "params": described, "card": json.dumps(card)})
     card |= {"file": display_path(path), "url": None, "sha256": sha256(path)}
-    index = json.dumps(dict(sorted((cards() | {name: card}).items())), indent=4) + "\n"
-    write_file(from_root(INDEX), lambda stream: stream.write(index.encode()))
+    write_json(from_root(INDEX), dict(sorted((cards() | {name: card}).items())))
     return json.dumps({name: card}, indent=4)
 
 

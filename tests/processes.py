@@ -6,6 +6,7 @@ It need not import PyTorch, which takes seconds. The workers of `reproduce.py` a
 
 import contextlib
 import errno
+import fcntl
 import multiprocessing
 import os
 import runpy
@@ -96,6 +97,26 @@ def kill(numbers, signal_number=signal.SIGKILL):
             os.kill(number, signal_number)
 
 
+def waited(condition, seconds=300):
+    """Whether `condition` becomes true before the timeout."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def unlocked(folder):
+    """Whether no process is training in `folder`."""
+    try:
+        with open(folder / "training.log") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        pass
+    return True
+
+
 def kill_and_restart(begin, folder, rng, kills, whole_group=True, seconds=3):
     """Call `begin`, which starts a script in `folder`, again and again until the script ends by itself.
 
@@ -110,10 +131,7 @@ def kill_and_restart(begin, folder, rng, kills, whole_group=True, seconds=3):
             return count
         kill(working_in(folder) if whole_group else [script.pid])
         script.join()
-        end = time.monotonic() + 60
-        while left := working_in(folder):
-            assert time.monotonic() < end, left
-            time.sleep(0.01)
+        assert waited(lambda: not working_in(folder), seconds=60), working_in(folder)
 
 
 def run(root, argv, path, output, errors, environment):
@@ -128,8 +146,9 @@ def run(root, argv, path, output, errors, environment):
     SERVER.ensure_running = lambda: None  # the processes that this one starts are forked from the same server
     sys.path[:] = path
     sys.dont_write_bytecode &= root == str(TESTS.parent)  # a copy of the project is compiled once
-    sys.argv = argv[1:] if argv[0] == "-m" else argv
     if argv[0] == "-m":
+        sys.argv = argv[1:]
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     else:
+        sys.argv = argv
         runpy.run_path(argv[0], run_name="__main__")

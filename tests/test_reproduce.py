@@ -1,18 +1,16 @@
 """One command makes a table. Runs are planned, run with two seeds, killed, continued, skipped and printed."""
 
 import csv
-import fcntl
 import io
 import json
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, experiment, files, grow, metrics, same_weights, script, train, with_teacher
-from processes import start
+from processes import start, unlocked, waited
 from projects import copy_code, set_root
 
 from study import executors, tables, targets
@@ -334,24 +332,6 @@ def project(tmp_path_factory):
 def reproduce(project, *argv):
     (project / "output").write_text("")
     return start(project, "reproduce.py", *argv, "--jobs", "2", output=project / "output")
-
-
-def waited(condition, seconds=300):
-    """Whether `condition` becomes true before the timeout."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
-
-
-def unlocked(folder):
-    """Whether no process is training in `folder`."""
-    with open(folder / "training.log") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,15 @@
 """Processes that work on one plan at the same time: each run is trained once, whoever is killed."""
 
-import fcntl
 import functools
 import importlib.util
 import itertools
 import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from conftest import SCRIPTS, experiment, grow, metrics, same_weights, train
-from processes import KILLS, kill, kill_and_restart, start, working_in
+from processes import KILLS, kill, kill_and_restart, start, unlocked, waited, working_in
 from projects import copy_code
 
 from study.executors import BUSY
@@ -44,26 +42,6 @@ def nothing_stays(code):
 def reproduce(code, target, output, *argv):
     """Start `reproduce.py target`, which prints to the file `output`."""
     return start(code, "reproduce.py", target, *argv, output=output)
-
-
-def waited(condition, seconds=300):
-    """Whether `condition` becomes true before the timeout."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
-
-
-def unlocked(folder):
-    """Whether no process is training in `folder`."""
-    try:
-        with open(folder / "training.log") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except FileNotFoundError:
-        pass
-    return True
 
 
 def starts(folder):

@@ -9,7 +9,7 @@ from pathlib import Path
 from training import experiment, params
 from training.changes import differences
 from utils.errors import UserError
-from utils.paths import display_path, write_json
+from utils.paths import display_path, make_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def run(folder, data_dir="data", quiet=True, **keys):
         wanted = vars(params.check(keys, path))
         if path.is_file() and (lines := differences(vars(params.load(folder)), wanted)):
             raise UserError(f"{display_path(path)}: exists with other parameters: {'; '.join(lines)}")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_json(path, keys)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere) if quiet else contextlib.nullcontext():
         experiment.train(folder, params.load(folder), data_dir)
