@@ -22,6 +22,7 @@ from utils import checkpoint
 # {target: number of runs}, counted by hand. A sweep has values × rows, and the networks that no row changes.
 RUNS = {
     "table1": 4 + 1 + 8,
+    "table1_CIFAR10-30epochs": 4 + 1 + 6,
     "table1_CIFAR10-small": 3 + 1 + 6,
     "table1_digits": 3 + 1 + 4,
     "table1_digits-all-images": 3 + 1 + 6,
