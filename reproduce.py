@@ -55,9 +55,9 @@ def main():
 
 
 def run_benchmark(args):
-    if len(args.target) > 1 or args.seeds != [None] or args.set or args.columns:
+    if len(args.target) > 1 or args.seeds != [None] or args.set:
         raise UserError(
-            f"{args.target[0]} is a benchmark: it runs alone, and takes --rows, --presets, --teacher and --model only"
+            f"{args.target[0]} is a benchmark: it runs alone, without --seeds and --set; see docs/benchmark.md"
         )
     if args.model and not args.teacher:
         raise UserError("--model names the network of --teacher, which is missing")
@@ -65,7 +65,8 @@ def run_benchmark(args):
     if own:
         print(f"{own.name}: {own.accuracy:.2f} % of the test images", *own.flags, sep="; ")
     with contextlib.closing(executor(args)) as workers:
-        benchmark = Benchmark(args.target[0], execute_with(workers), args.rows, args.presets, own)
+        smaller = {"attacks": args.columns} if args.columns else {}
+        benchmark = Benchmark(args.target[0], execute_with(workers), args.rows, args.presets, own, smaller)
         if args.dry_run:
             print(benchmark.overview())
             return
@@ -73,10 +74,10 @@ def run_benchmark(args):
     cards = make_cards(benchmark)
     print(show(cards))
     if own:
-        save(cards_path(benchmark.name, own), cards)
-        print(f"Cards: {display_path(cards_path(benchmark.name, own))}")
+        save(cards_path(benchmark.name, own, args.columns), cards)
+        print(f"Cards: {display_path(cards_path(benchmark.name, own, args.columns))}")
     else:
-        write_cards(benchmark.name, cards)
+        write_cards(benchmark.name, cards, args.columns)
 
 
 def executor(args):

@@ -12,11 +12,13 @@ from tabulate import tabulate
 
 import model
 from method.attack import Attack
-from study.cards import read_cards
+from study.cards import describe, read_cards, show_interval
 from study.entries import read_matrix, strongest
 from study.formats import plus_minus, show_best, show_gain
 from study.leaderboard import make_markdown
+from study.intervals import mean
 from study.ledger import Recorded
+from study.protocol import paired
 from study.report import report
 from study.targets import load_table
 from training import params
@@ -24,7 +26,19 @@ from training.changes import parse_change
 from utils.errors import UserError
 from utils.keys import TYPE_NAMES, key
 
-NAMES = ("leaderboard", "keys", "networks", "any_size", "equation", "defence", "attack", "datafree", "trials", "speed")
+NAMES = (
+    "leaderboard",
+    "attacks",
+    "keys",
+    "networks",
+    "any_size",
+    "equation",
+    "defence",
+    "attack",
+    "datafree",
+    "trials",
+    "speed",
+)
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "results.jsonl"
 SIZES = {"digits": "digits", "CIFAR-10, small networks": "CIFAR10-small"}
 OPTIONS = {"num_channels": "channels of the first convolution", "dropout_rate": "dropout before the last layer"}
@@ -49,6 +63,25 @@ def target(name, *options):
 def leaderboard(*benchmarks):
     """The cards of benchmarks, as results.py --format markdown prints them."""
     return make_markdown([card for name in benchmarks for card in read_cards(name)], root="../").rstrip()
+
+
+def attacks(benchmark, preset, defence):
+    """The tuned student of each attack that was measured alone, and the difference to that of `kd`."""
+    cards = [
+        card for card in read_cards(benchmark, attacks=True) if (card["preset"], card["defence"]) == (preset, defence)
+    ]
+    (kd,) = (card["thief"]["accuracy"] for card in cards if card["attacks"] == ["kd"])
+    lines = [
+        [
+            ", ".join(f"`{name}`" for name in card["attacks"]),
+            f"{mean(card['thief']['accuracy']):.2f}",
+            show_interval(paired(card["thief"]["accuracy"], kd)),
+            f"{mean(card['passive']['accuracy']):.2f}",
+            describe(card["thief"]),
+        ]
+        for card in sorted(cards, key=lambda card: -mean(card["thief"]["accuracy"]))
+    ]
+    return draw(lines, ["attack", "tuned", "minus `kd` [95 %]", "not tuned", "chosen settings"])
 
 
 def keys(path):

@@ -19,7 +19,7 @@ from utils.errors import UserError, suggest
 
 ALONE, YARDSTICK = "alone", "yardstick"  # opponents without a teacher
 UNDEFENDED = "none"
-SMALLER = ("draws", "seeds", "changes")  # items of the entry that `study.run` may replace
+SMALLER = ("attacks", "draws", "seeds", "changes")  # items of the entry that may be replaced
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Benchmark:
 
     execute: a function that trains the runs in a list of (Spec, epoch to stop after or None). rows, presets: names of
     defences and of threat presets; default: all. own: an OwnTeacher; the only other row is then the undefended teacher,
-    unless `rows` names more. smaller: {name: value} to replace `draws`, `seeds` or `changes` of the entry. `changes`
-    are changed keys of all runs. Raises UserError for an unknown name.
+    unless `rows` names more. smaller: {name: value} to replace `attacks` (names), `draws`, `seeds` or `changes` (keys
+    of all runs) of the entry. Raises UserError for an unknown name.
     """
 
     def __init__(self, name, execute, rows=None, presets=None, own=None, smaller=None):
@@ -45,6 +45,10 @@ class Benchmark:
             if word not in SMALLER:
                 raise UserError(f'"{word}" cannot be replaced in a benchmark; allowed are {", ".join(SMALLER)}')
         self.entry = {"changes": {}} | read_target(name) | self.smaller
+        if "attacks" in self.smaller:
+            known, names = self.entry.get("more_attacks", {}) | read_target(name)["attacks"], self.smaller["attacks"]
+            matrices.check_names("columns", [attack for attack in names if attack not in known], known, "attack")
+            self.entry["attacks"] = {attack: known.get(attack, {}) for attack in names}
         self.defences = dict(self.entry["defences"])
         new = [row for row in rows or () if row not in self.defences]
         matrices.check_names("rows", new, self.defences, "defend")
@@ -134,18 +138,24 @@ class Benchmark:
 
     def attacks(self, contest):
         """{name: keys that all of its draws have} of the attacks that a thief may use. Raises UserError without any."""
-        found = {name: {} for name in PRESETS[contest.preset].attacks or ()} or self.entry["attacks"]
-        left_out = self.left_out(contest)
+        found, left_out = self.allowed(contest.preset), self.left_out(contest)
         if len(left_out) == len(found):
-            why = "; ".join(left_out.values())
+            why = "; ".join(left_out.values()) or f"the preset allows {', '.join(PRESETS[contest.preset].attacks)} only"
             raise UserError(f"{contest.opponent}, {contest.preset}: no attack is possible: {why}")
         return {name: keys for name, keys in found.items() if name not in left_out}
+
+    def allowed(self, preset):
+        """{name: keys that all of its draws have} of the attacks that a preset allows."""
+        without_data = PRESETS[preset].attacks
+        if without_data is None:
+            return self.entry["attacks"]
+        return {name: {} for name in without_data if name in self.smaller.get("attacks", without_data)}
 
     def left_out(self, contest):
         """{name: error message} of the attacks that are impossible with the user's own teacher."""
         problems = {}
         if contest.opponent in self.own:
-            for name in PRESETS[contest.preset].attacks or self.entry["attacks"]:
+            for name in self.allowed(contest.preset):
                 keys = {key: values[0] for key, values in autosteal.space_of(name).items()}
                 try:
                     params.check(self.student(contest, {"method": name} | keys, self.tuning_seed).raw, name)

@@ -15,22 +15,28 @@ from utils.paths import display_path, from_root, make_folder, write_file
 RESULTS = "results"
 
 
-def cards_path(name, own=None):
-    """The file with the cards of the benchmark `name`. own: an OwnTeacher; its cards lie beside its checkpoint."""
-    return from_root(own.file).with_name("cards.jsonl") if own else from_root(RESULTS) / f"{name}.cards.jsonl"
+def cards_path(name, own=None, attacks=None):
+    """The file with the cards of the benchmark `name`.
+
+    own: an OwnTeacher; its cards lie beside its checkpoint. attacks: names of the attacks, if the user selected some;
+    these cards are not part of the leaderboard.
+    """
+    file_name = "attacks.cards.jsonl" if attacks else "cards.jsonl"
+    return from_root(own.file).with_name(file_name) if own else from_root(RESULTS) / f"{name}.{file_name}"
 
 
-def write_cards(name, cards):
-    """Write the cards of the benchmark `name`. They replace older cards of the same defence and preset.
+def write_cards(name, cards, attacks=None):
+    """Write the cards of the benchmark `name`. They replace older cards of the same defence, preset and attacks.
 
     Raises UserError if a card was measured with modified code.
     """
     if modified := [card["defence"] for card in cards if card["commit"].endswith("-dirty")]:
         defences = ", ".join(dict.fromkeys(modified))
         raise UserError(f"{name}: cards not written: {defences}: measured with modified code; commit it and run again")
-    older = read_cards(name) if cards_path(name).exists() else []
-    kept = {(card["defence"], card["preset"]): card for card in (*older, *cards)}
-    save(cards_path(name), [kept[place] for place in sorted(kept)])
+    path = cards_path(name, attacks=attacks)
+    older = read_cards(name, attacks) if path.exists() else []
+    kept = {(card["defence"], card["preset"], *card.get("attacks", ())): card for card in (*older, *cards)}
+    save(path, [kept[place] for place in sorted(kept)])
 
 
 def save(path, cards):
@@ -40,9 +46,9 @@ def save(path, cards):
     write_file(path, lambda file: file.write(content.encode()), shared=True)
 
 
-def read_cards(name):
+def read_cards(name, attacks=None):
     """The cards of the benchmark `name`. Raises UserError if there are none, or if one was edited."""
-    path = cards_path(name)
+    path = cards_path(name, attacks=attacks)
     if not path.exists():
         raise UserError(f"{display_path(path)}: there is no such file; make it with: python reproduce.py {name}")
     cards = []

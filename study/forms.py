@@ -14,7 +14,8 @@ one of
   names the students from which the rows of new defences are made: in the teacher of "defended", the method is
   replaced; in "undefended", the student of a normal teacher, the release rule is replaced;
 - a benchmark: like a matrix, with `presets`, `draws`, `seeds` and `tuning_seed`; see docs/benchmark.md. A defence may
-  have `strengths`: a key and its values, from strong to weak;
+  have `strengths`: a key and its values, from strong to weak. `more_attacks` are attacks that the search does not use;
+  `reproduce.py --columns` can select them;
 - the name of another entry.
 """
 
@@ -36,6 +37,7 @@ SWEEP = ABOUT | {"key": str, "values": [object], "rows": [SWEEP_ROW], "?part": s
 DEFENDED = ABOUT | {"alone": str, "attacks": {...: CHANGES}, "template": {"defended": str, "undefended": str}}
 MATRIX = DEFENDED | {"yardstick": CHANGES, "?control": CHANGES, "defences": {...: str}}
 BENCHMARK = DEFENDED | {"presets": [str], "draws": int, "seeds": [int], "tuning_seed": int, "defences": {...: DEFENCE}}
+BENCHMARK |= {"?more_attacks": {...: CHANGES}}
 WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", NULL: "null"}
 
 

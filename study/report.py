@@ -29,13 +29,17 @@ ABOUT = (
 def render(target, style, output=None, **selection):
     """The results of a target as a string: a table, or the leaderboard of a benchmark.
 
-    output: the file to write, to which links are relative. selection: see `targets.load_table`.
+    output: the file to write, to which links are relative. selection: see `targets.load_table`; for a benchmark,
+    `columns` selects cards that were measured with these attacks only.
     """
     if not is_benchmark(target):
         if style == "html":
             raise UserError(f"--format html: {target} is not a benchmark")
         return report(target, style, **selection)
-    cards = read_cards(target)
+    attacks = selection.get("columns")
+    cards = read_cards(target, attacks)
+    if attacks:
+        cards = [card for card in cards if set(card["attacks"]) <= set(attacks)]
     root = os.path.relpath(ROOT, Path(output or "page").absolute().parent)
     root = "" if root == "." else f"{root}/"
     if style == "html":

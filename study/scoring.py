@@ -46,7 +46,7 @@ def make_card(benchmark, row, preset):
     others = {
         name: [benchmark.finals(Contest(name, preset), seed)["thief"] for seed in seeds] for name in (ALONE, YARDSTICK)
     }
-    chosen, defence = benchmark.chosen[contest], benchmark.defences[row]
+    chosen, defence, attacks = benchmark.chosen[contest], benchmark.defences[row], benchmark.smaller.get("attacks")
     return {
         "protocol": VERSION,
         "benchmark": benchmark.name,
@@ -65,7 +65,8 @@ def make_card(benchmark, row, preset):
         "gap": paired(accuracies(thief), accuracies(passive)),
         "flags": flags_of(benchmark, contest, thief),
         "draws": benchmark.entry["draws"],
-        "records": display_path(cards_path(benchmark.name, *benchmark.own.values())),
+        "records": display_path(cards_path(benchmark.name, *benchmark.own.values(), attacks=attacks)),
+        **({"attacks": attacks} if attacks else {}),
         **provenance(thief[0]),
     }
 

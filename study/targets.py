@@ -14,11 +14,9 @@ NO_MATRIX = "--rows and --columns need a matrix; {} is not a matrix"
 
 
 def add_matrix_flags(parser):
-    """Add the flags --rows and --columns, which select a part of a matrix."""
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="for a matrix: only these defences; may be new files")
-    parser.add_argument(
-        "--columns", nargs="+", metavar="NAME", help="for a matrix: only these attacks; may be new files"
-    )
+    """Add the flags --rows and --columns, which select a part of a matrix or of a benchmark."""
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these defences; may be new files")
+    parser.add_argument("--columns", nargs="+", metavar="NAME", help="only these attacks; may be new files")
 
 
 def selected(args):

@@ -213,6 +213,7 @@ MINI = {
     "template": {"defended": "mini/kd_nasty/student", "undefended": "mini/kd_normal/student"},
     "alone": "mini/baseline/student",
     "attacks": {"kd": {}, "htc": {}},
+    "more_attacks": {"skeptical": {"kd_delay": 1}},
     "presets": ["insider", "label_only"],
     "draws": 4,
     "seeds": [0, 1],
@@ -299,6 +300,11 @@ def test_mistakes_of_a_benchmark(inside):
         benchmark.Benchmark("mini", None, presets=["insidr"])
     with pytest.raises(UserError, match=r'no such defence; .* did you mean "nasty"'):
         benchmark.Benchmark("mini", None, ["nastu"])
+    with pytest.raises(UserError, match=r"--columns htd: no such attack; .* did you mean"):
+        benchmark.Benchmark("mini", None, smaller={"attacks": ["htd"]})
+    without_data = benchmark.Benchmark("mini", None, presets=["no_data"], smaller={"attacks": ["htc"]})
+    with pytest.raises(UserError, match=r"none, no_data: no attack is possible: the preset allows dafl, .* only"):
+        without_data.draws(benchmark.Contest("none", "no_data"))
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +354,20 @@ def test_repeated_it_trains_nothing_and_writes_the_same_cards(project, ran):
     assert (project / "results/mini.cards.jsonl").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in (project / "experiments").rglob("last_model.tar")} == written
     assert sorted(printed.out.split()) == sorted(again.out.split()) and "nasty" in printed.out
+
+
+@pytest.mark.slow
+def test_selected_attacks_have_cards_of_their_own(project, ran, inside):
+    assert ran.status == 0, ran.err
+    before = (project / "results/mini.cards.jsonl").read_bytes()
+    part = "mini --rows none --presets insider --columns skeptical"
+    again, printed = commands(project, f"reproduce.py {part} --jobs 1", "results.py mini --columns skeptical")
+    assert again.status == printed.status == 0, again.err + printed.err
+    (card,) = cards.read_cards("mini", ["skeptical"])
+    assert card["thief"]["attack"] == card["passive"]["attack"] == "skeptical"
+    assert card["flags"][0] == 'not the published benchmark: {"attacks": ["skeptical"]}'
+    assert again.out.endswith(printed.out) and "skeptical" in printed.out
+    assert (project / "results/mini.cards.jsonl").read_bytes() == before
 
 
 # The same benchmark, but for one preset, by two processes and with kills
