@@ -15,8 +15,8 @@ from method.attack import Attack
 from study.cards import describe, read_cards, show_interval
 from study.entries import read_matrix, strongest
 from study.formats import plus_minus, show_best, show_gain
-from study.leaderboard import make_markdown
 from study.intervals import mean
+from study.leaderboard import make_markdown
 from study.ledger import Recorded
 from study.protocol import paired
 from study.report import report
