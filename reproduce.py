@@ -20,7 +20,7 @@ import sys
 import torch
 
 from study.benchmark import Benchmark
-from study.cards import cards_path, save, show, write_cards
+from study.cards import cards_path, show, write_cards
 from study.executors import Processes, Ray
 from study.launch import Plan, Runner, execute_with
 from study.own_teacher import take
@@ -73,11 +73,9 @@ def run_benchmark(args):
         benchmark.run()
     cards = make_cards(benchmark)
     print(show(cards))
+    write_cards(benchmark.name, cards, own)
     if own:
-        save(cards_path(benchmark.name, own, args.columns), cards)
-        print(f"Cards: {display_path(cards_path(benchmark.name, own, args.columns))}")
-    else:
-        write_cards(benchmark.name, cards, args.columns)
+        print(f"Cards: {display_path(cards_path(benchmark.name, own))}")
 
 
 def executor(args):

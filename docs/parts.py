@@ -65,11 +65,10 @@ def leaderboard(*benchmarks):
     return make_markdown([card for name in benchmarks for card in read_cards(name)], root="../").rstrip()
 
 
-def attacks(benchmark, preset, defence):
+def attacks(benchmark, preset, defence, *names):
     """The tuned student of each attack that was measured alone, and the difference to that of `kd`."""
-    cards = [
-        card for card in read_cards(benchmark, attacks=True) if (card["preset"], card["defence"]) == (preset, defence)
-    ]
+    place = preset, defence
+    cards = [card for card in read_cards(benchmark, names) if (card["preset"], card["defence"]) == place]
     (kd,) = (card["thief"]["accuracy"] for card in cards if card["attacks"] == ["kd"])
     lines = [
         [

@@ -15,42 +15,46 @@ from utils.paths import display_path, from_root, make_folder, write_file
 RESULTS = "results"
 
 
-def cards_path(name, own=None, attacks=None):
-    """The file with the cards of the benchmark `name`.
-
-    own: an OwnTeacher; its cards lie beside its checkpoint. attacks: names of the attacks, if the user selected some;
-    these cards are not part of the leaderboard.
-    """
-    file_name = "attacks.cards.jsonl" if attacks else "cards.jsonl"
-    return from_root(own.file).with_name(file_name) if own else from_root(RESULTS) / f"{name}.{file_name}"
+def cards_path(name, own=None):
+    """The file with the cards of the benchmark `name`. own: an OwnTeacher; its cards lie beside its checkpoint."""
+    return from_root(own.file).with_name("cards.jsonl") if own else from_root(RESULTS) / f"{name}.cards.jsonl"
 
 
-def write_cards(name, cards, attacks=None):
+def write_cards(name, cards, own=None):
     """Write the cards of the benchmark `name`. They replace older cards of the same defence, preset and attacks.
 
-    Raises UserError if a card was measured with modified code.
+    own: as for `cards_path`. Raises UserError if a card of another teacher was measured with modified code, or if the
+    file cannot be written.
     """
-    if modified := [card["defence"] for card in cards if card["commit"].endswith("-dirty")]:
+    if not own and (modified := [card["defence"] for card in cards if card["commit"].endswith("-dirty")]):
         defences = ", ".join(dict.fromkeys(modified))
         raise UserError(f"{name}: cards not written: {defences}: measured with modified code; commit it and run again")
-    path = cards_path(name, attacks=attacks)
-    older = read_cards(name, attacks) if path.exists() else []
+    path = cards_path(name, own)
+    older = read_file(path) if path.exists() else []
     kept = {(card["defence"], card["preset"], *card.get("attacks", ())): card for card in (*older, *cards)}
-    save(path, [kept[place] for place in sorted(kept)])
-
-
-def save(path, cards):
-    """Write cards to the file `path`, a line of JSON for each. Raises UserError if the file cannot be written."""
+    content = "".join(json.dumps(kept[place], ensure_ascii=False) + "\n" for place in sorted(kept))
     make_folder(path.parent)
-    content = "".join(json.dumps(card, ensure_ascii=False) + "\n" for card in cards)
     write_file(path, lambda file: file.write(content.encode()), shared=True)
 
 
 def read_cards(name, attacks=None):
-    """The cards of the benchmark `name`. Raises UserError if there are none, or if one was edited."""
-    path = cards_path(name, attacks=attacks)
-    if not path.exists():
-        raise UserError(f"{display_path(path)}: there is no such file; make it with: python reproduce.py {name}")
+    """The cards of the benchmark `name`. Raises UserError if there are none, or if one was edited.
+
+    attacks: names of attacks; the cards are then those for which the search was restricted to some of these attacks.
+    """
+    path = cards_path(name)
+    cards = read_file(path) if path.exists() else []
+    cards = [card for card in cards if bool(attacks) == ("attacks" in card)]
+    if attacks:
+        cards = [card for card in cards if set(card["attacks"]) <= set(attacks)]
+    if not cards:
+        command = " ".join([f"python reproduce.py {name}", *(["--columns", *attacks] if attacks else [])])
+        raise UserError(f"{display_path(path)}: there are no such cards; make them with: {command}")
+    return cards
+
+
+def read_file(path):
+    """All cards in a file. Raises UserError if one was edited."""
     cards = []
     for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
         try:

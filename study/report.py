@@ -36,10 +36,7 @@ def render(target, style, output=None, **selection):
         if style == "html":
             raise UserError(f"--format html: {target} is not a benchmark")
         return report(target, style, **selection)
-    attacks = selection.get("columns")
-    cards = read_cards(target, attacks)
-    if attacks:
-        cards = [card for card in cards if set(card["attacks"]) <= set(attacks)]
+    cards = read_cards(target, selection.get("columns"))
     root = os.path.relpath(ROOT, Path(output or "page").absolute().parent)
     root = "" if root == "." else f"{root}/"
     if style == "html":

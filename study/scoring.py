@@ -65,7 +65,7 @@ def make_card(benchmark, row, preset):
         "gap": paired(accuracies(thief), accuracies(passive)),
         "flags": flags_of(benchmark, contest, thief),
         "draws": benchmark.entry["draws"],
-        "records": display_path(cards_path(benchmark.name, *benchmark.own.values(), attacks=attacks)),
+        "records": display_path(cards_path(benchmark.name, *benchmark.own.values())),
         **({"attacks": attacks} if attacks else {}),
         **provenance(thief[0]),
     }

@@ -57,7 +57,7 @@ def test_mistakes(tmp_path, monkeypatch):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments/tables.json").write_text(json.dumps({"mini": MINI}))
     with pytest.raises(
-        UserError, match='"epochs" cannot be replaced in a benchmark; allowed are draws, seeds, changes'
+        UserError, match='"epochs" cannot be replaced in a benchmark; allowed are attacks, draws, seeds, changes'
     ):
         study.run("mini", epochs=3)
 

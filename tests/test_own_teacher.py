@@ -154,8 +154,8 @@ def test_the_audit_of_a_foreign_teacher(audit, inside):
     assert audit.status == 0, audit.err
     (folder,) = (inside / "experiments/own").iterdir()
     found = [json.loads(line) for line in (folder / "cards.jsonl").read_text().splitlines()]
-    assert [(card["defence"], card["preset"]) for card in found] == [("none", "few"), ("mine", "few")]
-    control, card = found
+    assert [(card["defence"], card["preset"]) for card in found] == [("mine", "few"), ("none", "few")]
+    card, control = found
     assert card["digest"] == cards.digest(card)
     assert card["source"] == "other/mine.pt, other/nets.py:network"
     accuracy, price = card["teacher"]["accuracy"], card["teacher"]["price"]
