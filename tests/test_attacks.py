@@ -182,8 +182,8 @@ def test_heads_are_trained_but_not_part_of_the_student(trained):
     ("keys", "words"),
     [
         ({"loc": 0}, '"loc": must be at least 1'),
-        ({"loc": 3, "kd_delay": 0}, '"loc": net has 3 stages; must be below that, not 3'),
-        ({"kd_delay": 2}, '"kd_delay": 2 of 2 epochs: no head ever learns from the teacher'),
+        ({"loc": 3, "kd_delay": 0}, '"loc": must be below 3, not 3, because net has 3 stages'),
+        ({"kd_delay": 2}, '"kd_delay": must be below "num_epochs" 2, not 2, because no head would learn'),
         ({}, '"kd_delay": 20 of 2 epochs'),
     ],
 )
