@@ -111,7 +111,7 @@ def names():
 
 @functools.cache
 def files():
-    """{kind: [names of files]}, read from the folders once. Not to be modified."""
+    """{kind: [names of files]}, read from the folders once. Do not modify the dictionary."""
     here = Path(__file__).parent
     return {"scratch": ["scratch"]} | {
         kind: sorted(module.name for module in pkgutil.iter_modules([here / kind])) for kind in KINDS

@@ -69,15 +69,15 @@ bad_params(
 )
 bad_params("share of samples 0", '"subset_percent": must be ', "above 0", "at most 1", subset_percent=0)
 bad_params("share of samples above 1", '"subset_percent": must be ', "above 0", "at most 1", subset_percent=90)
-bad_params("precision", '"precision": "fp16" is none of fp32, bf16, auto', precision="fp16")
+bad_params("precision", '"precision": must be one of fp32, bf16, auto, not "fp16"', precision="fp16")
 bad_params("negative seed", '"seed": must be at least 0, not -1', seed=-1)
 bad_params("no channels", "num_channels", "at least 1", num_channels=0)
 bad_params("dropout 1", "dropout_rate", "below 1", dropout_rate=1)
 bad_params("unknown network", 'unknown network "nett"', 'did you mean "net"?', "mobilenetv2", model_name="nett")
-bad_params("depth that preresnet has not", "preresnet", "21 is none of them", model_name="preresnet21")
+bad_params("depth that preresnet has not", "preresnet must be 6n+2", "not 21", model_name="preresnet21")
 bad_params("unknown teacher", '"teacher_model": unknown network "nett"', 'did you mean "net"?', teacher_model="nett")
 bad_params("unknown method", 'unknown method "nastty"', 'did you mean "nasty"?', "there are ", " kd, ", method="nastty")
-bad_params("unknown data set", '"cifar11" is none of', 'did you mean "cifar10"?', dataset="cifar11")
+bad_params("unknown data set", '"dataset": must be one of', 'not "cifar11"; did you mean "cifar10"?', dataset="cifar11")
 bad_params("net with 64x64", "net takes 32x32 images, not 64x64", dataset="tiny_imagenet")
 bad_params("teacher with 64x64", '"teacher_model": mlp takes 32x32', dataset="tiny_imagenet", teacher_model="mlp",
            model_name="resnet18", num_channels=None)  # fmt: skip

@@ -414,10 +414,10 @@ def test_students_are_refused(name, sdb, trained, tmp_path):
     [
         ({"method": "sdb", "mix": 0}, '"mix": must be'),
         ({"method": "sdb", "mix": 1.01}, '"mix": must be'),
-        ({"method": "sdb", "eta_sign": "plus"}, '"eta_sign": "plus" is none of purpose, printed'),
-        ({"method": "possessive", "order": "forward"}, '"order": "forward" is none of reversed, away, flat'),
+        ({"method": "sdb", "eta_sign": "plus"}, '"eta_sign": must be one of purpose, printed, not "plus"'),
+        ({"method": "possessive", "order": "forward"}, '"order": must be one of reversed, away, flat, not "forward"'),
         ({"method": "possessive", "beta_others": -1}, '"beta_others": must be at least 0'),
-        ({"method": "mildly_nasty", "weight": 0.1, "variant": "heavy"}, '"variant": "heavy" is none of'),
+        ({"method": "mildly_nasty", "weight": 0.1, "variant": "heavy"}, '"variant": must be one of half, light, '),
         ({"method": "mildly_nasty", "weight": 0.1, "variant": "light", "num_channels": 8}, "weights do not fit a Net"),
         ({"method": "mildly_nasty", "weight": 0.1, "variant": "light", "model_name": "mlp", "num_channels": None},
          "must be net, because light starts from the weights of the adversarial network"),

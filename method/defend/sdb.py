@@ -20,10 +20,10 @@ diverge. In this case the logged term `augmentation` becomes very negative. λ i
 code; the paper has 0.5. K and f_R depend only on the seed. K is saved as key.tar in the run folder. This file also
 defines the release rule "sdb": the teacher t answers a query x with t(x_k).
 
-If `joint` is true, x and x_k form one batch. The running averages of batch norm are then those of the batches of
-training. The released code makes two passes, each with its own batch statistics. Its evaluation uses one running
-average of both, and the accuracy with the key collapses. `mse` selects how M reduces over classes. The released code
-requests "batchmean", which MSELoss does not support. See docs/deviations.md.
+If `joint` is true, x and x_k form one batch. The statistics of batch norm are then those of the same mixture of images
+in training and in evaluation. The released code makes two passes, each with its own batch statistics. Its evaluation
+uses one running average of both, and the accuracy with the key collapses. `mse` selects how M reduces over classes. The
+released code requests "batchmean", which MSELoss does not support. See docs/deviations.md.
 """
 
 from dataclasses import dataclass
