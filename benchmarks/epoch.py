@@ -62,9 +62,9 @@ def flags():
     add = parser.add_argument
     add("network", nargs="*", default=NETWORKS[:3], help=f"names as in params.json; all: {', '.join(NETWORKS)}")
     add("--kind", nargs="+", default=["normal"], choices=list(KINDS), help="training steps (default: normal)")
-    add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="ours only (default: auto)")
+    add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of our pipeline (default: auto)")
     add("--cuda_graph", action="store_true", help="run our pipeline with the key cuda_graph")
-    add("--batch_size", type=at_least(1), metavar="N", help="default: 128; for attacks without data as published")
+    add("--batch_size", type=at_least(1), metavar="N", help="default: 128; for attacks without data, the published one")
     add("--steps", type=at_least(0), metavar="N", help="timed steps per round; 0: an epoch (default: 30; 380 on a GPU)")
     add(
         "--reference_steps",

@@ -52,7 +52,7 @@ class Method:
         return loader
 
     def evaluate(self, loader):
-        """Return {"acc": test accuracy in percent, "loss": cross-entropy, and other terms to log}."""
+        """Return {"acc": accuracy in percent, "loss": cross-entropy, other terms to log} on the images of `loader`."""
         return evaluate(self.model, loader)
 
     def final(self, loader):
@@ -88,7 +88,7 @@ def find(name):
 
 
 def find_release(name):
-    """The Release class in the file of the defence `name`. "logits" is the plain rule."""
+    """The Release class in the file of the defence `name`. "logits" is the rule that does not change the logits."""
     if name == "logits":
         return Release
     if not is_release(name):

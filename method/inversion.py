@@ -5,7 +5,7 @@ min_x  CE(t(x), y) + a_tv TV(x) + a_l2 ‖x‖₂ + a_f Σ_l ( ‖μ_l(x) − m_
 x     a batch of normalised images, randomly shifted in each step, and flipped if `flip` is true
 y     the classes of the images        m_l, v_l   running mean and variance of batch norm l
 t     the network that is inverted     μ_l, σ²_l  mean and variance of the input of batch norm l for x
-s     a student of t, or none          TV         total variation: see `total_variation`
+s     a student of t, or none          TV         total variation: norms of the differences between neighbouring pixels
 a_…   weights                          JS         Jensen-Shannon divergence of the softmax at temperature T
 
 As in the released script for CIFAR, images are shifted and not flipped by default. JS differs from the released code;

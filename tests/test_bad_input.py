@@ -160,10 +160,10 @@ def odd(change=None, **own):
 
 NUMBERED = dict(enumerate(model.build("net", 10).state_dict().values()))
 
-bad_teacher("params are a list", odd(params=[1]), 'its "params" are not parameters')
-bad_teacher("params are null", odd(params=None), 'its "params" are not parameters')
-bad_teacher("params with numbers as names", odd(params={1: 2}), 'its "params" are not parameters')
-bad_teacher("params with a tensor", odd(params={"seed": torch.ones(1)}), 'its "params" are not parameters')
+bad_teacher("params are a list", odd(params=[1]), '"params" is not a dictionary of JSON values')
+bad_teacher("params are null", odd(params=None), '"params" is not a dictionary of JSON values')
+bad_teacher("params with numbers as names", odd(params={1: 2}), '"params" is not a dictionary of JSON values')
+bad_teacher("params with a tensor", odd(params={"seed": torch.ones(1)}), '"params" is not a dictionary of JSON values')
 bad_teacher(
     "channels in words", odd(params={"num_channels": "x"}), 'no net can be built with its params {"num_channels"'
 )
@@ -244,7 +244,7 @@ def too_few_images(root, trained):
 @case
 def one_image_in_the_last_batch(root, trained):
     return ["train_scratch.py", "--save_path", experiment(root / "x", batch_size=88)], [
-        "batch_size 88: the last batch of 89 images has 1,",
+        "batch_size 88: with 89 training images, the last batch has size 1,",
         "batch norm needs at least 2",
     ]
 

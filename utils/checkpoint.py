@@ -114,7 +114,7 @@ def params_in(content, path):
     """The parameters in the checkpoint `content`; {} if it has none, as in released checkpoints."""
     params = content.get("params", {})
     if not is_plain(params):
-        raise CheckpointError('its "params" are not parameters', None, display_path(path))
+        raise CheckpointError('"params" is not a dictionary of JSON values', None, display_path(path))
     return params
 
 

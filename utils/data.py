@@ -67,10 +67,11 @@ class Dataset:
         """
         last = len(self.train) % batch_size or batch_size
         if last // world_size < 2:
-            share = f" over {world_size} processes" if world_size > 1 else ""
+            processes = f" for {world_size} processes" if world_size > 1 else ""
             raise UserError(
-                f"batch_size {batch_size}: the last batch of {len(self.train)} images has {last}{share}, but "
-                "batch norm needs at least 2 per process; choose another batch_size or subset_percent"
+                f"batch_size {batch_size}: with {len(self.train)} training images, the last batch has size {last}"
+                f"{processes}, but batch norm needs at least 2 images per process; choose another batch_size or "
+                "subset_percent"
             )
         names = self.spec.augmentation if augmentation else ()
         batches = max(1, PREFETCH_IMAGES // batch_size) if prefetch and self.train.labels.is_cuda else 1

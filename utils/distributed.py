@@ -34,7 +34,7 @@ class Step(nn.Module):
 
 
 def parallel(method, device):
-    """`method.losses` as a function of a batch. Its gradients are averaged over the processes.
+    """`method.losses` as a function of a batch. The gradients of the loss are averaged over the processes.
 
     On GPUs, batch norm uses the statistics of the whole batch (SyncBatchNorm). On the CPU, where PyTorch has no
     SyncBatchNorm, each process uses the statistics of its share.

@@ -8,8 +8,9 @@
 o_0  the output of the student s, trained                t    the teacher, frozen
 o_1  the deepest auxiliary head of s, on the second to   y    the label
      last stage; o_2 is one stage before, o_3 two, …     T    temperature;  σ_T  softmax(·/T)
-o_l  the head that learns from t ("listener"), l = `loc` α    weight of the KL divergence in the loss of o_l
-h    the heads o_1 and o_l                               D    `kd_delay`; epochs are counted from 0
+o_l  the listener, the head that learns from t; l =      α    weight of the KL divergence in the loss of o_l
+     `loc`                                               D    `kd_delay`; epochs are counted from 0
+h    the heads o_1 and o_l
 
 o_0 learns from the labels, and o_1 learns from o_0. The teacher affects o_0 only through the shallow layers that o_0
 and o_l share. As released: the loss, `kd_delay`, `loc`, and heads of separable convolutions behind an attention gate.

@@ -33,7 +33,7 @@ def cmi(logits, log_centroids, labels, temperatures):
 
 
 class Centroids(nn.Module):
-    """The moving averages whose quotient is Q: of the sum of P_x^T in each class, and of the number of its images.
+    """Q as the quotient of two moving averages: the sum of P_x^T over the images of a class, and their number.
 
     sums: (temperatures, C, C). counts: (C,). A batch without images of a class does not change the Q of this class.
     """

@@ -2,15 +2,16 @@
 
 This is a release rule, which needs no training.
 
-    p* = argmax_v ‖ u(v) − u(p) ‖²,   u(p) = Gᵀp / ‖Gᵀp‖,   row k of G = ∇(−log q_k) for the last layer of r
+    p* = argmax_v ‖ u(v) − u(p) ‖²,   u(p) = Gᵀp / ‖Gᵀp‖,   row k of G = − ∇_W log q_k
     p' = (1 − a) p + a p*,   a = min( 1, ε / ‖p − p*‖₁ ),   p = σ(t(x))
 
 t  the teacher    r    a surrogate network with random weights, which are a function of the seed
-x  the image      q    σ(r(x)), the probabilities of r
-σ  softmax        h    the features of x in r
-ε  `epsilon`      e_k  the one-hot vector of class k
-C  number of      v    a vertex: the uniform distribution over a set of classes that contains the highest class of p;
-   classes             this class gets 1e-5 more
+x  the image      W    the weights of the last layer of r
+σ  softmax        q    σ(r(x)), the probabilities of r
+ε  `epsilon`      h    the features of x in r
+C  number of      e_k  the one-hot vector of class k
+   classes        v    a vertex: the uniform distribution over a set of classes that contains the highest class of p;
+                       this class gets 1e-5 more
 
 Row k of G is (q − e_k) ⊗ h. So Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. For C ≤ 10 all
 2^{C−1} sets are compared. For more classes, as released, the set grows greedily: the class that increases the deviation
