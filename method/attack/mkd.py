@@ -12,11 +12,11 @@ y  the label                   σ_T            softmax(·/T)
 T  temperature                 sg             stops the gradient
 C  number of classes           I              identity matrix
 
-The matrices have their own Adam optimizer. `diagonal` selects their initial values. If `diagonal` is null, they are
-those of the released CMIM code of the same group: a_c = 1, and U and V are drawn from a uniform distribution. M_c is
-then nearly uniform. If `diagonal` is a number β, a_c = log(β (C − 1) / (1 − β)) and V = 0, so the diagonal of M_c is β.
-OURS: the learning rate of the matrices is constant, and each row of M_c is normalised. The CMIM code normalises the
-columns, so that M_c is not a Markov kernel.
+The matrices have their own Adam optimizer. `diagonal` selects the initial values. If `diagonal` is null, the initial
+values are those of the released CMIM code of the same group: a_c = 1, and U and V are sampled from a uniform
+distribution. M_c is then nearly uniform. If `diagonal` is a number β, a_c = log(β (C − 1) / (1 − β)) and V = 0, so the
+diagonal of M_c is β. OURS: the learning rate of the matrices is constant, and each row of M_c is normalised. The CMIM
+code normalises the columns, so that M_c is not a Markov kernel.
 """
 
 import math

@@ -4,7 +4,7 @@
     r(q) = mean of the p_i with argmax p'_i = argmax q and ‖p'_i − q‖₁ ≤ max( 0.01, smallest distance )
     min_s  α T² KL( r(q)^(1/T) ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y),   q = σ(t'(x))
 
-s   the student, trained                D  the release rule; the attacker knows it and its parameters
+s   the student, trained                D  the release rule, which the attacker knows with its parameters
 t'  the teacher with its release rule   q̂  the `prior`: q, or the student's σ(s(x)); an attacker has both
 T   temperature                         C  number of classes
 α   weight of the distillation term     c  `concentration`

@@ -9,8 +9,8 @@ classes by a binary probability. The equation is not public. This equation and i
     f    the network trained              b, b_A  (P_y, 1 − P_y) of σ_T(f(x)), of σ_T(f_A(x)); P_y: probability of y
     f_A  the original network: normally   N       the classes other than the label y
          trained, then frozen             p_N     softmax over N of f(x)/T
-    T    temperature                      q_N     softmax over N of z/T. z: the logits of f_A in reversed order, so
-    β_t  `beta_target`                            the class with the lowest value in N gets the highest
+    T    temperature                      q_N     softmax over N of z/T. z: f_A's logits of N in reversed order, so
+    β_t  `beta_target`                            the class with the lowest value gets the highest
     β_n  `beta_others`
 
 If f_A is wrong on x, b_A contradicts the label, so x has no β_t term. Two variants of the last term are also ours. With

@@ -1,6 +1,6 @@
 """Safe Distillation Box: Ye et al., AAAI 2022.
 
-Everyone can use the network. Only a user with its key, an image K, can distil it.
+Everyone can use the network. Only users who have the key, an image K, can distil the network.
 
     x_k = λ x + (1 − λ) K                                                       an image with the key
     min_f  2 CE(σ(f(x)), y) + CE(σ(f(x_k)), y)                                  embedding of the key
