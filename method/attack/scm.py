@@ -9,7 +9,7 @@ G    `generations`                                      sg   stops the gradient
 
 `acc`, `loss` and the checkpoint are those of s_G, so that they can be compared with every other attack. `acc_ensemble`
 is the accuracy of the mean of the probabilities of all students. An ensemble gains accuracy even without a teacher, so
-compare it with ensembles only. The other students are under "extra" in the checkpoint.
+compare `acc_ensemble` with other ensembles only. The other students are under "extra" in the checkpoint.
 
 The paper's equations are not public. The only public implementation is unofficial (edaylmz). It first trains a network
 with the nasty loss and the nasty teacher as adversarial network. Here this step is an experiment of the method nasty,

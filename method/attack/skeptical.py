@@ -60,7 +60,8 @@ class Skeptical(KD):
         def problems(params, networks):
             count, problems = len(stages(networks["model_name"])), []
             if params.loc >= count:
-                problems.append(f'"loc": {params.loc} needs {params.loc + 1} stages, but {params.model_name} has {count}')
+                needed = f"{params.loc} needs {params.loc + 1} stages"
+                problems.append(f'"loc": {needed}, but {params.model_name} has {count}')
             if params.kd_delay >= params.num_epochs:
                 problems.append(
                     f'"kd_delay": must be below "num_epochs" {params.num_epochs}, not {params.kd_delay}, because no '

@@ -20,7 +20,7 @@ from method.release import Release, straight_through
 from utils.keys import key
 
 MARGIN, OFFSET = 1e-4, 1e-6
-GOLDEN, STEPS, PENALTY = (5**0.5 - 1) / 2, 48, 1e4  # golden-section search until the interval is 0.618⁴⁸ = 1e-10
+GOLDEN, STEPS, PENALTY = (5**0.5 - 1) / 2, 48, 1e4  # after the search, the interval has the length 0.618⁴⁸ = 1e-10
 
 
 def fill(top, others, h, epsilon):

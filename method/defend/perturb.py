@@ -41,7 +41,7 @@ def noise(images, count, seed):
 
 
 def keep_top(noisy, logits):
-    """Exchange two values in each row of `noisy` (N, C), so that its highest class is that of `logits` (N, C)."""
+    """Exchange two values in each row of `noisy` (N, C), so that the highest class is that of `logits` (N, C)."""
     wanted, found = logits.argmax(1, keepdim=True), noisy.argmax(1, keepdim=True)
     low, high = noisy.gather(1, wanted), noisy.gather(1, found)
     return noisy.scatter(1, found, low).scatter(1, wanted, high)
