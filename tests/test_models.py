@@ -320,7 +320,7 @@ def test_options():
         (("ResNet18", 10), {}, 'did you mean "resnet18"'),
         (("nonsense", 10), {}, "there are .*shufflenetv2$"),
         (("preresnet", 10), {}, 'did you mean "preresnet'),
-        (("preresnet21", 10), {}, "preresnet has depths 6n.2: 8, 14, .*; 21 is none"),
+        (("preresnet21", 10), {}, "depth of a preresnet must be 6n.2 .8, 14, .*, not 21"),
         (("preresnet2", 10), {}, "2 is none"),
         (("net", 10, 64), {}, "^net takes 32x32 images, not 64x64$"),
         (("mlp", 10, 64), {}, "^mlp takes 32x32 images, not 64x64$"),
