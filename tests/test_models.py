@@ -321,7 +321,7 @@ def test_options():
         (("nonsense", 10), {}, "there are .*shufflenetv2$"),
         (("preresnet", 10), {}, 'did you mean "preresnet'),
         (("preresnet21", 10), {}, "depth of a preresnet must be 6n.2 .8, 14, .*, not 21"),
-        (("preresnet2", 10), {}, "2 is none"),
+        (("preresnet2", 10), {}, "must be 6n.2 .*, not 2$"),
         (("net", 10, 64), {}, "^net takes 32x32 images, not 64x64$"),
         (("mlp", 10, 64), {}, "^mlp takes 32x32 images, not 64x64$"),
         (("preresnet44", 10, 64), {}, "^preresnet44 takes 32x32 images, not 64x64$"),
