@@ -2,10 +2,10 @@
 
     python benchmarks/answers.py                                        16 CNN students of a ResNet-18
 
-Each student trains one epoch on the images of `--steps` batches, with its own α. Without stored answers every student
-runs the teacher. With them the first student runs it and writes the answers; all others read them. The times are those
-of the training steps, including writing and reading. Evaluation is left out. The teacher has random weights. Run this
-on an otherwise idle machine.
+Each student trains one epoch on the images of `--steps` batches, and each has another α. Without stored answers, every
+student runs the teacher. With stored answers, the first student runs the teacher and writes the answers; all others
+read them. The times are those of the training steps, including writing and reading, without evaluation. The teacher has
+random weights. Run this script on an otherwise idle machine.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main():
     add_data_flags(parser)
     args = parser.parse_args()
     with one_line_errors():
-        seconds = {gib: measure(args, gib) for gib in (0, 2)}  # the key stored_answers_gib
+        seconds = {gib: measure(args, gib) for gib in (0, 2)}  # gib: the value of the key stored_answers_gib
     plain, stored = sum(seconds[0]), sum(seconds[2])
     print(f"{args.students} students `{args.student}` of one `{args.teacher}`, {args.steps} steps each: {plain:.1f} s")
     print(f"with stored answers: {stored:.1f} s, {plain / stored:.2f} times as fast")

@@ -6,11 +6,11 @@
     python benchmarks/epoch.py net --steps 0                            whole epochs
     python benchmarks/epoch.py net preresnet20 --together 1 2 4 8       several runs at once
 
-Each line is the median over rounds. A round consists of some steps of our pipeline (on a GPU nearly an epoch), some
+Each line has the medians over rounds. A round consists of some steps of our pipeline (on a GPU nearly an epoch), some
 steps of the reference (reference.py, in a separate process), and one pass over our loader without training. Seconds per
-epoch are for 50,000 images. An iteration (it) is a training step. For dafl and dfad it is a step of the generator and
-the following steps of the student. For deepinversion it is one of the 2000 steps on the pixels of a batch of images.
-Run this script on an otherwise idle machine.
+epoch are for 50,000 images. An iteration (it) is a training step. For dafl and dfad, an iteration is a step of the
+generator and the following steps of the student. For deepinversion, it is one of the 2000 steps on the pixels of a
+batch of images. Run this script on an otherwise idle machine.
 """
 
 import argparse
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import machine, together
 from benchmarks.pipelines import DATA_FREE, KINDS, Inverting, Ours, load_data, now, seconds_to_load, settings, timed
-from benchmarks.reference import Apart
+from benchmarks.reference import ReferenceProcess
 from training import engine
 from training.cli import add_data_flags, at_least, one_line_errors
 from utils import environment
@@ -37,7 +37,7 @@ EPOCH = 50_000  # number of images
 NETWORKS = ["net", "preresnet20", "resnet18", "resnet50", "resnext29", "mobilenetv2", "shufflenetv2"]
 STEPS = {"cpu": 30, "cuda": 380}  # steps of our pipeline in a round
 REFERENCE_STEPS = {"cpu": 30, "cuda": 60}
-CLOCK_RISES = 1.0  # seconds of work until an idle GPU reaches its full clock rate
+CLOCK_WARMUP = 1.0  # seconds of work until an idle GPU reaches its full clock rate
 COLUMNS = {
     "network": "network",
     "kind": "step",
@@ -62,9 +62,9 @@ def flags():
     add = parser.add_argument
     add("network", nargs="*", default=NETWORKS[:3], help=f"names as in params.json; all: {', '.join(NETWORKS)}")
     add("--kind", nargs="+", default=["normal"], choices=list(KINDS), help="training steps (default: normal)")
-    add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="ours only (default: auto)")
+    add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of our pipeline (default: auto)")
     add("--cuda_graph", action="store_true", help="run our pipeline with the key cuda_graph")
-    add("--batch_size", type=at_least(1), metavar="N", help="default: 128; for attacks without data as published")
+    add("--batch_size", type=at_least(1), metavar="N", help="default: 128; for attacks without data, the published one")
     add("--steps", type=at_least(0), metavar="N", help="timed steps per round; 0: an epoch (default: 30; 380 on a GPU)")
     add(
         "--reference_steps",
@@ -77,14 +77,14 @@ def flags():
         type=at_least(1),
         default=10,
         metavar="N",
-        help="untimed first steps; prefetching takes 8 (default: 10)",
+        help="steps before the timed steps; prefetching takes 8 (default: 10)",
     )
     add("--rounds", type=at_least(1), default=5, metavar="N", help="number of rounds for the median (default: 5)")
-    instead = parser.add_mutually_exclusive_group().add_argument
-    instead(
+    add_exclusive = parser.add_mutually_exclusive_group().add_argument
+    add_exclusive(
         "--together", nargs="+", type=at_least(1), metavar="N", help="only measure the throughput of N runs at once"
     )
-    instead("--profile", type=Path, metavar="FILE", help="write the times of our kernels to this file")
+    add_exclusive("--profile", type=Path, metavar="FILE", help="write the times of our kernels to this file")
     add("--output", type=Path, metavar="FILE", help="write all measurements as JSON")
     add("--images", type=at_least(1), default=EPOCH, metavar="N", help="number of random images if CIFAR-10 is missing")
     add("--matrix", type=at_least(1), metavar="N", help="size of the matrix product that measures the peak")
@@ -107,13 +107,13 @@ def compare(params, kind, dataset, device, args):
     steps = min(steps, len(ours.loader) - args.warmup)
     timed(ours, args.warmup, 0, device)
     warmup, memory = now(device) - start, machine.peak_memory(device) / 2**20
-    while device.type == "cuda" and now(device) - start < warmup + CLOCK_RISES:
+    while device.type == "cuda" and now(device) - start < warmup + CLOCK_WARMUP:
         timed(ours, args.warmup, 0, device)
     skipped = args.warmup if steps else 0
     with contextlib.ExitStack() as stack:
         rounds = {"ours": []}
         if kind not in DATA_FREE:
-            reference = stack.enter_context(Apart(params, device, args.data_dir, args.images))
+            reference = stack.enter_context(ReferenceProcess(params, device, args.data_dir, args.images))
             reference.seconds_per_image(args.warmup, 0)
             rounds |= {"reference": [], "loading": []}
         for _ in range(args.rounds):
@@ -180,14 +180,14 @@ def main(argv=None):
     with one_line_errors():
         for path in filter(None, (args.output, args.profile)):
             if not path.parent.is_dir() or path.is_dir():
-                raise UserError(f"{path}: must be a file in a folder that exists")
+                raise UserError(f"{path}: must be a file in an existing folder")
         device = engine.pick_device()
         precision = engine.resolve_precision(args.precision, device)
         args.network = NETWORKS if args.network == ["all"] else args.network
         common = args.batch_size, precision, args.cuda_graph
         jobs = [(settings(name, kind, *common), kind) for name in args.network for kind in args.kind]
         if args.together and "deepinversion" in args.kind:
-            raise UserError("--together: cannot be combined with deepinversion, whose steps change pixels")
+            raise UserError("--together: cannot be combined with deepinversion, whose steps train pixels")
         dataset = load_data(args.data_dir, device, args.images)
         about = {
             "date": time.strftime("%Y-%m-%d %H:%M %z"),

@@ -18,7 +18,7 @@ REPEATS = 10
 def matmul_peak(device, precision, size=None):
     """FLOP/s of the fastest of several square matrix products. size: default 8192 on CUDA, 4096 on the CPU.
 
-    TF32 is used if convolutions use it, so that a network's share of the peak stays below 100 %.
+    Matrix products use TF32 if convolutions do, so that a network's share of the peak is below 100 %.
     """
     size = size or (8192 if device.type == "cuda" else 4096)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -34,7 +34,7 @@ def matmul_peak(device, precision, size=None):
 
 
 def step_flops(network, kind, spec):
-    """FLOP per image of a training step: three forward passes, and one more if there is a frozen network."""
+    """FLOP per image of a training step: three forward passes, and a fourth if there is a frozen network."""
     with torch.device("meta"):
         built = model.build(network, spec.num_classes, spec.image_size).eval()
         images = torch.empty(1, 3, spec.image_size, spec.image_size)

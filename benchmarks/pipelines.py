@@ -1,4 +1,4 @@
-"""The pipelines that `benchmarks/epoch.py` compares: ours in this file, that of the released code in reference.py.
+"""The pipelines that `benchmarks/epoch.py` compares: ours here, and that of the released code in reference.py.
 
 A pipeline has a `loader` and a method `train(part)`, which runs a training step on each batch of a Part of the loader.
 """
@@ -75,7 +75,7 @@ class Ours:
         self.loader = dataset.train_loader(params.batch_size, params.augmentation, prefetch=params.cuda_graph)
         if isinstance(self.method, Generating):
             self.loader = Iterations(self.method, self.loader)
-            self.method.batches = iter  # `loader` already yields the batches of the method; a Part measures their time
+            self.method.batches = iter  # `loader` already yields the batches of the method
 
     @property
     def recorded(self):
@@ -90,38 +90,39 @@ class Iterations:
     """The batches of an attack with a generator. The length is the number of iterations of `per_step` batches each."""
 
     def __init__(self, attack, loader):
-        self.make, self.loader = attack.batches, loader
+        self.batches, self.loader = attack.batches, loader
         self.per_step = attack.student_steps
 
     def __iter__(self):
-        return iter(self.make(self.loader))
+        return iter(self.batches(self.loader))
 
     def __len__(self):
-        return len(self.make(self.loader)) // self.per_step
+        return len(self.batches(self.loader)) // self.per_step
 
 
 class Inverting:
     """The steps of DeepInversion on the pixels of a batch of images. The steps of its student are those of kd.
 
-    A batch takes `inversion_steps` steps, so n steps count as n / `inversion_steps` of the images of a batch.
+    A batch needs `inversion_steps` steps, so n steps count as n / `inversion_steps` of the images of a batch.
     """
 
     def __init__(self, params, dataset, device):
         self.method = learner(params, dataset, device)
         self.labels = torch.arange(params.batch_size, device=device) % dataset.spec.num_classes
         self.loader = range(params.inversion_steps)
-        self.said = []
+        self.log_lines = []
 
     @property
     def recorded(self):
         """Whether steps are replayed as a CUDA graph."""
-        return any(line.startswith("Recorded") for line in self.said)
+        return any(line.startswith("Recorded") for line in self.log_lines)
 
     def train(self, part):
-        own = self.method.settings() | {"log": self.said.append if self.method.params.cuda_graph else None}
+        log = self.log_lines.append if self.method.params.cuda_graph else None
         for steps in filter(None, (part.warmup, part.steps)):  # only the second is timed
+            options = self.method.settings() | {"log": log, "steps": steps}
             part.start = now(part.device)
-            invert(self.method.teacher.teacher, self.labels, **own | {"steps": steps})
+            invert(self.method.teacher.teacher, self.labels, **options)
         part.end = now(part.device)
         part.images = part.steps * len(self.labels) / len(self.loader)
 
@@ -130,7 +131,8 @@ class Part:
     """The first `warmup` + `steps` steps of a loader. `start` and `end` are the times around the last `steps` steps.
 
     A step has one batch, or `loader.per_step` batches. Times are taken after the device has finished its work. With
-    warmup 0 they include the start of the epoch: our random numbers, or the worker processes of the reference.
+    warmup 0 they include the start of the epoch: our pipeline samples random numbers, and the reference starts worker
+    processes.
     """
 
     def __init__(self, loader, steps, warmup, device):
@@ -138,7 +140,7 @@ class Part:
         self.per_step = getattr(loader, "per_step", 1)
 
     def __getattr__(self, name):
-        """Other attributes of the loader, such as `epoch`."""
+        """Return other attributes of the loader, such as `epoch`."""
         return getattr(self.loader, name)
 
     def __len__(self):
@@ -177,7 +179,7 @@ def seconds_to_load(loader, device):
 
 
 def now(device):
-    """The time in seconds, after the device has finished its work, on a clock that all processes share."""
+    """Wait until the device has finished its work. Returns the time in seconds, on a clock that all processes share."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,8 +1,8 @@
 """The reference pipeline: that of the released code of Nasty Teacher, with the installed PyTorch and its defaults.
 
-It has PIL images with torchvision's transforms in a DataLoader with 4 workers, float32, contiguous memory, an optimizer
-that is not fused, and `loss.item()` in each step. Networks and losses are those of this project, which are equal to the
-released ones.
+It uses PIL images with torchvision's transforms, a DataLoader with 4 workers, float32, contiguous memory format, an
+optimizer that is not fused, and `loss.item()` in each step. Networks and losses are those of this project, which are
+equal to the released ones.
 """
 
 import contextlib
@@ -81,8 +81,8 @@ class Reference:
             total += loss.item()
 
 
-class Apart:
-    """The reference in a separate process, so that process-wide settings of our pipeline do not affect it."""
+class ReferenceProcess:
+    """The reference in a process of its own, which process-wide settings of our pipeline do not affect."""
 
     def __init__(self, params, device, data_dir, images):
         context = multiprocessing.get_context("forkserver")
@@ -104,10 +104,11 @@ class Apart:
             self.pipe.send((steps, warmup))
             return self.pipe.recv()
         except (EOFError, OSError):
-            raise UserError("the process of the reference failed; its error message is above") from None
+            raise UserError("the process of the reference failed; see its error message above") from None
 
 
 def serve(pipe, params, device, data_dir, images):
+    """For each message (steps, warmup), time the reference and send the seconds per image."""
     reference = Reference(params, load_data(data_dir, device, images), device)
     with contextlib.suppress(EOFError):
         while True:

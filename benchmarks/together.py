@@ -37,7 +37,7 @@ def throughput(count, params, data_dir, images, steps, warmup):
         for process, _ in workers:
             process.join()
     except (EOFError, OSError):
-        raise UserError(f"--together {count}: one of the processes failed; its error message is above") from None
+        raise UserError(f"--together {count}: one of the processes failed; see its error message above") from None
     finally:
         for process, _ in workers:
             process.terminate()

@@ -15,19 +15,20 @@ KINDS = ("defend", "attack")
 
 
 class Method:
-    """The base class of methods. A method trains, evaluates and saves the network `self.model`.
+    """The base class of methods. `self.model` is the network that is trained, evaluated and saved.
 
     params: the checked keys of params.json, including those in `Params`. zoo: builds networks for the data set and
-    device of this run, with `zoo.fresh(name, **options)` and `zoo.frozen(name, checkpoint)`.
+    device of this run. `zoo.fresh(name, **options)` returns a network with random weights, and
+    `zoo.frozen(name, checkpoint)` one with the weights of a checkpoint, in eval mode and without gradients.
     """
 
     @dataclass
     class Params:
         """The keys that this method adds to params.json; see `utils.keys.key`.
 
-        An optional static method `problems(params, networks)` checks combinations of keys that are valid on their own.
-        It returns a list of lines, one for each problem. networks: {key: network without memory for its weights} for
-        "model_name" and every key that ends in "_model".
+        An optional static method `problems(params, networks)` checks combinations of keys, after each key has been
+        checked alone. It returns a list of error messages of one line each. networks: {key: network on the meta device}
+        for "model_name" and every key that ends in "_model".
         """
 
     def __init__(self, params, zoo):
@@ -39,7 +40,7 @@ class Method:
 
     @property
     def trained(self):
-        """The module whose parameters the optimizer trains. It is in train mode during training."""
+        """The module whose parameters the optimizer updates. The engine puts it into train mode for each epoch."""
         return self.model
 
     def losses(self, images, labels):
@@ -51,7 +52,7 @@ class Method:
         return loader
 
     def evaluate(self, loader):
-        """Return {"acc": test accuracy in percent, "loss": cross-entropy, and other terms to log}."""
+        """Return {"acc": accuracy in percent, "loss": cross-entropy, other terms to log} on the images of `loader`."""
         return evaluate(self.model, loader)
 
     def final(self, loader):
@@ -59,16 +60,16 @@ class Method:
         return self.evaluate(loader)
 
     def queries(self, batch):
-        """Return the number of images in a training batch that the teacher of an attack answers."""
+        """Return the number of images that a teacher answers in a training step on `batch`."""
         return 0
 
     def extra(self):
-        """Return {name: object with a state_dict}: further state, which is saved and restored with the run."""
+        """Return {name: object with a state_dict}: further state that is saved and restored with the run."""
         return {}
 
 
 def kind(name):
-    """The kind of the method `name`: "scratch", "defend" or "attack". Raises UserError with all names if unknown."""
+    """The kind of the method `name`: "scratch", "defend" or "attack". Raises UserError if there is no such method."""
     for kind, members in files().items():
         if name in members:
             return kind
@@ -87,7 +88,7 @@ def find(name):
 
 
 def find_release(name):
-    """The Release class in the file of the defence `name`. "logits" is the plain rule."""
+    """The Release class in the file of the defence `name`. "logits" is the rule that does not change the logits."""
     if name == "logits":
         return Release
     if not is_release(name):
@@ -110,7 +111,7 @@ def names():
 
 @functools.cache
 def files():
-    """{kind: [names of files]}, read from the folders once. Not to be modified."""
+    """{kind: [names of files]}, read from the folders once. Do not modify the dictionary."""
     here = Path(__file__).parent
     return {"scratch": ["scratch"]} | {
         kind: sorted(module.name for module in pkgutil.iter_modules([here / kind])) for kind in KINDS

@@ -18,13 +18,13 @@ class Attack(Method):
         teacher_resume: str = key("checkpoint of the teacher: another experiment's best_model.tar")
         release: str = key("release rule of the teacher: logits, or the name of a defence", default="logits")
         answers: str = key(
-            "part of an answer that the student gets: the logits, or only the label (the most likely class)",
+            "what the student gets from the teacher: logits, or only the label (the most likely class)",
             default="logits",
             choices=("logits", "label"),
         )
         stored_answers_gib: float = key(
             "largest size, in GiB, of the answers that are stored beside the teacher's checkpoint for later students; "
-            "0: answers are not stored and not read. The key does not change results",
+            "0: answers are neither stored nor read. The key does not change results",
             default=2.0,
             low=0,
         )
@@ -38,16 +38,16 @@ class Attack(Method):
             self.teacher = LabelOnly(self.teacher)
 
     def final(self, loader):
-        """Return the terms of `evaluate` for the student, and two more percentages of images.
+        """Return the accuracy "acc" and the cross-entropy "loss" of the student, and two more percentages of images.
 
         "agreement": student and teacher predict the same class. "teacher_acc": the teacher's answer is correct.
         """
 
-        def scores(images, labels, logits):
+        def compare(images, labels, logits):
             answers = self.teacher(images)
             return {"agreement": accuracy(logits, answers.argmax(1)), "teacher_acc": accuracy(answers, labels)}
 
-        return evaluate(self.model, loader, scores)
+        return evaluate(self.model, loader, compare)
 
     def queries(self, batch):
         return len(batch[0])

@@ -1,7 +1,7 @@
 """Shared parts of the attacks without data: synthetic batches, and a generator that makes them.
 
-Such an attacker has the teacher's network and uses its features and gradients. The attacks call the teacher through its
-release rule, unless their file states otherwise.
+These are white-box attacks: they use the teacher's features and gradients. They call the teacher through its release
+rule, unless their file states otherwise.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ IRRELEVANT = {"num_epochs", "num_workers", "cuda", "cuda_graph", "grid_every", "
 
 
 class Batches:
-    """An iterable of known length."""
+    """An iterable with a length."""
 
     def __init__(self, batches, length):
         self.batches, self.length = batches, length
@@ -36,9 +36,9 @@ class Batches:
 
 
 class DataFree(Attack):
-    """An attack that uses only `loader.epoch`, and no images of the loader."""
+    """An attack that does not use the images of the loader. It uses `loader.epoch` only."""
 
-    folder = None  # the run folder; without one, nothing is written
+    folder = None  # the run folder; None: no files are written
 
     @dataclass
     class Params(Attack.Params):
@@ -55,14 +55,17 @@ class DataFree(Attack):
 
     def __init__(self, params, zoo):
         if distributed.WORLD_SIZE > 1:
-            raise UserError(f'"{params.method}" cannot train on several processes; start it without torchrun')
+            raise UserError(f'"{params.method}" cannot train with several processes; start it without torchrun')
         super().__init__(params, zoo)
 
     def begin(self, run):
         self.folder, self.log = run.folder, run.log
 
     def save_grid(self, epoch, images):
-        """Write the first 64 images, from 0 to 1, as a PNG file: every `grid_every` epochs and after the last epoch."""
+        """Every `grid_every` epochs and after the last epoch, write the first 64 images to a PNG file.
+
+        images: float (N, 3, H, W). 0 is black and 1 is white.
+        """
         every, done = self.params.grid_every, epoch + 1
         if self.folder and every and (done % every == 0 or done == self.params.num_epochs):
             write_file(self.image_file(f"epoch{done:04}.png"), partial(save_image, images[:64], format="png"))
@@ -83,8 +86,8 @@ class Generating(DataFree):
     """An attack that trains a generator, `self.generator`, alternately with the student.
 
     The batches are noise. `losses` makes images from the noise, calls `train_generator`, and returns the student's
-    terms. The generator's step is part of `losses`, so that one CUDA graph records both steps. `self.images` are the
-    most recent images.
+    terms. The generator's step is part of `losses`, so that one CUDA graph contains both steps. `self.images` are the
+    images of the last step.
     """
 
     student_steps = 1  # steps of the student per iteration
@@ -94,13 +97,15 @@ class Generating(DataFree):
         iterations_per_epoch: int = key("iterations per epoch; there is no training set", low=1)
         noise_size: int = key("length of the noise vector z", low=1)
         generator_channels: int = key(
-            "channels of the generator's first convolution; the second has half", default=128, low=2
+            "channels of the generator's first convolution; the second has half as many", default=128, low=2
         )
         generator_eps: float = key(
             "eps of the batch norms after the generator's first two convolutions", default=1e-5, above=0
         )
         generator_learning_rate: float = key("initial learning rate of the generator", above=0)
-        generator_gamma: float = key("factor of the generator's learning rate at the epochs of schedule", above=0)
+        generator_gamma: float = key(
+            "factor by which the generator's learning rate is multiplied at each epoch in schedule", above=0
+        )
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
@@ -126,11 +131,11 @@ class Generating(DataFree):
         self.save_grid(epoch, pixels(self.images, self.zoo.spec))
 
     def iteration(self):
-        """The `student_steps` batches of one iteration. A batch is a tuple of arguments for `losses`."""
+        """Yield the `student_steps` batches of one iteration. A batch is a tuple of arguments for `losses`."""
         yield (self.noise(),)
 
     def noise(self):
-        """Normally distributed noise z, (batch_size, noise_size)."""
+        """Standard normal noise z, (batch_size, noise_size)."""
         return torch.randn(self.params.batch_size, self.params.noise_size, device=self.zoo.device)
 
     def train_generator(self, terms):

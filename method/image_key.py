@@ -30,27 +30,32 @@ def random_key(spec, seed):
 
 
 def seed_for(seed, purpose):
-    """A seed derived from `seed` and the string `purpose`. The training engine uses other seeds."""
+    """A seed derived from `seed` and the string `purpose`. It differs from the seeds of the training engine."""
     return derive_seed(seed, *purpose.encode())
 
 
 def load_key(path, size):
-    """(K, λ) from a key.tar or a teacher's checkpoint. Raises UserError if it has no key for images of this size."""
+    """(K, λ) from a key.tar or a teacher's checkpoint.
+
+    Raises UserError if the file has no key for images of `size` × `size` pixels.
+    """
     file = from_root(path)
     content = checkpoint.load(file)
-    image, mix = inside(content, "extra", "key", "image"), inside(content, "params", "mix")
+    image, mix = nested_item(content, "extra", "key", "image"), nested_item(content, "params", "mix")
     if not torch.is_tensor(image) or type(mix) not in (int, float):
-        raise UserError(f"{display_path(file)}: has no key; only checkpoints of the method sdb have one")
+        raise UserError(f"{display_path(file)}: has no key; only key.tar and checkpoints of the method sdb have one")
     if image.shape != (1, 3, size, size):
-        raise UserError(f"{display_path(file)}: a key of shape {tuple(image.shape)}, not (1, 3, {size}, {size})")
+        raise UserError(
+            f"{display_path(file)}: the key must have the shape (1, 3, {size}, {size}), not {tuple(image.shape)}"
+        )
     if problem := checkpoint.fault(image):
         raise UserError(f"{display_path(file)}: the key {problem}")
     if not 0 < mix <= 1:
-        raise UserError(f"{display_path(file)}: λ = {mix} of the key must be above 0 and at most 1")
+        raise UserError(f"{display_path(file)}: λ of the key must be above 0 and at most 1, not {mix}")
     return image, mix
 
 
-def inside(content, *names):
+def nested_item(content, *names):
     """content[names[0]][names[1]]…, or None if there is no such item."""
     for name in names:
         content = content.get(name) if isinstance(content, dict) else None

@@ -1,11 +1,11 @@
-"""Images from the batch-norm statistics of a network: the first half of DeepInversion, Yin et al., CVPR 2020.
+"""Make images from the batch-norm statistics of a network: the first half of DeepInversion, Yin et al., CVPR 2020.
 
 min_x  CE(t(x), y) + a_tv TV(x) + a_l2 ‖x‖₂ + a_f Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ ) + a_c (1 − JS(s(x), t(x)))
 
 x     a batch of normalised images, randomly shifted in each step, and flipped if `flip` is true
-y     their classes                    m_l, v_l   running mean and variance of batch norm l
+y     the classes of the images        m_l, v_l   running mean and variance of batch norm l
 t     the network that is inverted     μ_l, σ²_l  mean and variance of the input of batch norm l for x
-s     a student of it, or none         TV         sum of ‖·‖₂ of the differences of neighbours in four directions
+s     a student of t, or none          TV         total variation: norms of the differences between neighbouring pixels
 a_…   weights                          JS         Jensen-Shannon divergence of the softmax at temperature T
 
 As in the released script for CIFAR, images are shifted and not flipped by default. JS differs from the released code;
@@ -35,11 +35,12 @@ def invert(
 ):  # fmt: skip
     """Make images of the classes `labels` (N,).
 
-    Returns (normalised images, float32 (N, 3, H, W); {term: scalar} of the last step). network, student: networks in
-    eval mode. jitter: largest shift in pixels. flip: whether images are mirrored at random. seed: of the initial
-    images, the shifts and the flips. title: text of the progress bar. log: a function that logs a line; if it is given,
-    steps are recorded as a CUDA graph where this is possible. Raises UserError if the network has no batch norm, and
-    Diverged if the images become NaN or infinite.
+    Returns (normalised images, float32 (N, 3, H, W); {term: scalar} of the last step).
+
+    network, student: networks in eval mode. jitter: largest shift in pixels. flip: whether images are mirrored at
+    random. seed: seed of the initial images, the shifts and the flips. title: text of the progress bar. log: a function
+    that logs a line. If it is given, the step is recorded as a CUDA graph where this is possible. Raises UserError if
+    the network has no batch norm, and Diverged if the images become NaN or infinite.
     """
     if not batch_norms(network):
         raise UserError(no_batch_norm(type(network).__name__))
@@ -50,23 +51,23 @@ def invert(
     optimizer = torch.optim.Adam([x], learning_rate, fused=True)
 
     def step(rows, columns):
-        seen = x.index_select(2, rows).index_select(3, columns).contiguous(memory_format=torch.channels_last)
+        shifted = x.index_select(2, rows).index_select(3, columns).contiguous(memory_format=torch.channels_last)
         with batch_norm_distances(network) as distances:
-            logits = network(seen)
-        others = student(seen) if a_c > 0 else None
-        terms = inversion_loss(seen, labels, logits, sum(distances), others, a_tv, a_l2, a_f, a_c, T)
+            logits = network(shifted)
+        student_logits = student(shifted) if a_c > 0 else None
+        terms = inversion_loss(shifted, labels, logits, sum(distances), student_logits, a_tv, a_l2, a_f, a_c, T)
         optimizer.zero_grad(set_to_none=True)
         terms["inversion"].backward(inputs=[x])
         optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 
     if log and not cuda_graph.hindrance(labels.device):
-        canvas = nn.ParameterList([x])
-        pixels = SimpleNamespace(model=canvas, trained=canvas, extra=lambda: {})
-        step = partial(cuda_graph.Recorder(pixels, optimizer, labels.device, log), step)
-    sources = zip(*(places.to(labels.device) for places in shift_and_flip(image_size, shifts, flips)), strict=True)
+        images = nn.ParameterList([x])
+        method = SimpleNamespace(model=images, trained=images, extra=lambda: {})  # what Recorder needs of a method
+        step = partial(cuda_graph.Recorder(method, optimizer, labels.device, log), step)
+    indices = zip(*(index.to(labels.device) for index in shift_and_flip(image_size, shifts, flips)), strict=True)
     disable = None if title else True  # None: tqdm shows a bar only in a terminal
-    for rows, columns in tqdm(sources, title, steps, leave=False, disable=disable):
+    for rows, columns in tqdm(indices, title, steps, leave=False, disable=disable):
         terms = step(rows, columns)
     if not x.isfinite().all():
         raise Diverged(", ".join(f"{name} {value:.4g}" for name, value in terms.items()))
@@ -79,15 +80,15 @@ def shift_and_flip(size, shifts, flips):
     shifts: int (steps, 2), cyclic shifts down and to the right. flips: bool (steps,), whether the shifted image is
     mirrored left to right.
     """
-    places = torch.arange(size)
-    rows, columns = ((places - shift[:, None]) % size for shift in shifts.T)
+    positions = torch.arange(size)
+    rows, columns = ((positions - shift[:, None]) % size for shift in shifts.T)
     return rows, torch.where(flips[:, None], columns.flip(1), columns)
 
 
 def inversion_loss(x, labels, logits, bn, student_logits, a_tv, a_l2, a_f, a_c, T):
     """The loss of the equation and its terms without weights: {"inversion": loss, "ce": …, "tv": …, …}.
 
-    bn: the sum over l of the distances, which has the weight a_f. student_logits: s(x), or None.
+    bn: the sum over l in the equation. student_logits: s(x), or None.
     """
     terms = {"ce": cross_entropy(logits, labels), "tv": total_variation(x), "l2": x.norm(), "bn": bn}
     loss = terms["ce"] + a_tv * terms["tv"] + a_l2 * terms["l2"] + a_f * terms["bn"]
@@ -98,7 +99,10 @@ def inversion_loss(x, labels, logits, bn, student_logits, a_tv, a_l2, a_f, a_c, 
 
 
 def total_variation(x):
-    """TV of a batch (N, 3, H, W). The neighbours are those to the right, below, and on both diagonals."""
+    """TV of a batch (N, 3, H, W): the sum of four L2 norms of the differences between neighbouring pixels.
+
+    The neighbours are those to the right, below, and on both diagonals.
+    """
     across, down = x[..., :-1] - x[..., 1:], x[..., :-1, :] - x[..., 1:, :]
     rising, falling = x[..., 1:, :-1] - x[..., :-1, 1:], x[..., :-1, :-1] - x[..., 1:, 1:]
     return across.norm() + down.norm() + rising.norm() + falling.norm()
@@ -112,15 +116,18 @@ def distance(x, mean, variance):
 
 
 def jensen_shannon(p, q, T):
-    """½ KL(σ_T(p) ‖ m) + ½ KL(σ_T(q) ‖ m) of two sets of logits (N, C); m is the mean of both distributions."""
+    """½ KL( p' ‖ m ) + ½ KL( q' ‖ m ), where p' and q' are softmax(p/T) and softmax(q/T), and m is their mean.
+
+    p, q: logits (N, C).
+    """
     p, q = F.log_softmax(p / T, 1), F.log_softmax(q / T, 1)
     m = torch.logaddexp(p, q) - math.log(2)
-    return (kl(p, m) + kl(q, m)) / 2  # the softmax of log-probabilities is the probabilities
+    return (kl(p, m) + kl(q, m)) / 2  # kl takes logits; log-probabilities are logits of the same distribution
 
 
 @contextmanager
 def batch_norm_distances(network):
-    """Yield a list. A forward pass of `network` inside this context appends the `distance` of each batch norm to it."""
+    """Yield a list, to which forward passes of `network` in this context append the `distance` of each batch norm."""
     distances = []
 
     def append_distance(layer, inputs):
@@ -141,4 +148,4 @@ def batch_norms(network):
 
 def no_batch_norm(name):
     """The error message for a network without batch norm."""
-    return f"{name} has no batch norm, whose statistics this attack needs"
+    return f"{name} has no batch norm, but this attack needs the statistics of batch norm"

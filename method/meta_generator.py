@@ -1,12 +1,15 @@
 """Make a batch of images with a generator in few steps: the synthesis of Fast-DFKD, Fang et al., AAAI 2022.
 
     L(x, ŷ) = a_bn Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ ) + a_oh CE(t(x), ŷ) − a_adv A(x)
-    A(x)    = mean over x of KL( σ(t(x)) ‖ σ(s(x)) ) · 1[ argmax s(x) = argmax t(x) ]
+    A(x)    = mean over the images of KL( σ(t(x)) ‖ σ(s(x)) ) · 1[ argmax s(x) = argmax t(x) ]
     G' ← G;  k times: (G', z) ← Adam on L(G'(z), ŷ);  G ← Adam on Σ_k ∇_{G'} L            (first-order MAML)
 
-G  the generator; z: noise; ŷ: classes    m_l, v_l   running mean and variance of batch norm l
-t  the network that is inverted           μ_l, σ²_l  mean and variance of the input of batch norm l for x
-s  its student                            a_…        weights
+x  a batch of images                 m_l, v_l   running mean and variance of batch norm l
+ŷ  the classes of the images         μ_l, σ²_l  mean and variance of the input of batch norm l for x
+t  the network that is inverted      a_…        weights
+s  a student of t                    1[·]       1 if the condition is true, else 0
+G  the generator; G': a copy         k          `steps`
+z  noise                             σ          softmax
 """
 
 import copy
@@ -21,7 +24,7 @@ TERMS = "synthesis", "bn", "one_hot", "adversarial"
 
 
 def synthesis_loss(logits, student_logits, labels, bn, a_bn, a_oh, a_adv):
-    """(L, its cross-entropy, A), three scalars. Both logits: (N, C). labels: ŷ (N,). bn: the sum over batch norms."""
+    """(L, cross-entropy, A), three scalars. Both logits: (N, C). labels: ŷ (N,). bn: the sum over l in the equation."""
     one_hot = cross_entropy(logits, labels)
     agree = logits.argmax(1) == student_logits.argmax(1)
     log_p, log_q = logits.log_softmax(1), student_logits.log_softmax(1)
@@ -30,22 +33,23 @@ def synthesis_loss(logits, student_logits, labels, bn, a_bn, a_oh, a_adv):
 
 
 def meta_optimizer(generator, learning_rate, steps):
-    """The optimizer of G. Its learning rate is that of G' times `steps`, the number of gradients in the sum."""
+    """The optimizer of G. As in the release, its learning rate is `steps` times `learning_rate`, that of G'."""
     return torch.optim.Adam(generator.parameters(), learning_rate * steps, BETAS, fused=True)
 
 
 def synthesise(
     generator, optimizer, network, student, z, labels, *, steps, learning_rate, noise_learning_rate, a_bn, a_oh, a_adv
 ):
-    """Make `steps` steps on a copy of G and on z, and one step of G.
+    """Make `steps` optimizer steps on a copy of G and on z, then one step on G.
 
-    Returns the images of the step with the lowest L: (normalised images (N, 3, H, W), values of TERMS (4,)).
+    Returns (normalised images (N, 3, H, W), values of TERMS (4,)) of the step with the lowest L.
+
     generator: G. optimizer: the `meta_optimizer` of G. network, student: networks in eval mode. z: noise
-    (N, noise_size). labels: ŷ (N,).
+    (N, noise_size). labels: ŷ (N,). learning_rate: that of G'. noise_learning_rate: that of z.
     """
     fast, z = copy.deepcopy(generator), z.clone().requires_grad_()
     weights, best, values = list(fast.parameters()), None, None
-    own = torch.optim.Adam([{"params": weights}, {"params": [z], "lr": noise_learning_rate}], learning_rate, BETAS)
+    inner = torch.optim.Adam([{"params": weights}, {"params": [z], "lr": noise_learning_rate}], learning_rate, BETAS)
     totals = [torch.zeros_like(weight) for weight in weights]
     with batch_norm_distances(network) as found:
         for _ in range(steps):
@@ -57,10 +61,10 @@ def synthesise(
             new = torch.stack((loss, bn, *terms)).detach()
             if values is None or new[0] < values[0]:
                 best, values = images.detach(), new
-            own.zero_grad()
+            inner.zero_grad()
             loss.backward(inputs=[*weights, z])
             torch._foreach_add_(totals, [weight.grad for weight in weights])
-            own.step()
+            inner.step()
     for weight, total in zip(generator.parameters(), totals, strict=True):
         weight.grad = total
     optimizer.step()

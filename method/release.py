@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-# The value of a logit that is not released. −∞ is not used, because −∞ − (−∞) is NaN. In float32 the probability of
-# this value is exactly 0 at any temperature below 9e6, and its class contributes 0 to a divergence.
+# The value of a logit that is not released. −∞ is not used, because −∞ − (−∞) is NaN. In float32 such a class has the
+# probability 0 at any temperature below 9e6, and adds exactly 0 to KL( teacher ‖ student ).
 WITHHELD = -1e9
 SMALLEST = 1e-12  # rules with `straight_through` replace smaller probabilities by this value
 
 
 def straight_through(logits, perturb):
-    """log p' (N, C) for logits (N, C), with the gradient of log σ(logits).
+    """log p' (N, C) for logits (N, C), with a straight-through gradient: that of log softmax(logits).
 
-    perturb: a function that maps probabilities to p', both double (N, C). Its own gradient is not useful to an attack
-    without data, so it is replaced by that of the identity.
+    perturb: a function that maps probabilities to p', both double (N, C). Attacks without data need a gradient, and
+    that of `perturb` is not useful to them.
     """
     log_p = F.log_softmax(logits, 1)
     with torch.no_grad():
@@ -29,10 +29,11 @@ def straight_through(logits, perturb):
 
 
 class Release:
-    """The base class of rules, and the rule "logits": it answers images (N, 3, H, W) with the teacher's logits (N, C).
+    """The base class of rules. It is also the rule "logits", which returns the teacher's logits (N, C) for images.
 
-    teacher: the frozen network. params: the student's keys, including those in `Params`. Other rules override `query`,
-    which changes the images, or `answer`, which changes the logits.
+    teacher: the frozen network. params: the student's keys, including those in `Params`. images: (N, 3, H, W). Other
+    rules override `query`, which changes the images, or `answer`, which changes the logits. Rules whose answer depends
+    on the image and on the logits override `__call__`.
     """
 
     @dataclass
@@ -54,7 +55,7 @@ class Release:
         return logits
 
     def __call__(self, images, with_features=False):
-        """Return logits, or (features, logits) for attackers that have the network and set `with_features`."""
+        """Return logits, or (features, logits) if `with_features` is true, for attacks that have the network."""
         if not with_features:
             return self.answer(self.teacher(self.query(images)))
         features, logits = self.teacher(self.query(images), with_features=True)
@@ -62,7 +63,7 @@ class Release:
 
 
 class LabelOnly:
-    """A release rule that answers only with the most likely class of another rule's answer.
+    """A release rule that returns only the most likely class of another rule's answer.
 
     The answer has the form of logits: 0 for this class and WITHHELD for all others.
     """
@@ -78,5 +79,5 @@ class LabelOnly:
 
 
 def only_label(logits):
-    """Replace the highest of logits (N, C) in each row by 0, and all others by WITHHELD."""
+    """Set the highest value in each row of logits (N, C) to 0, and all others to WITHHELD."""
     return torch.full_like(logits, WITHHELD).scatter(1, logits.argmax(1, keepdim=True), 0.0)

@@ -1,9 +1,9 @@
-"""The networks. A file in this folder that defines a subclass of `Network` is a network, with the name of the file.
+"""The networks. Each file in this folder that defines a subclass of `Network` is a network with the name of the file.
 
 A constructor takes the number of classes. Its keyword-only arguments are keys of params.json. A class that accepts only
-one image size has the attribute `image_size`. A file with `DEPTHS` holds one network for each of them: "resnet18" is
-depth 18 in resnet.py, and the constructor takes the depth first. If other depths can be built as well, the file has a
-function `constructor(depth)`.
+one image size has the attribute `image_size`. A file with `DEPTHS` defines one network for each depth: "resnet18" is
+depth 18 of resnet.py. The depth is then the first argument of the constructor. A file that can build other depths, too,
+has a function `constructor(depth)`.
 """
 
 import importlib
@@ -19,23 +19,26 @@ from utils import checkpoint
 from utils.errors import UserError, suggest
 from utils.keys import shorten
 
-BASES = ("network", "foreign")  # files with a `Network` that is no network of its own
+BASES = ("network", "foreign")  # files with a class that is not selected by the name of the file
 
 
 def build(model_name, num_classes, image_size=32, **options):
-    """Build a network for images of `image_size` × `image_size` pixels. options: its keyword-only arguments."""
+    """Build a network for images of `image_size` × `image_size` pixels.
+
+    options: the keyword-only arguments of its constructor.
+    """
     network = find(model_name)(num_classes, **options)
     network.num_classes = num_classes
-    only = getattr(network, "image_size", image_size)
-    if image_size != only:
-        raise UserError(f"{model_name} takes {only}x{only} images, not {image_size}x{image_size}")
+    required = getattr(network, "image_size", image_size)
+    if image_size != required:
+        raise UserError(f"{model_name} takes {required}x{required} images, not {image_size}x{image_size}")
     return network
 
 
 def load_model(name):
     """A trained network of model/pretrained.json, such as "digits/nasty", on the CPU, in eval mode.
 
-    `network.card` says what it is: data set, accuracy, mean and deviation of its images, origin, licence.
+    `network.card` has the data set, accuracy, mean and standard deviation of the images, origin and licence.
     """
     card, file = pretrained.locate(name)
     network = build(card["model_name"], card["num_classes"], card["image_size"], **card["options"])
@@ -55,13 +58,13 @@ def names():
 
 @cache
 def options(model_name):
-    """{name: default} of the keys of params.json that this network takes. Not to be modified."""
+    """{name: default} of the keys of params.json that this network takes. Do not modify the dictionary."""
     parameters = inspect.signature(find(model_name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def options_in(params):
-    """The options of the network `params.model_name` that are keys of `params`, such as `num_channels` of `net`."""
+    """The values in `params` of the options of the network `params.model_name`, such as `num_channels` of `net`."""
     return {name: getattr(params, name) for name in options(params.model_name)}
 
 
@@ -84,7 +87,7 @@ def find(model_name):
 
 @cache
 def files():
-    """The names of the files in this folder that may define a network, read once. Not to be modified."""
+    """The names of the files in this folder that may define a network, read once. Do not modify the list."""
     return [found.name for found in pkgutil.iter_modules(__path__) if found.name not in BASES]
 
 

@@ -7,13 +7,13 @@ from torch import nn
 
 from model.depthwise import Depthwise
 
-# Names of the stages: in most networks, in densenet, in net
+# Names of the stages in most networks, in densenet, and in net
 STAGES = (r"(layer|stage_?)\d", r"features\.dense_block(_layer_)?\d", r"bn\d")
-WIDEST = 512  # largest number of channels of a head, unless its stage has more
+MAX_CHANNELS = 512  # largest number of channels of a head, unless its stage has more
 
 
 def stages(network):
-    """The stages of a network, in order. Their outputs are (N, channels, H, W). [] if the network has none."""
+    """The stages of a network, in order. Their outputs are (N, channels, H, W). [] if no stages are found."""
     for pattern in STAGES:
         found = [part for name, part in network.named_modules() if re.fullmatch(pattern, name)]
         if found:
@@ -35,11 +35,11 @@ class Head(nn.Module):
         self.gate = nn.Sequential(separable(channels, channels), nn.Upsample(size), nn.Sigmoid())
         layers = []
         while size > 4:
-            wider = max(channels, min(2 * channels, WIDEST))
-            layers.append(separable(channels, wider))
-            channels, size = wider, (size + 1) // 2
+            out_channels = max(channels, min(2 * channels, MAX_CHANNELS))
+            layers.append(separable(channels, out_channels))
+            channels, size = out_channels, (size + 1) // 2
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
     def forward(self, x):
-        x = F.relu(x)  # no effect on a stage of a ResNet, which ends with a ReLU; stages of other networks do not
+        x = F.relu(x)  # for networks whose stages do not end with a ReLU; no effect on a ResNet
         return self.layers(self.gate(x) * x)

@@ -1,10 +1,10 @@
-"""Convolutions of small maps on a CPU in bf16.
+"""Convolutions of small feature maps on a CPU in bf16.
 
-oneDNN (3.13, AMX) computes a convolution along the rows of a map, so it is slow for short rows. This file places up to
-32 images side by side, with columns of zeros between them, and calls oneDNN for the resulting wide map. The products
-and sums are the same. For 512 channels on 4x4 maps and batch size 128, the forward pass and the input gradient then
-take half the time, and the weight gradient a quarter, including the copies. A 1x1 convolution of small maps becomes a
-matrix product.
+oneDNN (3.13, AMX) computes a convolution along the rows of a map, so it is slow for short rows. This file places the
+maps of up to 32 images side by side, with columns of zeros between them, and calls oneDNN for the resulting wide map.
+The result is the same sum of products. For 512 channels on 4x4 maps and batch size 128, the forward pass and the input
+gradient take half the time, and the weight gradient a quarter, including the copies. A 1x1 convolution of small maps
+becomes a matrix product.
 """
 
 from math import gcd
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-IMAGES = 32  # largest number of images side by side; fastest of 4, 8, 16, 32, 64 for weight gradients (4x4, 8x8 maps)
+# Largest number of images side by side. Of 4, 8, 16, 32, 64 this was fastest for weight gradients (4x4 and 8x8 maps).
+IMAGES = 32
 # Largest output widths for which the wide map was faster in measurements:
 FORWARD_WIDTH = 4  # for the forward pass; multiplied by the stride for the input gradient
 WEIGHT_WIDTH = 8  # for the weight gradient, and for forward pass and gradients of a 1x1 convolution
@@ -57,8 +58,8 @@ class SideBySide(torch.autograd.Function):
         width = (x.shape[3] - 1) // stride + 1
         if width > FORWARD_WIDTH:
             return F.conv2d(x, low, bias, stride, padding=1)
-        wide = beside(x, gap(x, stride))
-        return apart(F.conv2d(wide, low, bias, stride, padding=1), len(x), width)
+        wide = to_wide(x, gap(x, stride))
+        return from_wide(F.conv2d(wide, low, bias, stride, padding=1), len(x), width)
 
     @staticmethod
     @once_differentiable
@@ -79,12 +80,12 @@ class SideBySide(torch.autograd.Function):
             x_grad = gradients(grad, x, True, False, False)[0]
         mask = wants_x and narrow, wants_weight, wants_bias
         if any(mask):
-            wide = beside(x, gap(x, ctx.stride))
+            wide = to_wide(x, gap(x, ctx.stride))
             wide_width = x.shape[3] + gap(x, ctx.stride)
-            wide_grad = beside(grad, wide_width // ctx.stride - width)
+            wide_grad = to_wide(grad, wide_width // ctx.stride - width)
             wide_grad, weight_grad, bias_grad = gradients(wide_grad, wide, *mask)
             if mask[0]:
-                x_grad = apart(wide_grad, len(x), x.shape[3])
+                x_grad = from_wide(wide_grad, len(x), x.shape[3])
         if wants_weight:
             weight_grad = weight_grad.to(ctx.weight_dtype, memory_format=torch.channels_last)
         return x_grad, weight_grad, bias_grad, None
@@ -95,8 +96,8 @@ def gap(x, stride):
     return stride - x.shape[3] % stride
 
 
-def beside(x, gap):
-    """Place images side by side: (N, C, H, W) to (N / k, C, H, k * (W + gap)), where k = gcd(N, 32)."""
+def to_wide(x, gap):
+    """Place images side by side: (N, C, H, W) to (N / k, C, H, k (W + gap)), where k = gcd(N, IMAGES)."""
     images, channels, height, width = x.shape
     count = gcd(images, IMAGES)
     wide = x.new_zeros(images // count, height, count, width + gap, channels)
@@ -104,8 +105,8 @@ def beside(x, gap):
     return wide.flatten(2, 3).permute(0, 3, 1, 2)
 
 
-def apart(wide, images, width):
-    """The inverse of `beside`: (N, C, H, W) in channels_last."""
+def from_wide(wide, images, width):
+    """The inverse of `to_wide`: (N, C, H, W) in channels_last."""
     count = gcd(images, IMAGES)
     x = wide.permute(0, 2, 3, 1).unflatten(2, (count, -1))[:, :, :, :width].transpose(1, 2)
     return x.flatten(0, 1).contiguous().permute(0, 3, 1, 2)

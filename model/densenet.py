@@ -1,6 +1,6 @@
 """DenseNet-BC. Huang et al., Densely Connected Convolutional Networks, CVPR 2017.
 
-These are the ImageNet networks with a 3x3 stem and without the pooling after it. As released, transitions have no ReLU.
+These are the ImageNet networks with a 3x3 stem and without max-pooling. As released, transitions have no ReLU.
 """
 
 import torch
@@ -61,11 +61,11 @@ class DenseNet(Network):
             for j in range(layers):
                 block.add_module(f"bottle_neck_layer_{j}", DenseLayer(channels, growth))
                 channels += growth
-            # The released checkpoints have another name for the last block.
+            # The name of the last block in the released checkpoints does not follow the pattern of the others.
             body.add_module(f"dense_block_layer_{i}" if i < 3 else "dense_block3", block)
         body.bn = nn.BatchNorm2d(channels)
         body.relu = nn.ReLU(inplace=True)
-        # Released keys start with "features.", so the child module has this name, although `features` is also a method.
+        # Names of weights in released checkpoints start with "features.", which is also the name of a method here.
         self._modules["features"] = body
         self.linear = nn.Linear(channels, num_classes)
 

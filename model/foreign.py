@@ -1,7 +1,7 @@
 """Networks from the user's own code, "package.module:function" or "path/file.py:function".
 
-The function is called with the number of classes and returns a `torch.nn.Module`. Importing it runs the user's code, so
-such names come only from the command line and from params.json, never from a checkpoint.
+The function is called with the number of classes and returns a `torch.nn.Module`. Importing the function runs the
+user's code. So such names are accepted from the command line and from params.json, but never from a checkpoint.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from model.network import Network, at_least_float32
 from utils.errors import UserError, suggest
 from utils.paths import display_path, from_root
 
-SMALLEST = 1e-12  # probabilities below it are raised to it, so that their logarithms are finite
+SMALLEST = 1e-12  # smaller probabilities are replaced by this value, so that their logarithms are finite
 
 
 class Foreign(Network):
-    """The module of a foreign function as a Network. It has logits, but no `features` and no `head`.
+    """The module that a function of the user returns, as a Network with logits, but without `features` and `head`.
 
-    probabilities: the module returns probabilities, whose logarithms are then the logits. Weights are float32. The
-    state_dict is that of the module.
+    probabilities: whether the module returns probabilities; their logarithms are then the logits. Weights are float32.
+    The state_dict is that of the module.
     """
 
     def __init__(self, name, num_classes, *, probabilities=False):
@@ -54,25 +54,25 @@ class Foreign(Network):
 
 
 def no_features(name, user):
-    """The error message for a use of a foreign network's features."""
-    return f"{name} is a network of other code, of which only the logits are known; {user} needs its features"
+    """The error message if `user` needs the features of the foreign network `name`."""
+    return f"{name} is a network of other code, which has only logits; {user} needs its features"
 
 
 def canonical(name):
-    """A foreign name whose file is given relative to the project root if it lies below it, and absolute otherwise."""
+    """`name` with the path of its file relative to the project root, or absolute if the file lies elsewhere."""
     place, _, function = name.rpartition(":")
     return f"{display_path(Path(place).resolve())}:{function}" if place.endswith(".py") else name
 
 
 def source(name):
-    """The content of the file that `name` names, as bytes."""
+    """The content of the file of the function `name`, as bytes."""
     place = name.rpartition(":")[0]
     file = from_root(place) if place.endswith(".py") else Path(importlib.util.find_spec(place).origin)
     return file.read_bytes()
 
 
 def make(name, num_classes):
-    """The module that the function `name` returns, on the CPU. PyTorch's generator is left as it was."""
+    """The module that the function `name` returns, on the CPU. PyTorch's random state does not change."""
     with importable(name), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         function = find_function(name)
         try:
@@ -93,7 +93,7 @@ def takes_any_keyword(function):
 
 @contextlib.contextmanager
 def importable(name):
-    """Inside this context, code can import the modules beside the file of `name`, as if it were run as a script."""
+    """In this context, imports find the modules in the folder of the file of `name`, as in a script of that folder."""
     place = name.rpartition(":")[0]
     before = sys.path.copy()
     if place.endswith(".py"):
@@ -120,7 +120,7 @@ def find_function(name):
 
 
 def run_file(path):
-    """The module in a file, executed."""
+    """Execute a Python file, and return it as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

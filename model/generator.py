@@ -3,8 +3,8 @@
 For images of S×S pixels and w = 64 the layers are: linear to 2w×S/4×S/4, batch norm, upsampling ×2, convolution to 2w
 channels, batch norm, leaky ReLU, upsampling ×2, convolution to w channels, batch norm, leaky ReLU, convolution to 3
 channels, tanh, batch norm. The last batch norm has no weights, so each channel of a batch has mean 0 and variance 1,
-like normalised training images. So the output is a *normalised* image, which is the input of teacher and student. To
-view it, compute `x * std + mean`.
+like normalised training images. The output is therefore a *normalised* image, as teacher and student expect. To view
+it, compute `x * std + mean`.
 
 The batch norms after the first two convolutions have the argument `eps`: 0.8 in DAFL's release, PyTorch's default in
 DFAD's release. The first and the last batch norm have the default.
@@ -29,7 +29,8 @@ def block(in_channels, out_channels, eps):
 class Generator(nn.Module):
     """Maps noise z, float (N, noise_size), to normalised images, float32 (N, 3, image_size, image_size).
 
-    channels: of the first convolution; the second has half as many. As in `Network`, `forward` enables bf16 autocast.
+    channels: output channels of the first convolution; the second has half as many. As in `Network`, `forward` enables
+    bf16 autocast if `bf16` is true.
     """
 
     bf16 = False

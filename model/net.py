@@ -1,7 +1,7 @@
 """The plain convolutional network ("CNN") of Nasty Teacher (Ma et al., ICLR 2021), a student for CIFAR.
 
-It has three blocks of 3x3 convolution, batch norm, 2x2 max-pooling and ReLU, and then one hidden linear layer with
-batch norm and dropout. The linear layer requires 32x32 images.
+It has three blocks of 3x3 convolution, batch norm, 2x2 max-pooling and ReLU, then one hidden linear layer with batch
+norm, ReLU and dropout, then the classifier. The hidden layer requires 32x32 images.
 """
 
 import torch.nn.functional as F

@@ -1,8 +1,8 @@
 """Pre-activation ResNet for CIFAR. He et al., Identity Mappings in Deep Residual Networks, ECCV 2016.
 
 There are three stages of n blocks. The number in a name is 6n+2, the number of layers. As released, preresnet44 and
-deeper networks have n bottleneck blocks per stage, so they really have 9n+2 layers. The input of the projection
-shortcut is the block's input before batch norm and ReLU.
+deeper networks have n bottleneck blocks per stage. They have 9n+2 layers, but their name still has 6n+2. The input of
+the projection shortcut is the block's input before batch norm and ReLU.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from model.network import Network
 from model.resnet import stage
 from utils.errors import UserError
 
-DEPTHS = (8, 14, 20, 32, 44, 56, 110)  # those that lists of networks name; see `constructor`
+DEPTHS = (8, 14, 20, 32, 44, 56, 110)  # the depths in lists of networks; `constructor` builds other depths, too
 
 
 def shortcut(in_channels, out_channels, stride):
@@ -91,5 +91,5 @@ def constructor(depth):
     """A function of num_classes that builds the PreResNet of this depth."""
     count, rest = divmod(depth - 2, 6)
     if count < 1 or rest:
-        raise UserError(f"preresnet has depths 6n+2: 8, 14, 20, ..., 44, 50, 56, ...; {depth} is none of them")
+        raise UserError(f"the depth of a preresnet must be 6n+2 (8, 14, 20, ...), not {depth}")
     return partial(PreResNet, BasicBlock if depth < 44 else Bottleneck, count)

@@ -16,15 +16,15 @@ INDEX, WEIGHTS = "model/pretrained.json", "model/weights"
 
 
 def cards():
-    """{name: card} of all trained networks. A card says what the network is, and where its weights are."""
+    """{name: card} of all trained networks. A card describes a network, and names the files with its weights."""
     return read_json(from_root(INDEX)) if from_root(INDEX).is_file() else {}
 
 
 def locate(name):
     """(card, checkpoint) of the trained network `name`.
 
-    The checkpoint is that of the finished run on this machine, or else the exported file, or else a download of it.
-    The SHA-256 of an exported file is checked.
+    The checkpoint is that of the finished run on this machine, or else the exported file, or else a download of the
+    exported file. The SHA-256 of an exported or downloaded file is checked.
     """
     known = cards()
     if name not in known:
@@ -37,7 +37,7 @@ def locate(name):
 
 
 def local_run(card):
-    """The checkpoint of a card's experiment on this machine; None if the run has not finished."""
+    """The checkpoint of a card's experiment on this machine; None if there is no finished run."""
     file = from_root(card["checkpoint"])
     last = checkpoint.peek(file.with_name("last_model.tar"))
     finished = {"epoch", "params"} <= last.keys() and last["epoch"] >= last["params"]["num_epochs"]
@@ -45,7 +45,7 @@ def local_run(card):
 
 
 def exported_file(name, card):
-    """The exported file of a card, from this repository or its URL. Raises UserError if its SHA-256 is another one."""
+    """The exported file of a card, from this repository or the card's URL. Raises UserError if its SHA-256 differs."""
     file = from_root(card["file"])
     if not file.is_file() and card.get("url"):
         file = Path(torch.hub.get_dir()) / "checkpoints" / f"{card['sha256'][:16]}-{file.name}"

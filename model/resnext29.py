@@ -13,7 +13,7 @@ from model.network import Network
 
 class Bottleneck(nn.Module):
     def __init__(self, in_channels, width, out_channels, stride):
-        """width: number of channels of the grouped convolution, summed over groups."""
+        """width: number of channels of all groups of the grouped convolution together."""
         super().__init__()
         self.conv_reduce = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn_reduce = nn.BatchNorm2d(width)

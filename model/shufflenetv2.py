@@ -43,7 +43,7 @@ class BasicUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """A unit that halves the resolution. The input of both branches is all channels."""
+    """A unit that halves the resolution. Both branches take all channels as input."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()

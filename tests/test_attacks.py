@@ -182,9 +182,9 @@ def test_heads_are_trained_but_not_part_of_the_student(trained):
     ("keys", "words"),
     [
         ({"loc": 0}, '"loc": must be at least 1'),
-        ({"loc": 3, "kd_delay": 0}, '"loc": net has 3 stages; must be below that, not 3'),
-        ({"kd_delay": 2}, '"kd_delay": 2 of 2 epochs: no head ever learns from the teacher'),
-        ({}, '"kd_delay": 20 of 2 epochs'),
+        ({"loc": 3, "kd_delay": 0}, '"loc": 3 needs 4 stages, but net has 3'),
+        ({"kd_delay": 2}, '"kd_delay": must be below "num_epochs" 2, not 2, because no head would learn'),
+        ({}, '"kd_delay": must be below "num_epochs" 2, not 20'),
     ],
 )
 def test_skeptical_students_are_refused(keys, words, trained, tmp_path):
@@ -196,7 +196,7 @@ def test_skeptical_students_are_refused(keys, words, trained, tmp_path):
 def test_a_network_without_stages(trained, tmp_path):
     keys = with_teacher(trained / "kd_nasty/nasty", method="skeptical", model_name="mlp", num_channels=None, kd_delay=0)
     done = script("train_kd.py", "--save_path", experiment(tmp_path / "x", **keys))
-    assert done.status == 2 and '"loc": mlp has 0 stages' in done.err
+    assert done.status == 2 and '"loc": 2 needs 3 stages, but mlp has 0' in done.err
 
 
 def test_scm_trains_every_student_and_scores_the_last_one_and_their_ensemble(trained):

@@ -69,15 +69,15 @@ bad_params(
 )
 bad_params("share of samples 0", '"subset_percent": must be ', "above 0", "at most 1", subset_percent=0)
 bad_params("share of samples above 1", '"subset_percent": must be ', "above 0", "at most 1", subset_percent=90)
-bad_params("precision", '"precision": "fp16" is none of fp32, bf16, auto', precision="fp16")
+bad_params("precision", '"precision": must be one of fp32, bf16, auto, not "fp16"', precision="fp16")
 bad_params("negative seed", '"seed": must be at least 0, not -1', seed=-1)
 bad_params("no channels", "num_channels", "at least 1", num_channels=0)
 bad_params("dropout 1", "dropout_rate", "below 1", dropout_rate=1)
 bad_params("unknown network", 'unknown network "nett"', 'did you mean "net"?', "mobilenetv2", model_name="nett")
-bad_params("depth that preresnet has not", "preresnet", "21 is none of them", model_name="preresnet21")
+bad_params("depth that preresnet has not", "preresnet must be 6n+2", "not 21", model_name="preresnet21")
 bad_params("unknown teacher", '"teacher_model": unknown network "nett"', 'did you mean "net"?', teacher_model="nett")
 bad_params("unknown method", 'unknown method "nastty"', 'did you mean "nasty"?', "there are ", " kd, ", method="nastty")
-bad_params("unknown data set", '"cifar11" is none of', 'did you mean "cifar10"?', dataset="cifar11")
+bad_params("unknown data set", '"dataset": must be one of', 'not "cifar11"; did you mean "cifar10"?', dataset="cifar11")
 bad_params("net with 64x64", "net takes 32x32 images, not 64x64", dataset="tiny_imagenet")
 bad_params("teacher with 64x64", '"teacher_model": mlp takes 32x32', dataset="tiny_imagenet", teacher_model="mlp",
            model_name="resnet18", num_channels=None)  # fmt: skip
@@ -160,10 +160,10 @@ def odd(change=None, **own):
 
 NUMBERED = dict(enumerate(model.build("net", 10).state_dict().values()))
 
-bad_teacher("params are a list", odd(params=[1]), 'its "params" are not parameters')
-bad_teacher("params are null", odd(params=None), 'its "params" are not parameters')
-bad_teacher("params with numbers as names", odd(params={1: 2}), 'its "params" are not parameters')
-bad_teacher("params with a tensor", odd(params={"seed": torch.ones(1)}), 'its "params" are not parameters')
+bad_teacher("params are a list", odd(params=[1]), '"params" is not a dictionary of JSON values')
+bad_teacher("params are null", odd(params=None), '"params" is not a dictionary of JSON values')
+bad_teacher("params with numbers as names", odd(params={1: 2}), '"params" is not a dictionary of JSON values')
+bad_teacher("params with a tensor", odd(params={"seed": torch.ones(1)}), '"params" is not a dictionary of JSON values')
 bad_teacher(
     "channels in words", odd(params={"num_channels": "x"}), 'no net can be built with its params {"num_channels"'
 )
@@ -244,7 +244,7 @@ def too_few_images(root, trained):
 @case
 def one_image_in_the_last_batch(root, trained):
     return ["train_scratch.py", "--save_path", experiment(root / "x", batch_size=88)], [
-        "batch_size 88: the last batch of 89 images has 1,",
+        "batch_size 88: with 89 training images, the last batch has size 1,",
         "batch norm needs at least 2",
     ]
 

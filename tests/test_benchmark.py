@@ -122,7 +122,7 @@ def test_step_flops():
         (["mlp", "--kind", "deepinversion"], "no batch norm"),
         (["net", "--kind", "dafl", "--batch_size", "1"], '"batch_size": must be at least 2'),
         (["net", "--kind", "dfad", "--steps", "50"], "an epoch has only 50 steps"),
-        (["net", "--kind", "deepinversion", "--together", "2"], "change pixels"),
+        (["net", "--kind", "deepinversion", "--together", "2"], "train pixels"),
         (["net", "--output", "no/such/folder/file"], "no/such/folder/file: must be a file in a folder"),
     ],
 )

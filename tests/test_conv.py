@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model.conv import Conv2d as Ours
-from model.conv import SideBySide, apart, beside, gap
+from model.conv import SideBySide, from_wide, gap, to_wide
 
 # images, input channels, output channels, size, stride
 SHAPES = [
@@ -90,11 +90,11 @@ def test_memory_stays_in_channels_last(shape):
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("width", [1, 4, 5, 8])
-def test_apart_is_the_inverse_of_beside(stride, width):
+def test_from_wide_is_the_inverse_of_to_wide(stride, width):
     for images in (1, 6, 32, 96):
         x = torch.randn(images, 3, 2, width)
-        wide = beside(x, gap(x, stride))
-        assert wide.shape[3] % stride == 0 and torch.equal(apart(wide, images, width), x)
+        wide = to_wide(x, gap(x, stride))
+        assert wide.shape[3] % stride == 0 and torch.equal(from_wide(wide, images, width), x)
         assert wide.count_nonzero() == x.count_nonzero()
 
 

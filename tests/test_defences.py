@@ -370,17 +370,17 @@ REFUSED = {  # name: (keys, from the folders of an SDB teacher, of the trained e
     "missing key file": (lambda s, t, f: keyed(f / "nowhere"), "nowhere/key.tar: there is no such checkpoint"),
     "no key file": (lambda s, t, f: keyed(f / "text"), "text/key.tar: not a checkpoint, or truncated"),
     "a tensor for a key": (lambda s, t, f: keyed(f / "tensor"), "tensor/key.tar: has no key"),
-    "a number for an image": (lambda s, t, f: keyed(f / "number"), "a key of shape (), not (1, 3, 32, 32)"),
-    "λ in the key file": (lambda s, t, f: keyed(f / "mixed"), "mixed/key.tar: λ = 5.0 of the key must be above 0"),
+    "a number for an image": (lambda s, t, f: keyed(f / "number"), "must have the shape (1, 3, 32, 32), not ()"),
+    "λ in the key file": (lambda s, t, f: keyed(f / "mixed"), "λ of the key must be above 0 and at most 1, not 5.0"),
     "file without a key": (lambda s, t, f: keyed(f / "empty"), "empty/key.tar: has no key"),
     "key of another shape": (
         lambda s, t, f: keyed(f / "large"),
-        "large/key.tar: a key of shape (1, 3, 64, 64), not (1, 3, 32, 32)",
+        "large/key.tar: the key must have the shape (1, 3, 32, 32), not (1, 3, 64, 64)",
     ),
     "key of another teacher": (lambda s, t, f: keyed(f / "other"), "other/key.tar: not the key of this teacher"),
     "teacher without a key": (
         lambda s, t, f: keyed(s, teacher_resume=str(t / "kd_nasty/nasty/best_model.tar")),
-        "nasty/best_model.tar: has no key; only checkpoints of the method sdb have one",
+        "nasty/best_model.tar: has no key; only key.tar and checkpoints of the method sdb have one",
     ),
 }  # fmt: skip
 
@@ -414,13 +414,13 @@ def test_students_are_refused(name, sdb, trained, tmp_path):
     [
         ({"method": "sdb", "mix": 0}, '"mix": must be'),
         ({"method": "sdb", "mix": 1.01}, '"mix": must be'),
-        ({"method": "sdb", "eta_sign": "plus"}, '"eta_sign": "plus" is none of purpose, printed'),
-        ({"method": "possessive", "order": "forward"}, '"order": "forward" is none of reversed, away, flat'),
+        ({"method": "sdb", "eta_sign": "plus"}, '"eta_sign": must be one of purpose, printed, not "plus"'),
+        ({"method": "possessive", "order": "forward"}, '"order": must be one of reversed, away, flat, not "forward"'),
         ({"method": "possessive", "beta_others": -1}, '"beta_others": must be at least 0'),
-        ({"method": "mildly_nasty", "weight": 0.1, "variant": "heavy"}, '"variant": "heavy" is none of'),
+        ({"method": "mildly_nasty", "weight": 0.1, "variant": "heavy"}, '"variant": must be one of half, light, '),
         ({"method": "mildly_nasty", "weight": 0.1, "variant": "light", "num_channels": 8}, "weights do not fit a Net"),
         ({"method": "mildly_nasty", "weight": 0.1, "variant": "light", "model_name": "mlp", "num_channels": None},
-         "light starts from f_A, so it must be net"),
+         "must be net, because light starts from the weights of the adversarial network"),
         ({"method": "stingy"}, '"release": "stingy" in a student\'s params.json'),
     ],
 )  # fmt: skip

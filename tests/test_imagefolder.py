@@ -101,7 +101,7 @@ def test_grey_values_of_16_bits_are_scaled(own):
 
 def test_values_of_32_bits_are_refused(own):
     Image.fromarray(np.ones((SIZE, SIZE), np.float32)).save(own / "train/cat/0.tiff")
-    assert refusal(own).endswith("train/cat/0.tiff: has pixels of 32 bits; convert it to 8 or 16 bits")
+    assert refusal(own).endswith("train/cat/0.tiff: has 32-bit pixels; convert it to 8 or 16 bits")
 
 
 def test_the_centre_of_a_larger_image_is_kept_upright(own):
@@ -301,7 +301,7 @@ def test_keys(tmp_path):
     assert params.check(raw, "params.json").augmentations == "flip"
     for change, words in (
         ({"image_size": 4}, '"image_size": must be at least 8, not 4'),
-        ({"augmentations": "flop"}, '"augmentations": "flop" is none of crop, rotate, flip'),
+        ({"augmentations": "flop"}, '"augmentations": must be one of crop, rotate, flip'),
         ({"model_name": "net"}, "net takes 32x32 images, not 16x16"),
         ({"dataset": "digits"}, 'unknown key "image_size"'),
     ):

@@ -157,7 +157,7 @@ def cost(p, answer):
 
 
 def allowed(p, answer, epsilon, slack=1e-9):
-    """Whether answers (…, C) satisfy every constraint of the linear programme for one p (C,)."""
+    """Whether answers (…, C) satisfy every constraint of the linear program for one p (C,)."""
     top = answer[..., p.argmax()]
     rest = answer.index_select(-1, torch.tensor([k for k in range(len(p)) if k != p.argmax()])).amax(-1)
     ok = ((answer - p).abs().sum(-1) <= epsilon + slack) & (top - rest >= MARGIN - slack)

@@ -1,7 +1,7 @@
 """Image augmentation and normalisation on the device. The pixels equal those of torchvision on PIL images.
 
-All functions are pure; `augment` takes the random numbers as arguments. images: uint8 (B, H, W, 3). The random numbers
-have the distributions of torchvision's transforms:
+`sample_augmentation` returns random numbers, and `augment` takes them as arguments. images: uint8 (B, H, W, 3). The
+random numbers have the distributions of torchvision's transforms:
 
     crop     RandomCrop(H, padding=4)       top, left uniform on 0 .. 8, border filled with zeros
     rotate   RandomRotation(20)             degrees uniform on [-20, 20], nearest neighbour, filled with zeros
@@ -18,7 +18,7 @@ MAX_DEGREES = 20.0
 def sample_augmentation(names, count, generator):
     """Random numbers for `count` images: {argument of `augment`: tensor (count,)} on the generator's device.
 
-    names: any of "crop", "rotate", "flip".
+    names: the augmentations, a subset of "crop", "rotate" and "flip".
     """
     options = {"generator": generator, "device": generator.device}
     numbers = {}
@@ -54,20 +54,20 @@ def crop(images, top, left, padding):
 def flip(images, mirrored):
     """Mirror left and right where `mirrored`, bool (B,), is true."""
     # index_select over whole images is twice as fast as torch.where over pixels.
-    chosen = torch.arange(len(images), device=images.device) + len(images) * mirrored
-    return torch.cat((images, images.flip(2))).index_select(0, chosen)
+    indices = torch.arange(len(images), device=images.device) + len(images) * mirrored
+    return torch.cat((images, images.flip(2))).index_select(0, indices)
 
 
 def rotate(images, degrees):
     """Rotate counter-clockwise about the centre by `degrees`, float (B,): nearest neighbour, zeros outside.
 
-    Source coordinates are computed in 16.16 fixed point as in Pillow, so that the same pixels are chosen.
+    Source coordinates are 16.16 fixed-point numbers as in Pillow, so that the same pixels are chosen.
     """
     count, height, width, channels = images.shape
     angle = torch.deg2rad(degrees.double())[:, None]
     cos, sin = angle.cos(), angle.sin()
-    # Pixel (x, y) comes from (cos x - sin y, sin x + cos y), relative to the image's centre. Coordinates of a pixel are
-    # those of its centre, half a pixel from its corner.
+    # The source of pixel (x, y) is (cos x - sin y, sin x + cos y), relative to the centre of the image. The coordinates
+    # of a pixel are those of its centre, half a pixel from its corner.
     x, y = (1 - width) / 2, (1 - height) / 2
     origin_x = _fixed(cos * x - sin * y + width / 2)
     origin_y = _fixed(sin * x + cos * y + height / 2)

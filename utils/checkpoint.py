@@ -13,15 +13,15 @@ from utils.errors import CheckpointError
 from utils.keys import shorten
 from utils.paths import display_path, write_file
 
-PREFIXES = ("module.", "_orig_mod.")  # of the names of weights, from DataParallel and torch.compile
-FIELDS = {"params": dict, "optim_dict": dict, "epoch": int, "best": tuple}  # items of the checkpoint of a run
+PREFIXES = ("module.", "_orig_mod.")  # which DataParallel and torch.compile put before the names of weights
+FIELDS = {"params": dict, "optim_dict": dict, "epoch": int, "best": tuple}  # items in the checkpoint of a run
 MORE_FIELDS = {
     "extra": dict,
     "origins": dict,
     "environment": str,
     "command": str,
-}  # items that old checkpoints may lack
-WEIGHTS = ("state_dict", "model_state_dict", "model")  # where other projects keep the weights, if not at the top
+}  # items that are missing in old checkpoints
+WEIGHTS = ("state_dict", "model_state_dict", "model")  # items with the weights; without them, all items are weights
 
 
 def save(path, content, shared=False):
@@ -36,7 +36,7 @@ def packed(content):
     """The bytes of a checkpoint file with the dictionary `content` and its digests."""
     content = without_digests(content)
     values, tensors = digests(content)
-    buffer = io.BytesIO()  # torch.save to a file hides the cause of an error
+    buffer = io.BytesIO()  # not a file, because the errors of torch.save to a file do not name the cause
     torch.save(content | {"digests": {"values": values, "tensors": tensors()}}, buffer)
     return buffer.getbuffer()
 
@@ -63,7 +63,7 @@ def load(path):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if any(word in str(error) for word in ("Unsupported", "GLOBAL", "allowlist")):
-            problem = "holds more than plain tensors; not loaded, as it could run code"
+            problem = "holds more than plain tensors; not loaded, because it could run code"
             raise CheckpointError(problem, None, display_path(path)) from None
         raise CheckpointError("not a checkpoint, or truncated", path, display_path(path)) from None
     except Exception:  # damaged files fail in many ways
@@ -80,9 +80,9 @@ def not_a_checkpoint(path):
 
 
 def peek(path):
-    """The dictionary in a checkpoint of a run of this project. Its tensors are memory-mapped, so they are not read.
+    """The dictionary in a checkpoint of a run of this project. The tensors are memory-mapped, so they are not read.
 
-    Returns {} for a file that cannot be read, is damaged outside of its tensors, or is not such a checkpoint.
+    Returns {} if the file cannot be read, is damaged outside of the tensors, or is not such a checkpoint.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -93,12 +93,13 @@ def peek(path):
 
 
 def is_of_a_run(content):
-    """Whether the content of a checkpoint has everything from which a run of this project continues."""
+    """Whether the content of a checkpoint has everything that a run of this project needs to continue."""
     if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in FIELDS.items()):
         return False
-    types = all(isinstance(content.get(name, kind()), kind) for name, kind in MORE_FIELDS.items())
-    pair = content["best"]
-    return types and len(pair) == 2 and all(type(x) in (int, float) for x in pair) and is_plain(content["params"])
+    if not all(isinstance(content.get(name, kind()), kind) for name, kind in MORE_FIELDS.items()):
+        return False
+    best = content["best"]  # (epoch, accuracy)
+    return len(best) == 2 and all(type(x) in (int, float) for x in best) and is_plain(content["params"])
 
 
 def is_plain(params):
@@ -110,10 +111,10 @@ def is_plain(params):
 
 
 def params_in(content, path):
-    """The parameters in the checkpoint `content`; {} if it has none, like the released ones."""
+    """The parameters in the checkpoint `content`; {} if it has none, as in released checkpoints."""
     params = content.get("params", {})
     if not is_plain(params):
-        raise CheckpointError('its "params" are not parameters', None, display_path(path))
+        raise CheckpointError('"params" is not a dictionary of JSON values', None, display_path(path))
     return params
 
 
@@ -158,15 +159,15 @@ def load_weights(network, content, path):
         sorted(misfits)[:2] + [f"no {name}" for name in missing[:1]] + [f"unexpected {name}" for name in extra[:1]]
     )
     if misfits:
-        made_by = params_in(content, path).get("model_name")
-        made_by = f' It holds a "{made_by}".' if made_by else ""
+        stored = params_in(content, path).get("model_name")
+        stored = f' The file holds the weights of a "{stored}".' if stored else ""
         kind = f"{getattr(network, 'name', type(network).__name__)} for {network.num_classes} classes"
-        problem = f"weights do not fit a {kind}: {', '.join(misfits)}.{made_by}"
+        problem = f"weights do not fit a {kind}: {', '.join(misfits)}.{stored}"
         raise CheckpointError(problem, None, display_path(path))
     weights = {name: weight.to(expected[name].dtype) for name, weight in weights.items()}
     network.load_state_dict(weights, assign=next(network.parameters()).is_meta)
 
 
 def weights_digest(weights):
-    """The first 16 hexadecimal digits of the SHA-256 of all tensors in a state_dict, by which changes are noticed."""
+    """The first 16 hexadecimal digits of the SHA-256 of all tensors in a state_dict."""
     return tensors_digest(weights.values())[:16]

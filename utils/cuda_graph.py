@@ -1,12 +1,12 @@
 """The key `cuda_graph`: record a training step as a CUDA graph once, and replay it.
 
 A step of a small network consists of hundreds of kernels, which Python launches more slowly than a GPU runs them. A
-graph launches all of them at once: forward passes, losses, backward pass and optimizer. It contains the kernels of an
-ordinary step, so the results are the same. Three things follow from that:
+graph launches all of them at once: forward passes, losses, backward pass and optimizer. A graph contains the kernels of
+an ordinary step, so the results are the same. CUDA graphs have three restrictions:
 
-- A graph always works in the same memory, so each batch is copied there first.
+- A graph always uses the same memory, so each batch is first copied to this memory.
 - Python code, such as branches in `losses`, runs during recording only. A step is recorded anew when a learning rate
-  changes, which takes about as long as an ordinary step.
+  changes. Recording takes about as long as an ordinary step.
 - Batches of another size, such as the last of an epoch, run as ordinary steps. If recording is impossible or fails,
   all steps run as ordinary steps, and the log states the reason.
 
@@ -25,72 +25,72 @@ from torch import nn
 
 from utils import distributed
 
-WARMUP = 3  # steps before the first recording, in which libraries and the optimizer set up what they keep
-FAILED = []  # keeps graphs whose recording failed alive: PyTorch 2.11 still refers to them
+WARMUP = 3  # steps before the first recording, in which libraries and the optimizer allocate their state
+FAILED = []  # graphs whose recording failed. They must not be freed, because PyTorch 2.11 still refers to them.
 
 
 class Recorder:
     """Runs training steps, as a CUDA graph if possible. There is one graph for each number of tensors in a batch.
 
-    method, optimizer: hold everything that a step changes. log: a function of a line.
+    method, optimizer: a step changes only the state of these. log: a function that logs a line.
     """
 
     def __init__(self, method, optimizer, device, log):
         self.method, self.optimizer, self.device, self.log = method, optimizer, device, log
-        self.inputs, self.warm, self.graphs = {}, set(), {}  # by the number of a batch's tensors
+        self.inputs, self.warm, self.graphs = {}, set(), {}  # keys: the number of tensors in a batch
         self.rates, self.refused = None, False
         if reason := hindrance(device):
             self.refuse(reason)
 
     def refuse(self, reason):
-        """From now on run ordinary steps, and log the reason."""
+        """Log the reason, and run ordinary steps from now on."""
         self.log(f"No CUDA graph, ordinary steps are run instead: {reason}")
         self.refused, self.inputs, self.graphs = True, {}, {}
 
     def __call__(self, step, *batch):
-        """Run `step(*batch)`, which trains on a batch, and return its {name: scalar without a gradient}.
+        """Run the training step `step(*batch)`, and return its {name: scalar without a gradient}.
 
         The next call overwrites these scalars.
         """
         if self.refused:
             return step(*batch)
-        kind = len(batch)
-        if kind not in self.inputs:
-            self.inputs[kind] = [tensor.clone() for tensor in batch]
-        inputs = self.inputs[kind]
+        count = len(batch)
+        if count not in self.inputs:
+            self.inputs[count] = [tensor.clone() for tensor in batch]
+        inputs = self.inputs[count]
         if [tensor.shape for tensor in batch] != [tensor.shape for tensor in inputs]:
             return step(*batch)
-        for place, tensor in zip(inputs, batch, strict=True):
-            place.copy_(tensor)
+        for target, tensor in zip(inputs, batch, strict=True):
+            target.copy_(tensor)
         rates = [
             group["lr"] for optimizer in optimizers(self.method, self.optimizer) for group in optimizer.param_groups
         ]
         if rates != self.rates:
             self.rates, self.graphs = rates, {}  # frees the memory of the old graphs before new ones are recorded
-        if kind not in self.graphs:
-            self.record(kind, functools.partial(step, *inputs))
-        return step(*batch) if self.refused else self.graphs[kind].replay()
+        if count not in self.graphs:
+            self.record(count, functools.partial(step, *inputs))
+        return step(*batch) if self.refused else self.graphs[count].replay()
 
     @property
     def active(self):
         """Whether steps are replayed."""
         return bool(self.graphs)
 
-    def record(self, kind, step):
-        """Record `step` as the graph for batches of `kind` tensors. If that fails, log why and run ordinary steps."""
+    def record(self, count, step):
+        """Record `step` as the graph for batches of `count` tensors. If that fails, log why and run ordinary steps."""
         start = time.perf_counter()
         try:
             graph = Graph()
-            if kind not in self.warm:
+            if count not in self.warm:
                 with unchanged(self.method, self.optimizer, self.device):
                     graph.warm_up(step)
-                self.warm.add(kind)
+                self.warm.add(count)
             with capturable(optimizers(self.method, self.optimizer)):
                 graph.record(step)
         except Exception as error:  # an error of the step itself is raised again by the ordinary step
             self.refuse(traceback.format_exception_only(error)[0].splitlines()[0])
         else:
-            self.graphs[kind] = graph
+            self.graphs[count] = graph
             self.log(f"Recorded a CUDA graph in {time.perf_counter() - start:.1f} s")
 
 
@@ -101,7 +101,7 @@ class Graph:
         self.graph, self.stream = torch.cuda.CUDAGraph(), side_stream(torch.cuda.current_device())
 
     def warm_up(self, step):
-        """Run `step` WARMUP times on the side stream. Raises RuntimeError if it waits for the GPU."""
+        """Run `step` WARMUP times on the side stream. Raises RuntimeError if the step waits for the GPU."""
         here = torch.cuda.current_stream()
         self.stream.wait_stream(here)
         try:
@@ -134,7 +134,7 @@ class Graph:
 
 @functools.cache
 def side_stream(device_number):
-    """The stream on which all steps are recorded. Only one, because libraries keep memory for every stream."""
+    """The stream on which all steps are recorded. There is only one, because libraries keep memory for each stream."""
     return torch.cuda.Stream(device_number)
 
 
@@ -161,7 +161,7 @@ def hindrance(device):
 def unchanged(method, optimizer, device):
     """Restore weights, batch norm, optimizer and random state at the end of this context.
 
-    State that the optimizer created inside is set to zero, with which SGD's momentum and Adam begin.
+    State that the optimizer created in the context is set to zero, the initial state of SGD and Adam.
     """
     before = {tensor: tensor.detach().clone() for tensor in tensors(method, optimizer)}
     try:

@@ -1,6 +1,7 @@
-"""Data sets: what is known about each, and `load`, which reads one onto the device.
+"""Data sets: `DATASETS` describes them, and `load` reads one onto the device.
 
-`load` returns a Dataset, whose `train_loader`, `validation_loader` and `test_loader` return Loaders; see loader.py.
+`load` returns a Dataset. Its methods `train_loader`, `validation_loader` and `test_loader` return Loaders; see
+loader.py.
 """
 
 from dataclasses import dataclass
@@ -13,20 +14,21 @@ from utils.errors import UserError, suggest
 from utils.loader import Loader, Split, copied_split, mapped_split
 
 SUBSET_SEED = 230
-PREFETCH_IMAGES = 2048  # assembled at once on a GPU, where launching a batch's kernels takes longer than running them
+# Number of images assembled at once on a GPU, where launching the kernels of one batch takes longer than running them
+PREFETCH_IMAGES = 2048
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What is known about a data set before it is read. Images have the shape (3, image_size, image_size)."""
+    """The properties of a data set. Images have the shape (3, image_size, image_size)."""
 
     num_classes: int
     image_size: int
     train_size: int
     test_size: int
-    mean: tuple  # of the training images, for each channel, from 0 to 1
+    mean: tuple  # of the training images, whose values are from 0 to 1, for each channel
     std: tuple
-    augmentation: tuple  # names that `sample_augmentation` takes
+    augmentation: tuple  # names for `sample_augmentation`
 
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
@@ -41,7 +43,7 @@ DATASETS = {
 }
 OWN = "imagefolder"  # the user's own images
 NAMES = (*DATASETS, OWN)
-MOST_CLASSES = 1000  # of imagefolder, until its folders are read
+ASSUMED_CLASSES = 1000  # number of classes of imagefolder, until its folders are read
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,17 @@ class Dataset:
     def train_loader(self, batch_size, augmentation=True, seed=0, rank=0, world_size=1, prefetch=False, role=0):
         """A Loader with shuffled batches of the training images.
 
-        rank, world_size: number of this process, and of all processes. prefetch: whether to assemble several batches
+        rank, world_size: index of this process, and number of processes. prefetch: whether to assemble several batches
         at once on a GPU. role: another number gives another order and other augmentations. Raises UserError if a
         process gets fewer than two images of the last batch, because batch norm needs two.
         """
         last = len(self.train) % batch_size or batch_size
         if last // world_size < 2:
-            share = f" over {world_size} processes" if world_size > 1 else ""
+            processes = f" for {world_size} processes" if world_size > 1 else ""
             raise UserError(
-                f"batch_size {batch_size}: the last batch of {len(self.train)} images has {last}{share}, but "
-                "batch norm needs at least 2 per process; choose another batch_size or subset_percent"
+                f"batch_size {batch_size}: with {len(self.train)} training images, the last batch has size {last}"
+                f"{processes}, but batch norm needs at least 2 images per process; choose another batch_size or "
+                "subset_percent"
             )
         names = self.spec.augmentation if augmentation else ()
         batches = max(1, PREFETCH_IMAGES // batch_size) if prefetch and self.train.labels.is_cuda else 1
@@ -79,7 +82,7 @@ class Dataset:
         return Loader(self.test, self.spec, batch_size)
 
     def validation_loader(self, batch_size=1000):
-        """As `test_loader`, of the validation images."""
+        """A Loader with the validation images in order, without augmentation."""
         return Loader(self.validation, self.spec, batch_size)
 
 
@@ -91,11 +94,11 @@ def options_in(params):
 
 
 def spec_of(params):
-    """What is known about a run's data set before it is read. For imagefolder, the number of classes is a guess."""
+    """The DataSpec of a run before its data set is read. For imagefolder, most values are assumed."""
     if params.dataset in DATASETS:
         return DATASETS[params.dataset]
     names = tuple(params.augmentations.split("+"))
-    return DataSpec(MOST_CLASSES, params.image_size, 0, 0, (0.5,) * 3, (0.5,) * 3, names)
+    return DataSpec(ASSUMED_CLASSES, params.image_size, 0, 0, (0.5,) * 3, (0.5,) * 3, names)
 
 
 def load(name, data_dir, device, subset_percent=1.0, download=False, validation=0.0, **options):
@@ -142,7 +145,7 @@ def load(name, data_dir, device, subset_percent=1.0, download=False, validation=
 
 
 def summarise(name, spec, train, validation, test):
-    """The line of training.log on a data set with these numbers of images."""
+    """The line of training.log that describes a data set. train, validation, test: numbers of images."""
     held_back = f"{validation} validation, " if validation else ""
     size = f"{spec.image_size}x{spec.image_size}"
     return f"{name}: {train} training, {held_back}{test} test images, {spec.num_classes} classes, {size}"

@@ -1,7 +1,7 @@
 """Functions that read the published data sets into NumPy arrays, one function per data set.
 
 Each function returns (train images, train labels, test images, test labels). Images are uint8 (N, H, W, 3), labels are
-integers (N,). It raises UserError if a file is missing or damaged, and names the first such file.
+integers (N,). Raises UserError with the name of the first file that is missing or damaged.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def cifar100(data_dir, download):
 
 
 def _cifar(name, reader, data_dir, download):
-    """Read the files in data_dir or data_dir/data-<name> with torchvision, which checks their md5 sums."""
+    """Read the files in data_dir or data_dir/data-<name> with torchvision, which checks the md5 of each file."""
     root = data_dir if (data_dir / reader.base_folder).is_dir() else data_dir / f"data-{name}"
     folder = root / reader.base_folder
     try:
@@ -66,7 +66,7 @@ def digits(data_dir, download):
 
 
 def tiny_imagenet(data_dir, download):
-    """Read data_dir/tiny-imagenet-200. Its val/ has the layout of the public archive, or one folder for each class.
+    """Read data_dir/tiny-imagenet-200. The folder val/ has the layout of the public archive, or one folder per class.
 
     Classes are numbered in the order of the sorted folder names in train/, as torchvision's ImageFolder does.
     """
@@ -128,7 +128,7 @@ def _decode(path):
     """Read a JPEG file as an RGB image (64, 64, 3). Greyscale files are converted."""
     try:
         with Image.open(path) as image:
-            if image.size == (64, 64):  # other images are not decoded, however large they are
+            if image.size == (64, 64):  # images of other sizes are not decoded, because they may be very large
                 return np.asarray(image.convert("RGB"))
             width, height = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

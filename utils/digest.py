@@ -1,9 +1,9 @@
-"""Digests (SHA-256), by which damaged files are noticed.
+"""Digests (SHA-256), which detect damaged files.
 
 A JSON object has a digest in its item "digest", and a checkpoint has two in its item "digests"; see `sealed` and
-`digests`. Older files have no digest and are read without the check. This is safe, because no change of a single byte
-removes a digest and changes another item as well. A digest shows damage, but not who wrote a file: a person who edits a
-file can renew its digest.
+`digests`. Files of older versions have no digest and are read without the check. A damaged file of this version does
+not pass as an older one, because the change of a single byte cannot both remove a digest and change another item.
+Digests do not protect against manipulation: a person who edits a file can also change its digest.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def tensors_digest(tensors):
 def digests(content):
     """The two digests of a checkpoint, a nested dictionary of JSON values and tensors: (values, tensors).
 
-    values: the digest of everything but the bytes of the tensors. tensors: a function that returns the digest of these
+    values: the digest of everything but the bytes of the tensors. tensors: a function that computes the digest of these
     bytes, which takes longer. Raises TypeError if there is a value of another type.
     """
     found = []
@@ -47,17 +47,17 @@ def without_digests(content):
 
 
 def intact(content, tensors):
-    """Whether the digests in the content of a checkpoint are right. tensors: whether to check those of tensors too."""
-    there = content["digests"]
+    """Whether the digests in the content of a checkpoint are correct. tensors: whether to check the tensors as well."""
+    stored = content["digests"]
     try:
         values, digest_of_tensors = digests(without_digests(content))
-        return values == there["values"] and (not tensors or digest_of_tensors() == there["tensors"])
-    except Exception:  # something that is never saved
+        return values == stored["values"] and (not tensors or digest_of_tensors() == stored["tensors"])
+    except Exception:  # the content has a type that is never saved
         return False
 
 
 def intact_zip(path):
-    """Whether the checksums in the zip file `path` are right; True for a file in PyTorch's format before 1.6."""
+    """Whether the checksums in the zip file `path` are correct; True for a file in PyTorch's format before 1.6."""
     try:
         return not zipfile.is_zipfile(path) or zipfile.ZipFile(path).testzip() is None
     except Exception:  # damaged files fail in many ways
@@ -71,12 +71,12 @@ def digest(content):
 
 
 def sealed(content):
-    """The dictionary of JSON values with its digest as item "digest"."""
+    """A copy of a dictionary of JSON values with its digest as the item "digest"."""
     return content | {"digest": digest(content)}
 
 
 def unsealed(content, where):
-    """`content` without its digest. Raises UserError if the digest is not that of the content."""
+    """`content` without its item "digest". Raises UserError if the digest differs from that of the content."""
     if content.get("digest", digest(content)) != digest(content):
         raise UserError(f"{where}: damaged or edited: its digest differs")
     return {name: value for name, value in content.items() if name != "digest"}

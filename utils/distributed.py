@@ -1,4 +1,4 @@
-"""One run over several processes, as `torchrun --nproc_per_node=N train_*.py …` starts them."""
+"""One run with several processes, started by `torchrun --nproc_per_node=N train_*.py …`."""
 
 import os
 
@@ -23,7 +23,7 @@ def leave():
 
 
 class Step(nn.Module):
-    """`method.losses` as a module with the trained weights, which DistributedDataParallel wraps."""
+    """`method.losses` as a module that has the trained weights, as DistributedDataParallel requires."""
 
     def __init__(self, method):
         super().__init__()
@@ -34,10 +34,10 @@ class Step(nn.Module):
 
 
 def parallel(method, device):
-    """`method.losses` as a function of a batch whose gradients are averaged over the processes.
+    """`method.losses` as a function of a batch. The gradients of the loss are averaged over the processes.
 
-    Batch norm sees the whole batch on GPUs (SyncBatchNorm). On the CPU, where PyTorch has no SyncBatchNorm, it sees
-    the share of each process.
+    On GPUs, batch norm uses the statistics of the whole batch (SyncBatchNorm). On the CPU, where PyTorch has no
+    SyncBatchNorm, each process uses the statistics of its share.
     """
     if WORLD_SIZE == 1:
         return method.losses
@@ -47,7 +47,10 @@ def parallel(method, device):
 
 
 def weighted(loss, images):
-    """`loss`, a mean over `images` images, scaled so that its mean over processes is the mean over all images."""
+    """`loss`, scaled so that its mean over processes is the mean over all images.
+
+    loss: the mean over the `images` images of this process.
+    """
     if WORLD_SIZE == 1:
         return loss
     total = sum_over_processes(torch.tensor(float(images), device=loss.device))

@@ -11,12 +11,12 @@ from utils.paths import ROOT
 
 
 def describe(device, precision):
-    """One line with versions, device, precision and commit. A run repeated with an equal line has equal bits."""
+    """One line with versions, device, precision and commit. If it is equal, a repeated run gives the same bits."""
     return f"{versions(device, precision)}, commit {commit() or 'unknown'}"
 
 
 def versions(device, precision):
-    """The part of `describe` that does not depend on this project."""
+    """The part of `describe` without the commit of this project."""
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)}, cuDNN {torch.backends.cudnn.version()}"
     else:

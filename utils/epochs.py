@@ -1,4 +1,4 @@
-"""What depends on the epoch: the learning rate, and the seeds of random numbers."""
+"""The learning rate and the random seed of an epoch."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ def get_lr(learning_rate, schedule, gamma, epoch):
 
 
 def derive_seed(*numbers):
-    """A seed for PyTorch, in [0, 2^63), that is a function of non-negative whole numbers."""
+    """A seed for PyTorch, in [0, 2^63), derived from non-negative integers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 

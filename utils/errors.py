@@ -10,7 +10,7 @@ class UserError(Exception):
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or unsuitable.
 
-    path: the file, if it can be replaced by training the experiment in its folder; None otherwise.
+    path: the file, if training the experiment in its folder would replace the file; else None.
     """
 
     def __init__(self, problem, path, name):

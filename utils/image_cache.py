@@ -1,4 +1,4 @@
-"""A file with decoded images. It is memory-mapped, so a data set may be larger than the memory."""
+"""A cache of decoded images. The file is memory-mapped, so a data set may be larger than the memory."""
 
 import contextlib
 import hashlib
@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-PIECE = 1024  # images that are decoded before they are written
+PIECE = 1024  # number of images that are decoded or digested at once
 
 
 def decoded(paths, folder, part, size, decode, version=""):
     """The images in the files `paths` as one array uint8 (N, size, size, 3).
 
-    It is memory-mapped from a file in `folder`, which is written once. The name of that file contains a digest of the
-    names, sizes and modification times of `paths`. If `folder` cannot be written, the array is held in memory. The file
-    ends with a digest of the pixels; if it does not match them, the images are decoded again.
+    The array is memory-mapped from a file in `folder`, which is written once. The name of that file contains a digest
+    of the names, sizes and modification times of `paths`. If `folder` cannot be written, the array is held in memory.
+    The file ends with a digest of the pixels. If the digest differs, the images are decoded again.
 
     part: the first word of the name of the file, such as "train". decode: a function of a path that returns an array
     uint8 (size, size, 3). version: text that differs between the versions of `decode`; it changes the name of the file.
@@ -54,7 +54,7 @@ def is_intact(images, cache):
 
 
 def cache_file(paths, folder, part, version=""):
-    """The path of the cache of the images `paths`, which are below `folder`. Other arguments: see `decoded`."""
+    """The path of the cache of the images `paths`, which are inside `folder`. Other arguments: see `decoded`."""
     stats = [(str(path.relative_to(folder)), path.stat()) for path in paths]
     description = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]) + version
     return folder / f"{part}.{hashlib.sha256(description.encode()).hexdigest()[:16]}.npy"
@@ -70,7 +70,7 @@ def decoded_images(paths, part, decode):
 
 
 def write(path, shape, images):
-    """Write an .npy file of this shape, image by image, and the digest of the pixels behind it."""
+    """Write an .npy file of this shape, image by image, and append the digest of the pixels."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}

@@ -1,7 +1,7 @@
-"""The data set "imagefolder": the user's own images, below the data folder in train/<class>/ and test/<class>/.
+"""The data set "imagefolder": the user's own images, in train/<class>/ and test/<class>/ of the data folder.
 
-The test folder may also be called val. Each image is scaled until its shorter side has `image_size` pixels, and its
-centre is kept. The decoded images, their mean and their standard deviation are cached in the data folder.
+The test folder may also be called val. Each image is cropped at its centre to a square and resized to `image_size`. The
+decoded images, their mean and their standard deviation are cached in the data folder.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".t
 STEPS = ("crop", "rotate", "flip")
 AUGMENTATIONS = tuple("+".join(chosen) for count in (1, 2, 3) for chosen in combinations(STEPS, count))
 LAYOUT = "the data folder needs train/<class>/ and test/<class>/ (or val/<class>/) with images"
-PIECE = 256  # images whose pixels are counted at once
+PIECE = 256  # number of images that `summary` reads at once
 
 
 @dataclass
 class Params:
     """The keys of params.json that this data set adds."""
 
-    image_size: int = key("of imagefolder: width and height of the images for the network", low=8)
+    image_size: int = key("imagefolder only: width and height to which images are resized", low=8)
     augmentations: str = key(
-        "of imagefolder: the random changes of training images", default="crop+flip", choices=AUGMENTATIONS
+        "imagefolder only: random augmentations of the training images", default="crop+flip", choices=AUGMENTATIONS
     )
 
 
@@ -42,13 +42,13 @@ class ImageFolder:
     train: tuple  # (images uint8 (N, S, S, 3), labels (N,))
     test: tuple
     classes: tuple  # names
-    mean: tuple  # of the training images, for each channel, from 0 to 1
+    mean: tuple  # of the training images, whose values are from 0 to 1, for each channel
     std: tuple
     digest: str  # of all pixels and labels
 
 
 def read(data_dir, image_size):
-    """The ImageFolder in the folder `data_dir`. Raises UserError with the first class or file that is unsuitable."""
+    """The ImageFolder in `data_dir`. Raises UserError with the name of the first class or file that cannot be used."""
     test = "test" if (data_dir / "test").is_dir() else "val"
     found = {part: files_of_classes(data_dir / part) for part in ("train", test)}
     classes = same_classes(found, data_dir)
@@ -84,7 +84,7 @@ def is_image(path):
 
 
 def same_classes(found, data_dir):
-    """The names of the classes, in order. Raises UserError if the two parts have other ones."""
+    """The names of the classes, in order. Raises UserError if the classes of the two parts differ."""
     (first, one), (second, other) = found.items()
     for part, extra in ((first, one.keys() - other.keys()), (second, other.keys() - one.keys())):
         if extra:
@@ -106,12 +106,12 @@ def decode(path, size):
 
 
 def rgb(image):
-    """The image in RGB with 8 bits. Grey values with 16 bits are divided by 257. Transparency is ignored."""
+    """The image in RGB with 8 bits per channel. 16-bit grey values are divided by 257. Transparency is ignored."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         pixels = np.asarray(image).astype(np.float64) / 257
         image = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise UserError("has pixels of 32 bits; convert it to 8 or 16 bits")
+        raise UserError("has 32-bit pixels; convert it to 8 or 16 bits")
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")
     return image.convert("RGB")

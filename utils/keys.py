@@ -1,4 +1,4 @@
-"""Declaration of params.json keys, and checks of their values."""
+"""Declarations of the keys of params.json, and checks of their values."""
 
 import dataclasses
 import json
@@ -12,8 +12,8 @@ from utils.errors import suggest
 def key(about, default=dataclasses.MISSING, **limits):
     """A dataclass field that declares a key of params.json. about: its description in docs/params.md.
 
-    limits: `low` and `high` (inclusive), `above` and `below` (exclusive), `choices`. `search`: the values from which
-    AutoSteal draws; see study/autosteal.py.
+    limits: `low` and `high` (inclusive), `above` and `below` (exclusive), `choices`. `search`: the values that the
+    search AutoSteal tries; see study/autosteal.py.
     """
     return dataclasses.field(default=default, kw_only=True, metadata={"about": about, **limits})
 
@@ -23,7 +23,7 @@ LONGEST = 80  # characters of a value in an error message
 
 
 def wrong(name, value, field):
-    """The problem with the type or range of the value of the key `name`: a list of one line, or [].
+    """Check the type and the range of the value of the key `name`. Returns a list with one error message, or [].
 
     field: the dataclass field of the key; see `key`.
     """
@@ -32,7 +32,8 @@ def wrong(name, value, field):
         return [f'"{name}": must be {TYPE_NAMES[field.type]}, not {shown}']
     limits = field.metadata
     if "choices" in limits and value not in limits["choices"]:
-        return [f'"{name}": {shown} is none of {", ".join(limits["choices"])}{suggest(value, limits["choices"])}']
+        choices = limits["choices"]
+        return [f'"{name}": must be one of {", ".join(choices)}, not {shown}{suggest(value, choices)}']
     if value is None or isinstance(value, (str, list)):
         return []
     if isinstance(value, int) and abs(value) > LARGEST:
@@ -68,7 +69,7 @@ TYPE_NAMES = {
 
 
 def has_type(value, kind):
-    """Whether a JSON value has the declared type. Whole numbers are numbers; 0 and 1 are booleans."""
+    """Whether a JSON value has the declared type. Every int is valid as a float, and 0 and 1 are valid as a bool."""
     if typing.get_origin(kind) is list:
         return isinstance(value, list) and all(has_type(item, typing.get_args(kind)[0]) for item in value)
     if isinstance(kind, types.UnionType):

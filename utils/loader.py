@@ -13,9 +13,9 @@ from utils.augment import augment, normalise, sample_augmentation
 
 @dataclass(frozen=True)
 class Split:
-    """The images of a part of a data set: all of `images`, or those whose indices are in `rows`.
+    """A part of a data set: all of `images`, or the images with the indices `rows`.
 
-    With `rows`, `images` may be memory-mapped, and on another device than the batches.
+    If `rows` is given, `images` may be memory-mapped, and may be on another device than the batches.
     """
 
     images: torch.Tensor  # uint8 (N, H, W, 3)
@@ -26,7 +26,7 @@ class Split:
         return len(self.labels)
 
     def take(self, index):
-        """The images number `index`, int64 (B,), of the split: uint8 (B, H, W, 3) on the device of the labels."""
+        """The images with the indices `index`, int64 (B,), in the split: uint8 (B, H, W, 3) on the labels' device."""
         if self.rows is None:
             return self.images.index_select(0, index)
         return self.images.index_select(0, self.rows[index.to(self.rows.device)]).to(self.labels.device)
@@ -36,11 +36,11 @@ class Loader:
     """Batches of a split: every image once per epoch. The last batch may be smaller.
 
     Order and augmentation depend on (seed, epoch, role) only and are the same on every device. With several processes,
-    process `rank` receives every `world_size`-th image of each batch. `prefetch` batches are assembled at once, which
-    does not change their pixels.
+    process `rank` receives every `world_size`-th image of each batch.
 
-    split: a Split. spec: a DataSpec, for its mean and deviation. augmentation: see `sample_augmentation`. role: loaders
-    with the same seed and different roles have different orders and augmentations.
+    split: a Split. spec: a DataSpec with the mean and the standard deviation. augmentation: see `sample_augmentation`.
+    prefetch: number of batches that are assembled at once. It does not change the batches. role: loaders with the same
+    seed and different roles have different orders and augmentations.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Loader:
             yield from zip(images.split(sizes), labels.split(sizes), strict=True)
 
     def sample_epoch(self):
-        """(order, augmentation): image numbers, int64 (N,), and for each of these images the arguments of `augment`.
+        """(order, augmentation): the indices of the images, int64 (N,), and for each image the arguments of `augment`.
 
         Both are sampled on the CPU, so that they do not depend on the device.
         """
@@ -87,13 +87,13 @@ class Loader:
         return order.to(device), {name: values.to(device) for name, values in augmentation.items()}
 
     def assemble(self, index, augmentation):
-        """The batch (images, labels) of the images `index`, int64 (B,). augmentation: arguments of `augment`."""
+        """The batch (images, labels) with the indices `index`, int64 (B,). augmentation: arguments of `augment`."""
         images = augment(self.split.take(index), **augmentation)
         return normalise(images, self.mean, self.std), self.split.labels.index_select(0, index)
 
 
 def copied_split(images, labels, device, rows):
-    """A Split with a copy of the images `rows`, int (n,), on `device`."""
+    """A Split with a copy of the images with the indices `rows`, int (n,), on `device`."""
     if not np.array_equal(rows, np.arange(len(images))):
         images, labels = images[rows], np.asarray(labels)[rows]
     images = torch.from_numpy(np.ascontiguousarray(images))
@@ -102,9 +102,9 @@ def copied_split(images, labels, device, rows):
 
 
 def mapped_split(images, labels, device, rows):
-    """A Split with the images `rows`, int (n,), of an array that may be memory-mapped.
+    """A Split with the images with the indices `rows`, int (n,), of an array that may be memory-mapped.
 
-    The array is copied to a GPU only if it fits there.
+    The array is copied to a GPU only if it takes at most half of the free memory.
     """
     images, rows = torch.from_numpy(images), torch.from_numpy(rows)
     if torch.device(device).type == "cuda" and fits(images.nbytes, device):

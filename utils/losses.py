@@ -1,4 +1,4 @@
-"""Loss terms that the papers' equations share."""
+"""Loss terms of several papers."""
 
 import torch.nn.functional as F
 
@@ -11,8 +11,8 @@ def cross_entropy(logits, labels, label_smoothing=0.0):
 def kl(p, q, T=1.0):
     """KL(softmax(p/T) ‖ softmax(q/T)) = Σ p log(p/q), summed over classes, averaged over the batch.
 
-    p, q: logits (N, C). Gradients flow into both arguments. `torch.nn.functional.kl_div` takes them in reverse order
-    and calls p the target.
+    p, q: logits (N, C). Gradients flow into both arguments. `torch.nn.functional.kl_div` takes the arguments in reverse
+    order and calls p the target.
     """
     log_p, log_q = F.log_softmax(p / T, dim=1), F.log_softmax(q / T, dim=1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)

@@ -9,20 +9,20 @@ from utils.errors import Diverged
 
 
 class Means:
-    """Means of named scalars over images. Sums stay on the device, so that adding does not wait for it."""
+    """Means of named scalars over images. Sums stay on the device, so that `add` does not wait for the device."""
 
     def __init__(self):
         self.names, self.sums, self.images = None, 0, 0  # sums: double (number of names,)
 
     def add(self, terms, images):
-        """terms: {name: scalar without a gradient, the mean over `images` images}; the same names in every call."""
+        """Add {name: scalar without a gradient, the mean over `images` images}, with the same names in every call."""
         assert self.names in (None, list(terms)), f"{list(terms)} after {self.names}"
         self.names = list(terms)
-        self.sums = self.sums + torch.stack(list(terms.values())).double() * images  # four kernels for all
+        self.sums = self.sums + torch.stack(list(terms.values())).double() * images  # four kernels for all terms
         self.images += images
 
     def values(self):
-        """{name: mean} as floats. Waits for the device. Raises Diverged where a mean is not finite."""
+        """{name: mean} as floats. Waits for the device. Raises Diverged if a mean is not finite."""
         totals = self.sums.tolist()
         values = {name: total / self.images for name, total in zip(self.names, totals, strict=True)}
         if not np.isfinite(totals).all():
@@ -46,8 +46,8 @@ def accuracy(logits, labels):
 def evaluate(network, loader, more=None):
     """{"acc": accuracy in percent, "loss": mean cross-entropy} of `network` over the images of `loader`.
 
-    more: a function of (images, labels, logits) that returns {name: mean over these images}. Its terms are averaged
-    as well; a term called "acc" or "loss" replaces the one above. The network is left in eval mode.
+    more: a function of (images, labels, logits) that returns {name: mean over these images}. These terms are averaged
+    as well; a term called "acc" or "loss" replaces the one above. The network stays in eval mode.
     """
     network.eval()
     means = Means()

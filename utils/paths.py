@@ -1,4 +1,4 @@
-"""Paths as users write them, files that are written whole or not at all, and JSON files."""
+"""Paths relative to the project root, atomic writes of files, and JSON files."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def from_root(path):
-    """`path`, for example of an experiment or in a `*_resume` key: relative paths start at the project root."""
+    """`path` of an experiment, of a `*_resume` key, or the like. Relative paths start at the project root."""
     return ROOT / path
 
 
@@ -24,21 +24,21 @@ def display_path(path):
 
 
 def canonical_path(path):
-    """As `display_path`, without links and "..": equal files have equal canonical paths."""
+    """As `display_path`, with symbolic links and ".." resolved. Equal files have equal canonical paths."""
     return display_path(os.path.realpath(from_root(path)))
 
 
 def version(path):
-    """A value that changes when the file `path` is replaced or written to; None if there is no such file."""
+    """A value that changes if the file `path` is replaced or modified; None if there is no such file."""
     stat = path.stat() if path.is_file() else None
     return stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 def write_file(path, write, shared=False):
-    """Call `write` with a binary file that replaces `path` once it is complete and on the disk.
+    """Write a file atomically: call `write` with a temporary binary file, which then replaces `path`.
 
-    shared: whether other processes may write the same file at the same time. A kill at any moment leaves the old `path`
-    or the new one. Raises UserError if the file cannot be written.
+    If the process is killed, `path` is the old file or the complete new file. shared: whether other processes may write
+    the same file at the same time. Raises UserError if the file cannot be written.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp" if shared else f"{path.name}.tmp")
     try:
@@ -72,7 +72,7 @@ def read_json(path):
 
 @functools.cache
 def parse(path, version):
-    """version: anything that changes when the file does."""
+    """The dictionary in a JSON file. version: a value that changes if the file changes; only a key of the cache."""
     where = display_path(path)
 
     def unique(pairs):

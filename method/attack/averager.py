@@ -7,9 +7,9 @@ s    the student, trained        σ_T  softmax(·/T)
 t    the teacher, frozen         T    temperature
 y    the label                   α    weight of the distillation term
 
-The false peaks in the answers of a nasty teacher differ between images, so they cancel in the mean. The release takes
-the same mean. The choice of the loss of kd.py is OURS. With the release rule "stingy", a logit that is withheld (−∞)
-for one image is withheld in the mean. A mean over the logits that are not withheld was tried and gave a worse student.
+The false peaks in the answers of a nasty teacher differ between images, so they cancel in the mean. The mean is that of
+the released code. OURS: the loss is that of kd.py. With the release rule "stingy", a class whose logit is withheld for
+one image has the probability 0 in the mean. A mean over the other logits only was tried and gave a worse student.
 """
 
 import torch.nn.functional as F

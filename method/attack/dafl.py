@@ -1,15 +1,15 @@
 """DAFL, Data-Free Learning of Student Networks: Chen et al., ICCV 2019.
 
 min_G  a_oh CE(t(Gz), argmax t(Gz)) + a_ie Σ_k p̄_k log₁₀ p̄_k − a_act mean|features_t(Gz)|
-min_s  KL( σ(t(Gz)) ‖ σ(s(Gz)) ),  Gz constant
+min_s  KL( σ(t(Gz)) ‖ σ(s(Gz)) ),  without a gradient to G
 
-G    the generator; it emits normalised images       features_t  the layer before the teacher's classifier, pooled
-z    noise, normal                                   p̄_k         mean of σ(t(Gz))_k over the batch
+G    the generator of normalised images              features_t  the teacher's features: the input of its classifier
+z    standard normal noise                           p̄_k         mean of σ(t(Gz))_k over the batch
 s    the student, trained                            σ           softmax
 t    the teacher, frozen                             a_…         weights: one-hot, information entropy, activation
 
-Both optimizers make one step per iteration, on the same images. The default weights are those published for CIFAR-10.
-As in the release, two batch norms of the generator have eps 0.8.
+Generator and student make one step each per iteration, on the same images. The default weights are those published for
+CIFAR-10. As in the release, two batch norms of the generator have eps 0.8.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ from utils.losses import cross_entropy, kl
 def dafl_loss(features, logits, a_oh, a_ie, a_act):
     """The generator's loss and its terms without weights: (loss, one-hot, information entropy, activation), scalars.
 
-    Each term is minimised, so "information entropy" is the negative entropy. features (N, F), logits (N, C): the
-    teacher's answers.
+    All terms are minimised, so the information entropy and the activation have a negative sign. features (N, F) and
+    logits (N, C): of the teacher.
     """
     one_hot = cross_entropy(logits, logits.argmax(1))
     p = logits.softmax(1).mean(0)
@@ -46,10 +46,14 @@ class DAFL(Generating):
         )
         generator_learning_rate: float = key("initial learning rate of the generator", default=0.02, above=0)
         generator_gamma: float = key(
-            "factor of the generator's learning rate at the epochs of schedule", default=1.0, above=0
+            "factor by which the generator's learning rate is multiplied at each epoch in schedule",
+            default=1.0,
+            above=0,
         )
         a_oh: float = key(
-            "weight of the one-hot term, the cross-entropy of an answer with its own top class", default=0.05, low=0
+            "weight of the one-hot term, the cross-entropy between an answer and its most likely class",
+            default=0.05,
+            low=0,
         )
         a_ie: float = key("weight of the information entropy of the mean answer", default=5.0, low=0)
         a_act: float = key(

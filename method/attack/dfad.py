@@ -2,11 +2,11 @@
 
 min_s max_G  D,   D = E_z mean| s(Gz) − t(Gz) |,  on the logits
 
-G    the generator; it emits normalised images       s    the student, trained
-z    noise, normal                                   t    the teacher, frozen
+G    the generator of normalised images              s    the student, trained
+z    standard normal noise                           t    the teacher, frozen
 
 An iteration is one step of the generator and `student_steps` steps of the student, each with new z. In the paper the
-student's steps come first. Here the generator's step comes first, so that its terms can be logged from the first step
+student's steps come first. Here the generator's step comes first, so that its loss can be logged from the first step
 on. The two orders differ only at the start and at the end of training.
 """
 
@@ -34,7 +34,9 @@ class DFAD(Generating):
         noise_size: int = key("length of the noise vector z", default=256, low=1)
         generator_learning_rate: float = key("initial learning rate of the generator", default=0.001, above=0)
         generator_gamma: float = key(
-            "factor of the generator's learning rate at the epochs of schedule", default=0.1, above=0
+            "factor by which the generator's learning rate is multiplied at each epoch in schedule",
+            default=0.1,
+            above=0,
         )
 
     @property

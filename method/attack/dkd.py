@@ -3,14 +3,14 @@
     min_s  CE(σ(s(x)), y) + w T² [ β_t KL( b_t ‖ b_s ) + β_n KL( n_t ‖ n_s ) ],   w = min(epoch / `warm_up`, 1)
 
 s      the student, trained                      β_t  `beta_target`, the paper's α
-t      the teacher, frozen                       β_n  `beta_others`, the paper's β: 2 to 8
-b      (P_y, 1 − P_y) of σ_T                     P_y  probability of the label y
-n      softmax over k ≠ y of z_k / T             z    the logits
-epoch  counted from 1                            T    temperature
+t      the teacher, frozen                       β_n  `beta_others`, the paper's β: from 2 to 8
+b_t    (P_y, 1 − P_y) of σ_T(t(x)); b_s: of s    P_y  probability of the label y
+n_t    softmax over all classes k ≠ y            T    temperature
+       of t(x)_k / T; n_s: of s                  w    weight that rises to 1; epochs are counted from 1
 
 In plain distillation β_n is 1 − P_y of the teacher. So the wrong classes have little weight if the teacher is
-confident. With `standardise` the logits of both KL divergences are standardised first (logit_std.py). Those of the
-cross-entropy are not. OURS: classes whose logits the teacher withholds are left out of n_t and n_s.
+confident. If `standardise` is true, the logits in both KL divergences are standardised first (see logit_std.py). The
+logits in the cross-entropy are not. OURS: classes whose logits the teacher withholds are left out of n_t and n_s.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,9 @@ class DKD(Attack):
             "β_n, weight of the KL divergence of the wrong classes", default=8.0, low=0, search=(0.5, 2, 8)
         )
         warm_up: int = key(
-            "epochs in which the weight w of both KL divergences rises to 1; 0: always 1", default=20, low=0
+            "number of epochs in which w, the weight of both KL divergences, rises to 1; 0: w is always 1",
+            default=20,
+            low=0,
         )
         standardise: bool = key(
             "standardise the logits of teacher and student, as logit_std does", default=False, search=(False, True)
@@ -57,7 +59,7 @@ class DKD(Attack):
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        # w, which is changed in place, because a recorded CUDA graph reads this tensor
+        # The weight w. It is changed in place, because a recorded CUDA graph reads this tensor.
         self.weight = torch.ones((), device=zoo.device)
 
     def batches(self, loader):

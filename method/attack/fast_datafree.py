@@ -3,10 +3,11 @@
 min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images of all rounds so far, see method/meta_generator.py
 s      the student, trained                  t  the teacher, frozen        σ_T  softmax(·/T)
 
-The generator is trained to be a good initialisation: a few steps from it make a batch of images. A round makes one
-batch, and `student_steps` steps of the student follow. Before the first epoch there are `warm_up_rounds` rounds with
-a_adv = 0. Each batch is saved in the run folder, images/N.tar. As in deepinversion.py, images are made without the
-release rule, and the student learns from the rule's answers. docs/methods.md lists what differs from the release.
+The generator is meta-trained: its weights are a good initialisation, from which a few optimizer steps make a batch of
+images. A round makes one batch, and then the student makes `student_steps` steps. Before the first epoch there are
+`warm_up_rounds` rounds with a_adv = 0 and without steps of the student. Each batch is saved in the run folder as
+images/N.tar. As in deepinversion.py, images are made without the release rule, and the student learns from the rule's
+answers. docs/methods.md lists the differences from the release.
 """
 
 import itertools
@@ -29,21 +30,23 @@ class FastDataFree(DataFree):
     class Params(DataFree.Params):
         temperature: float = key("T, temperature of the distillation", default=20.0, above=0)
         rounds_per_epoch: int = key(
-            "number of batches of images that are made in an epoch, one per round", default=1, low=1
+            "number of rounds per epoch, each of which makes one batch of images", default=1, low=1
         )
         student_steps: int = key("steps of the student after each round", default=400, low=1)
-        warm_up_rounds: int = key("rounds before the first epoch, with a_adv = 0", default=20, low=0)
-        generator_steps: int = key("k, steps on the generator G' and the noise z in a round", default=5, low=1)
+        warm_up_rounds: int = key(
+            "number of rounds before the first epoch, with a_adv = 0 and no steps of the student", default=20, low=0
+        )
+        generator_steps: int = key("k, number of steps on the generator G' and the noise z", default=5, low=1)
         generator_learning_rate: float = key(
             "learning rate of G' in a round; that of G is k times as large", default=0.003, above=0
         )
         noise_learning_rate: float = key("learning rate of z in a round", default=0.01, above=0)
         noise_size: int = key("length of the noise vector z", default=256, low=1)
         generator_channels: int = key(
-            "channels of the generator's first convolution; the second has half", default=128, low=2
+            "channels of the generator's first convolution; the second has half as many", default=128, low=2
         )
-        a_bn: float = key("weight of the distance of the batch-norm statistics", default=10.0, low=0)
-        a_oh: float = key("weight of the cross-entropy of an image with its class", default=0.5, low=0)
+        a_bn: float = key("weight of the distances between batch-norm statistics", default=10.0, low=0)
+        a_oh: float = key("weight of the cross-entropy between the teacher's answer and the class", default=0.5, low=0)
         a_adv: float = key("weight of A, the divergence between teacher and student", default=1.33, low=0)
 
         @staticmethod
@@ -56,7 +59,7 @@ class FastDataFree(DataFree):
         p = params
         self.generator = zoo.place(Generator(zoo.spec.image_size, p.noise_size, p.generator_channels))
         self.optimizer = meta_optimizer(self.generator, p.generator_learning_rate, p.generator_steps)
-        self.pool = []  # tensors of images, half (N, H, W, 3), with values from 0 to 255 that are not clipped
+        self.pool = []  # the images of all batches, float16 (N, H, W, 3), 0 to 255 without clipping
 
     def extra(self):
         return {"generator": self.generator, "generator_optimizer": self.optimizer}
@@ -86,8 +89,8 @@ class FastDataFree(DataFree):
         """An endless iterator over batches of all images so far. number: the current round."""
         images, spec = torch.cat(self.pool), self.zoo.spec
         split = data.Split(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
-        kinds = spec.augmentation if self.params.augmentation else ()
-        loader = data.Loader(split, spec, self.params.batch_size, kinds, shuffle=True, seed=self.params.seed)
+        augmentation = spec.augmentation if self.params.augmentation else ()
+        loader = data.Loader(split, spec, self.params.batch_size, augmentation, shuffle=True, seed=self.params.seed)
         for index in itertools.count(number * self.params.student_steps):
             loader.set_epoch(index)
             yield from loader

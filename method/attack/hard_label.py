@@ -7,7 +7,8 @@ and the Top-1 attack of Tang et al. (ModelGuard), USENIX Security 2024.
 s  the student, trained        ε  `label_smoothing`
 t  the teacher, frozen         C  number of classes
 
-The true labels are not used for training. A defence that keeps the highest class does not change this student.
+The true labels are not used for training. A defence that never changes the most likely class does not change the
+student.
 """
 
 from dataclasses import dataclass

@@ -4,13 +4,13 @@
 
 s    the student, trained        T    temperature of the teacher only: 50 on CIFAR-10, 70 on CIFAR-100
 t    the teacher, frozen         α    weight of the distillation term
-y    the label                   σ_T  softmax(·/T); the student's is at temperature 1
+y    the label                   σ_T  softmax(·/T); the student has temperature 1
 
 A high temperature flattens the false peaks in the answers of a nasty teacher. Only the idea is published. The
 temperatures and this form of the loss are OURS. The factor T² of kd.py is left out, because the student's gradient does
-not shrink with T. At T = 50 the teacher's answer is nearly uniform, and the loss is close to label smoothing with
-ε ≈ α; for α = 0.9, ε is about 0.89. The control experiment is the student without a teacher, with label smoothing 0.89.
-The matrices print its accuracy.
+not shrink with T. At T = 50 the teacher's answer is nearly uniform. The loss is then close to cross-entropy with label
+smoothing ε ≈ α; for α = 0.9, ε is about 0.89. So there is a control experiment: a student without a teacher, trained
+with label smoothing 0.89. The matrices print its accuracy.
 """
 
 from method.attack.kd import KD

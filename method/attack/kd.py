@@ -25,10 +25,12 @@ class KD(Attack):
     @dataclass
     class Params(Attack.Params):
         temperature: float = key(
-            "τ_s, temperature of teacher and student (htc: of the teacher only)", above=0, search=(1, 2, 4, 8, 20, 50)
+            "T, the paper's τ_s: temperature of teacher and student (htc: of the teacher only)",
+            above=0,
+            search=(1, 2, 4, 8, 20, 50),
         )
         alpha: float = key(
-            "α, weight of the distillation term; the cross-entropy with the labels has the weight 1 − α",
+            "α, weight of the distillation term; the weight of the cross-entropy with the labels is 1 − α",
             low=0,
             high=1,
             search=(0, 0.1, 0.3, 0.5, 0.7, 0.9, 1),

@@ -5,11 +5,11 @@
 
 s    the student, trained        σ_T  softmax(·/T)        α  weight of the distillation term
 t    the teacher, frozen         T    temperature         λ  `strength`
-y    the label                   std  with C − 1 in the denominator
+y    the label                   std  unbiased standard deviation
 
-Z does not change if the logits of an image are scaled by a positive factor or shifted. λ = 10 and α = 0.9 give the
-released weights at T = 2: 9 for the KL divergence and 0.1 for the cross-entropy. OURS: logits that the teacher
-withholds stay withheld, and are left out of the mean and the standard deviation.
+Z does not change if the logits of an image are shifted, or multiplied by a positive number. λ = 10 and α = 0.9 give the
+released weights at T = 2: 9 for T² KL and 0.1 for the cross-entropy. OURS: logits that the teacher withholds stay
+withheld, and are left out of the mean and the standard deviation.
 """
 
 from dataclasses import dataclass

@@ -1,20 +1,22 @@
-"""MKD, Markov knowledge distillation: Yang and Ye, ECCV 2024. Its authors have not released code of it.
+"""MKD, Markov knowledge distillation: Yang and Ye, ECCV 2024. There is no released code of MKD.
 
     p_T = softmax( t(x) / T )                                            the power transform
-    M_c = softmax over each row of ( a_c I + U_c V_cᵀ ),  U_c, V_c: C×n  one Markov matrix per class c
+    M_c = softmax over each row of ( a_c I + U_c V_cᵀ )                  the Markov matrix of class c
     p̃   = p_T M_y                                                        the target: p_T times the matrix of the label
-    min_s      α T² KL( sg[p̃] ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y)
+    min_s        α T² KL( sg[p̃] ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y)
     min_{a,U,V}  α T² KL( p̃ ‖ sg[σ_T(s(x))] )                            in the same iteration
 
-s  the student, trained        T    temperature                        n   `rank`
-t  the teacher, frozen         α    weight of the distillation term    C   number of classes
-y  the label                   σ_T  softmax(·/T)                       sg  stops the gradient
+s  the student, trained        a_c, U_c, V_c  trained: a scalar, and two C×n matrices; n is `rank`
+t  the teacher, frozen         α              weight of the distillation term
+y  the label                   σ_T            softmax(·/T)
+T  temperature                 sg             stops the gradient
+C  number of classes           I              identity matrix
 
-The matrices have their own Adam optimizer. `diagonal` selects their initial values. With null they are those of the
-released CMIM code of the same group: a_c = 1, and U and V are drawn from a uniform distribution. M_c is then nearly
-uniform. With a number β, a_c = log(β (C − 1) / (1 − β)) and V = 0, so the diagonal of M_c is β. OURS: the learning rate
-of the matrices is constant, and the softmax runs over rows. The CMIM code normalises columns, which does not give a
-Markov kernel.
+The matrices have their own Adam optimizer. `diagonal` selects the initial values. If `diagonal` is null, the initial
+values are those of the released CMIM code of the same group: a_c = 1, and U and V are sampled from a uniform
+distribution. M_c is then nearly uniform. If `diagonal` is a number β, a_c = log(β (C − 1) / (1 − β)) and V = 0, so the
+diagonal of M_c is β. OURS: the learning rate of the matrices is constant, and each row of M_c is normalised. The CMIM
+code normalises the columns, so that M_c is not a Markov kernel.
 """
 
 import math
@@ -28,7 +30,7 @@ from utils import distributed
 from utils.keys import key
 from utils.losses import cross_entropy, kl
 
-FLOOR = math.log(1e-6)  # lower bound of log p_T in `change`; otherwise withheld logits would make it infinite
+FLOOR = math.log(1e-6)  # lower bound of log p_T in the metric `change`, which withheld logits would make infinite
 
 
 def markov(teacher_logits, a, U, V, T):
@@ -90,7 +92,7 @@ class MKD(KD):
         return {"loss": loss, "distillation": distillation, "ce": ce, "change": change, "on_label": on_label}
 
     def step_matrices(self, loss):
-        """Make one step of the matrices, on their gradient averaged over processes."""
+        """Make one optimizer step on the matrices. Gradients are averaged over processes."""
         weights = list(self.matrices.parameters())
         for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
             weight.grad = distributed.sum_over_processes(gradient) / distributed.WORLD_SIZE

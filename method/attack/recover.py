@@ -1,18 +1,18 @@
 """Recovery of perturbed answers, the partial Bayes attack: Tang et al. (ModelGuard), USENIX Security 2024.
 
     p_i ~ Dirichlet( c C · q̂ ),   p'_i = D(p_i),   i = 1 … `samples`              the table of an answer q
-    r(q) = mean of the p_i with argmax p'_i = argmax q and ‖p'_i − q‖₁ ≤ max( 0.01, nearest distance )
+    r(q) = mean of the p_i with argmax p'_i = argmax q and ‖p'_i − q‖₁ ≤ max( 0.01, smallest distance )
     min_s  α T² KL( r(q)^(1/T) ‖ σ_T(s(x)) ) + (1 − α) CE(σ(s(x)), y),   q = σ(t'(x))
 
-s   the student, trained                D  the release rule; the attacker knows it and its parameters
+s   the student, trained                D  the release rule, which the attacker knows with its parameters
 t'  the teacher with its release rule   q̂  the `prior`: q, or the student's σ(s(x)); an attacker has both
 T   temperature                         C  number of classes
 α   weight of the distillation term     c  `concentration`
 
-r(q) estimates the unperturbed answer. r(q)^(1/T) is normalised. D is the method `Release.answer` of the rule, so the
+r(q) estimates the unperturbed answer. r(q)^(1/T) is normalised to the sum 1. D is `Release.answer` of the rule, so the
 attack works against any rule that is a function of the logits. The release samples one table around the *unperturbed*
-answers, which an attacker does not have. OURS: the choice of two priors; a small table for each image, which is sampled
-again in each step; and q as an additional row of the table, so that r(q) = q if the rule changes nothing.
+answers, which an attacker does not have. OURS: the choice between two priors; a small table for each image, which is
+sampled again in each step; and q as an additional row of the table, so that r(q) = q if the rule changes nothing.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ NEAR = 0.01
 def recover(q, table, answers):
     """r(q), probabilities (N, C), for answers q (N, C).
 
-    table: p_i. answers: p'_i. Both: (N, samples, C). If no p'_i of an image has the same highest class as q, rows with
-    every highest class are used.
+    table: p_i. answers: p'_i. Both: (N, samples, C). If no p'_i of an image has the same highest class as q, only the
+    distances are used.
     """
     same = answers.argmax(2) == q.argmax(1, keepdim=True)
     same = same | ~same.any(1, keepdim=True)
@@ -65,6 +65,6 @@ class Recover(KD):
     def table(self, q, prior):
         """The table (N, 1 + samples, C): q, and samples around `prior`. q, prior: (N, C)."""
         counts = (self.params.concentration * q.shape[1] * prior).clamp_min(1e-3)
-        drawn = Gamma(counts, torch.ones_like(counts), validate_args=False).sample((self.params.samples,))
-        drawn = drawn / drawn.sum(2, keepdim=True)  # Dirichlet
-        return torch.cat((q[None], drawn)).movedim(0, 1).clamp_min(SMALLEST)
+        samples = Gamma(counts, torch.ones_like(counts), validate_args=False).sample((self.params.samples,))
+        samples = samples / samples.sum(2, keepdim=True)  # normalised Gamma samples have a Dirichlet distribution
+        return torch.cat((q[None], samples)).movedim(0, 1).clamp_min(SMALLEST)

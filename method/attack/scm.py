@@ -9,13 +9,13 @@ G    `generations`                                      sg   stops the gradient
 
 `acc`, `loss` and the checkpoint are those of s_G, so that they can be compared with every other attack. `acc_ensemble`
 is the accuracy of the mean of the probabilities of all students. An ensemble gains accuracy even without a teacher, so
-compare it with ensembles only. The other students are under "extra" in the checkpoint.
+compare `acc_ensemble` with other ensembles only. The other students are under "extra" in the checkpoint.
 
-The paper's form is not public. The only public implementation is unofficial (edaylmz). It first trains a network with
-the nasty loss and the nasty teacher as adversarial network. Here this step is an experiment of the method nasty,
+The paper's equations are not public. The only public implementation is unofficial (edaylmz). It first trains a network
+with the nasty loss and the nasty teacher as adversarial network. Here this step is an experiment of the method nasty,
 `CIFAR10/kd_nastier_resnet18`. Then each network teaches the next one, and the ensemble predicts. OURS: the equation,
 and that all students train at the same time. In each step s_g learns from the current s_{g−1}, which is in train mode.
-So a run costs G times as much as one student, and each student is trained for the whole schedule.
+So each student is trained for the whole schedule, and a run costs G times as much as one student.
 """
 
 from dataclasses import dataclass
@@ -60,8 +60,9 @@ class SCM(KD):
         return evaluate(self.model, loader, self.ensemble)
 
     def ensemble(self, images, labels, logits):
-        votes = [z.softmax(1) for z in [logits, *(student(images) for student in self.earlier)]]
-        return {"acc_ensemble": accuracy(torch.stack(votes).mean(0), labels)}
+        all_logits = [logits, *(student(images) for student in self.earlier)]
+        mean = torch.stack([student_logits.softmax(1) for student_logits in all_logits]).mean(0)
+        return {"acc_ensemble": accuracy(mean, labels)}
 
     def extra(self):
         return {"earlier": self.earlier}

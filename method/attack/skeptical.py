@@ -8,15 +8,16 @@
 o_0  the output of the student s, trained                t    the teacher, frozen
 o_1  the deepest auxiliary head of s, on the second to   y    the label
      last stage; o_2 is one stage before, o_3 two, …     T    temperature;  σ_T  softmax(·/T)
-o_l  the head that learns from t, l = `loc`              α    weight of the KL divergence in the loss of o_l
-h    the heads o_1 and o_l                               D    `kd_delay`, counted from 0
+o_l  the listener, the head that learns from t; l =      α    weight of the KL divergence in the loss of o_l
+     `loc`                                               D    `kd_delay`; epochs are counted from 0
+h    the heads o_1 and o_l
 
-o_0 learns from the labels, and o_1 learns from o_0. The teacher affects o_0 through the shallow layers that o_0 and o_l
-share. As released: the loss, `kd_delay`, `loc`, and heads of separable convolutions behind an attention gate. The KL
-divergence of o_1 has no factor T² and is not detached. OURS: the widths of the heads; the interpolation of the gate to
-the nearest pixel, which is deterministic on a GPU; the stages of networks other than ResNets; and that `loc` counts
-from the deepest stage. The heads are used in training only. The checkpoint is an ordinary checkpoint of the student,
-with the heads under "extra".
+o_0 learns from the labels, and o_1 learns from o_0. The teacher affects o_0 only through the shallow layers that o_0
+and o_l share. As released: the loss, `kd_delay`, `loc`, and heads of separable convolutions behind an attention gate.
+As released, the KL divergence of o_1 has no factor T², and its gradient reaches both o_0 and o_1. OURS: the widths of
+the heads; the nearest-neighbour interpolation of the gate, which is deterministic on a GPU; the stages of networks
+other than ResNets; and that `loc` counts from the deepest stage. The heads are used in training only. The checkpoint is
+an ordinary checkpoint of the student, with the heads under "extra".
 """
 
 from dataclasses import dataclass
@@ -33,16 +34,16 @@ from utils.losses import cross_entropy, kl
 from utils.metrics import accuracy, evaluate
 
 
-def skeptical_loss(logits, deepest, listener, teacher_logits, labels, T, alpha, heard=1.0):
+def skeptical_loss(logits, deepest, listener, teacher_logits, labels, T, alpha, with_heads=1.0):
     """(loss, T² KL of o_l, cross-entropy of o_l, cross-entropy of o_0), four scalars.
 
-    logits, deepest, listener: o_0, o_1, o_l, each (N, C). heard: 0 before epoch D, 1 from epoch D on; a number or a
-    scalar tensor.
+    logits, deepest, listener: o_0, o_1, o_l, each (N, C). with_heads: 0 before epoch D, 1 from epoch D on; a number or
+    a scalar tensor.
     """
     ce = cross_entropy(logits, labels)
-    listening, distillation, ce_listener = kd_loss(listener, teacher_logits, labels, T, alpha)
-    inner = 0.3 * kl(logits, deepest, T) + 0.7 * cross_entropy(deepest, labels)
-    return ce + heard * (listening + inner), distillation, ce_listener, ce
+    listener_loss, distillation, ce_listener = kd_loss(listener, teacher_logits, labels, T, alpha)
+    deepest_loss = 0.3 * kl(logits, deepest, T) + 0.7 * cross_entropy(deepest, labels)
+    return ce + with_heads * (listener_loss + deepest_loss), distillation, ce_listener, ce
 
 
 class Skeptical(KD):
@@ -53,53 +54,55 @@ class Skeptical(KD):
             default=2,
             low=1,
         )
-        kd_delay: int = key("number of first epochs in which no head learns from the teacher", default=20, low=0)
+        kd_delay: int = key("D, number of epochs before the heads are trained", default=20, low=0)
 
         @staticmethod
         def problems(params, networks):
             count, problems = len(stages(networks["model_name"])), []
             if params.loc >= count:
-                problems.append(f'"loc": {params.model_name} has {count} stages; must be below that, not {params.loc}')
+                needed = f"{params.loc} needs {params.loc + 1} stages"
+                problems.append(f'"loc": {needed}, but {params.model_name} has {count}')
             if params.kd_delay >= params.num_epochs:
                 problems.append(
-                    f'"kd_delay": {params.kd_delay} of {params.num_epochs} epochs: no head ever learns from the teacher'
+                    f'"kd_delay": must be below "num_epochs" {params.num_epochs}, not {params.kd_delay}, because no '
+                    "head would learn from the teacher"
                 )
             return problems
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
-        places, found = sorted({1, params.loc}), stages(self.model)
-        self.outputs = [None] * len(places)  # outputs of the second to last stage, and of the stage of o_l
-        for place, number in enumerate(places):
-            found[-1 - number].register_forward_hook(partial(self.keep, place))
+        numbers, modules = sorted({1, params.loc}), stages(self.model)
+        self.outputs = [None] * len(numbers)  # outputs of the second to last stage, and of the stage of o_l
+        for index, number in enumerate(numbers):
+            modules[-1 - number].register_forward_hook(partial(self.keep_output, index))
         size = zoo.spec.image_size
         with torch.no_grad():
             self.model.eval()(torch.zeros(1, 3, size, size, device=zoo.device))
         shapes = (output.shape[1:3] for output in self.outputs)
         self.heads = zoo.place(nn.ModuleList(Head(*shape, self.model.num_classes) for shape in shapes))
 
-    def keep(self, place, part, inputs, output):
-        self.outputs[place] = output
+    def keep_output(self, index, module, inputs, output):
+        self.outputs[index] = output
 
     @property
     def trained(self):
         return nn.ModuleList([self.model, self.heads])
 
     def read_heads(self, images):
-        """The heads' logits for the last images of `self.model`. Drops the stored outputs, so call it once per pass."""
+        """The heads' logits for the last forward pass of `self.model`, on `images`. Call this once after each pass."""
         outputs, self.outputs = self.outputs, [None] * len(self.heads)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.model.bf16):
-            return [at_least_float32(own(output)) for own, output in zip(self.heads, outputs, strict=True)]
+            return [at_least_float32(head(output)) for head, output in zip(self.heads, outputs, strict=True)]
 
     def batches(self, loader):
-        """Batches (images, labels, heard). `heard` is data, because one recorded step is used in all epochs."""
-        heard = torch.tensor(float(loader.epoch >= self.params.kd_delay), device=self.zoo.device)
-        return ((*batch, heard) for batch in loader)
+        """Yield (images, labels, with_heads), a tensor each. A CUDA graph cannot contain a number that changes."""
+        with_heads = torch.tensor(float(loader.epoch >= self.params.kd_delay), device=self.zoo.device)
+        return ((*batch, with_heads) for batch in loader)
 
-    def losses(self, images, labels, heard=1.0):
+    def losses(self, images, labels, with_heads=1.0):
         p, logits, teacher = self.params, self.model(images), self.teacher(images)
         heads = self.read_heads(images)
-        terms = skeptical_loss(logits, heads[0], heads[-1], teacher, labels, p.temperature, p.alpha, heard)
+        terms = skeptical_loss(logits, heads[0], heads[-1], teacher, labels, p.temperature, p.alpha, with_heads)
         return dict(zip(("loss", "distillation", "ce_listener", "ce"), terms, strict=True))
 
     def evaluate(self, loader):

@@ -1,16 +1,17 @@
 """CMIM, a teacher with minimal conditional mutual information: Ye, Hamidi and Yang, 2025 (arXiv 2507.00012).
 
     P_x^T = σ_T(f(x)),   Q_y^T = mean of P_x^T over the images of class y
-    CMI_T = mean over x of KL( P_x^T ‖ Q_y^T )                                        = I(X; Ŷ | Y) at T
+    CMI_T = mean over x of KL( P_x^T ‖ Q_y^T )                  the conditional mutual information I(X; Ŷ | Y) at T
     min_f  CE(σ(f(x)), y) + λ mean over T of T² CMI_T
 
-f    the network trained        σ_T  softmax(·/T)        λ  `weight`
-y    the label of x             T    temperatures, `temperatures` of them, evenly spaced in log T from 1 to `hottest`
+f    the network trained        T  a temperature; there are `temperatures`, evenly spaced in log T from 1 to `hottest`
+y    the label of x             Ŷ  the predicted class, distributed as P_x^T
+σ_T  softmax(·/T)               λ  `weight`
 
-At the minimum, all images of a class get the same answer at any temperature, so an answer contains only the label. The
-paper defines P, Q and CMI, and uses a range of temperatures. OURS: the set of temperatures; the weight T² of each, as
-in a distillation loss; the default of λ; and the estimate of Q, an exponential moving average over batches that is
-weighted by the number of images of each class and has no gradient.
+If CMI_T is 0, all images of a class get the same answer, so an answer contains only the label. The paper defines P, Q
+and CMI, and uses a range of temperatures. OURS: the set of temperatures; the weight T² of each, as in a distillation
+loss; the default of λ; and the estimate of Q, an exponential moving average over batches that is weighted by the number
+of images of each class and has no gradient.
 """
 
 from dataclasses import dataclass
@@ -26,16 +27,15 @@ from utils.metrics import evaluate
 
 
 def cmi(logits, log_centroids, labels, temperatures):
-    """A list of T² CMI_T, one scalar for each of `temperatures`. log_centroids: log Q, (temperatures, C, C)."""
+    """T² CMI_T for each of `temperatures`, a list of scalars. log_centroids: log Q, (temperatures, C, C)."""
     pairs = zip(temperatures, log_centroids, strict=True)
     return [T**2 * kl(logits / T, log_Q[labels]) for T, log_Q in pairs]
 
 
 class Centroids(nn.Module):
-    """Moving averages over batches of two quantities: the sum of P_x^T in each class, and the number of its images.
+    """Q as the quotient of two moving averages: the sum of P_x^T over the images of a class, and their number.
 
-    sums: (temperatures, C, C). counts: (C,). Q is their quotient. A batch without images of a class does not change the
-    Q of this class.
+    sums: (temperatures, C, C). counts: (C,). A batch without images of a class does not change the Q of this class.
     """
 
     def __init__(self, temperatures, classes, momentum):
@@ -52,7 +52,7 @@ class Centroids(nn.Module):
             average.lerp_(distributed.sum_over_processes(batch), 1 - self.momentum)
 
     def log(self):
-        """log Q, which is finite everywhere. A class without any image so far has a uniform Q."""
+        """log Q, with finite values only. Q is uniform for a class without images so far."""
         tiny = torch.finfo(self.sums.dtype).tiny
         return (self.sums / self.counts.clamp_min(tiny)[:, None]).clamp_min(tiny).log().log_softmax(2)
 
@@ -63,7 +63,9 @@ class CMIM(Method):
         weight: float = key("λ, weight of the conditional mutual information", default=0.1, low=0)
         temperatures: int = key("number of temperatures", default=5, low=1)
         hottest: float = key("highest temperature; the lowest is 1", default=20.0, low=1)
-        centroid_momentum: float = key("weight of earlier batches in the averages for Q", default=0.95, low=0, below=1)
+        centroid_momentum: float = key(
+            "momentum of the moving averages for Q: the weight of earlier batches", default=0.95, low=0, below=1
+        )
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
@@ -82,11 +84,11 @@ class CMIM(Method):
     def evaluate(self, loader):
         log_centroids = self.centroids.log()
 
-        def held_out(images, labels, logits):
+        def information(images, labels, logits):
             terms = cmi(logits, log_centroids, labels, self.temperatures)
             return {"cmi": sum(terms) / len(terms)}
 
-        return evaluate(self.model, loader, held_out)
+        return evaluate(self.model, loader, information)
 
     def extra(self):
         return {"centroids": self.centroids}

@@ -2,18 +2,20 @@
 
 This is a release rule, which needs no training.
 
-    p* = argmax_v ‖ u(v) − u(p) ‖²,   u(p) = Gᵀp / ‖Gᵀp‖,   row k of G = ∇ NLL_k(x) of a surrogate network's last layer
+    p* = argmax_v ‖ u(v) − u(p) ‖²,   u(p) = Gᵀp / ‖Gᵀp‖,   row k of G = − ∇_W log q_k
     p' = (1 − a) p + a p*,   a = min( 1, ε / ‖p − p*‖₁ ),   p = σ(t(x))
 
-t  the teacher    v    the vertices: uniform over a set of classes with the highest of p, which has 1e-5 more
-ε  `epsilon`      q    σ(r(x)), the class probabilities of x in the surrogate r
-x  the image      h    the features of x in the surrogate r
-σ  softmax        e_k  the one-hot vector of class k
+t  the teacher    r    a surrogate network with random weights, which are a function of the seed
+x  the image      W    the weights of the last layer of r
+σ  softmax        q    σ(r(x)), the probabilities of r
+ε  `epsilon`      h    the features of x in r
+C  number of      e_k  the one-hot vector of class k
+   classes        v    a vertex: the uniform distribution over a set of classes that contains the highest class of p;
+                       this class gets 1e-5 more
 
-Row k of G is (q − e_k) ⊗ h. So Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. The surrogate has
-random weights, which are a function of the seed. For C ≤ 10 all 2^{C−1} sets are compared. For more classes, as
-released, the class that increases the deviation most is added to the set repeatedly, in at most 1024 comparisons. OURS:
-probabilities of 0 and the gradient are treated as in modelguard.py.
+Row k of G is (q − e_k) ⊗ h. So Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. For C ≤ 10 all
+2^{C−1} sets are compared. For more classes, as released, the set grows greedily: the class that increases the deviation
+most is added, with at most 1024 comparisons. OURS: probabilities of 0 and the gradient are treated as in modelguard.py.
 """
 
 from dataclasses import dataclass
@@ -29,7 +31,10 @@ EXTRA, ALL_SETS, COMPARISONS = 1e-5, 10, 1024
 
 
 def vertices(sets):
-    """The vertices, probabilities (…, C), of sets of classes: 0 or 1, (…, C). The first class is the highest of p."""
+    """The vertices of sets of classes, probabilities (…, C). The first class is the highest of p.
+
+    sets: (…, C), 1 for the classes in the set, else 0.
+    """
     uniform = sets / sets.sum(-1, keepdim=True)
     uniform = torch.cat((uniform[..., :1] + EXTRA, uniform[..., 1:]), -1)
     return uniform / uniform.sum(-1, keepdim=True)
@@ -37,21 +42,21 @@ def vertices(sets):
 
 def deviation(v, p, q):
     """‖ u(v) − u(p) ‖² for v (N, M, C), p and q (N, C): (N, M)."""
-    u, v = (F.normalize(q[:, None] - own, dim=2) for own in (p[:, None], v))
-    return (v - u).square().sum(2)
+    u_p, u_v = (F.normalize(q[:, None] - answer, dim=2) for answer in (p[:, None], v))
+    return (u_v - u_p).square().sum(2)
 
 
 def best_sets(p, q):
     """The sets (N, C) whose vertices have the largest deviation. p, q: (N, C); the first class is the highest of p."""
     classes = p.shape[1]
     if classes <= ALL_SETS:
-        numbers, places = (torch.arange(count, device=p.device) for count in (2 ** (classes - 1), classes - 1))
-        sets = F.pad((numbers[:, None] >> places & 1).to(p.dtype), (1, 0), value=1.0)
+        numbers, bits = (torch.arange(count, device=p.device) for count in (2 ** (classes - 1), classes - 1))
+        sets = F.pad((numbers[:, None] >> bits & 1).to(p.dtype), (1, 0), value=1.0)
         return sets[deviation(vertices(sets)[None], p, q).argmax(1)]
     sets = F.pad(torch.zeros_like(p[:, 1:]), (1, 0), value=1.0)
     one_more = torch.eye(classes, dtype=p.dtype, device=p.device)
     for _ in range(max(COMPARISONS // classes, 1)):
-        grown = torch.maximum(sets[:, None], one_more)  # row 0 adds the first class, so it is the set itself
+        grown = torch.maximum(sets[:, None], one_more)  # row 0 is the old set, which contains the first class already
         best = deviation(vertices(grown), p, q).argmax(1)
         sets = torch.maximum(sets, one_more[best])
     return sets
@@ -59,8 +64,8 @@ def best_sets(p, q):
 
 def mad(p, q, epsilon):
     """p' (N, C). p: probabilities of the teacher. q: probabilities of the surrogate. Both: (N, C)."""
-    values, places = p.sort(1, descending=True)
-    best = torch.zeros_like(p).scatter(1, places, vertices(best_sets(values, q.gather(1, places))))
+    values, indices = p.sort(1, descending=True)
+    best = torch.zeros_like(p).scatter(1, indices, vertices(best_sets(values, q.gather(1, indices))))
     distance = (best - p).abs().sum(1, keepdim=True)
     return p + (epsilon / distance.clamp_min(1e-12)).clamp_max(1) * (best - p)
 

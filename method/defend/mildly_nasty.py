@@ -2,11 +2,11 @@
 
     min_f  CE(σ(f(x)), y) − ω T² KL( σ_T(f'(x)) ‖ σ_T(f_A(x)) )            (Nasty Teacher's eq. 2 with f' = f)
 
-    variant       f                                          trained              f'
-    "half"        from random weights                        all of it            head( sg[features(x)] ): the KL's
+    variant       f                                          layers trained       f'
+    "half"        starts from random weights                 all                  head( sg[features(x)] ): the KL's
                                                                                   gradient reaches the last layer only
-    "light"       from f_A's weights                         its last layer       f
-    "light_deep"  two new linear layers of widths L and C    these two            f
+    "light"       starts from f_A's weights                  the last one         f
+    "light_deep"  two new linear layers of widths L and C    the two new ones     f
                   on f_A's features
 
 f, f_A, T and ω have the same meaning as in nasty.py. L is `width`; null means C, the number of classes, as released. sg
@@ -14,12 +14,12 @@ stops the gradient. In the light variants, the layers that are not trained are f
 the frozen layers run in train mode: they use batch statistics in training and update their running averages. "eval"
 keeps the running averages of f_A.
 
-The light variants start from f_A, so accuracy may be highest before the defence takes effect. The released students
+The light variants start from f_A, so accuracy may be highest before the defence takes effect. As released, students
 load best_model.tar nevertheless.
 
 The two layers of "light_deep" have no activation between them, so they are equal to one linear layer. The checkpoint
-holds this layer and is an ordinary checkpoint of `model_name`. It also holds the two layers, under "extra", so that the
-run can continue.
+has this one layer and is an ordinary checkpoint of `model_name`. The two layers are also saved in the checkpoint, under
+"extra", so that the run can continue.
 """
 
 from dataclasses import dataclass
@@ -44,19 +44,27 @@ class MildlyNasty(Nasty):
     @dataclass
     class Params(Nasty.Params):
         variant: str = key(
-            "part of the network that the KL divergence trains: the last layer; in light_deep, two new layers",
+            "half: all layers are trained, but only the last one by the KL divergence; light: only the last layer is "
+            "trained; light_deep: only two new last layers are trained",
             choices=("half", "light", "light_deep"),
         )
         width: int | None = key(
-            "L, outputs of the first new layer of light_deep; null: the number of classes", default=None, low=1
+            "L, number of outputs of the first new layer of light_deep; null: the number of classes",
+            default=None,
+            low=1,
         )
-        body: str = key("mode of the frozen layers of light and light_deep", default="train", choices=("train", "eval"))
+        body: str = key(
+            "mode of the frozen layers of light and light_deep during training",
+            default="train",
+            choices=("train", "eval"),
+        )
 
         @staticmethod
         def problems(params, networks):
             if params.variant == "half" or params.model_name == params.adversarial_model:
                 return []
-            return [f'"model_name": {params.variant} starts from f_A, so it must be {params.adversarial_model}']
+            reason = f"because {params.variant} starts from the weights of the adversarial network"
+            return [f'"model_name": must be {params.adversarial_model}, {reason}']
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
@@ -79,8 +87,8 @@ class MildlyNasty(Nasty):
     def trained(self):
         if self.params.variant == "half":
             return self.model
-        own = self.layers or self.last
-        return nn.ModuleList([self.model, own]) if self.params.body == "train" else own
+        layers = self.layers or self.last
+        return nn.ModuleList([self.model, layers]) if self.params.body == "train" else layers
 
     def losses(self, images, labels):
         T, weight, adversary = self.params.temperature, self.params.weight, self.adversary(images)
@@ -90,17 +98,17 @@ class MildlyNasty(Nasty):
                 head_logits = at_least_float32(self.model.head(features.detach()))
             terms = half_loss(logits, head_logits, adversary, labels, T, weight)
         else:
-            logits = functional_call(self.model, self.folded(), (images,)) if self.layers else self.model(images)
+            logits = functional_call(self.model, self.merged(), (images,)) if self.layers else self.model(images)
             terms = nasty_loss(logits, adversary, labels, T, weight)
         return dict(zip(("loss", "ce", "divergence"), terms, strict=True))
 
     def batches(self, loader):
         yield from loader
-        if self.layers:  # write the one layer that equals both into the classifier of the network
-            self.model.load_state_dict({n: w.detach() for n, w in self.folded().items()}, strict=False)
+        if self.layers:  # copy the merged layer into the network, for evaluation and for the checkpoint
+            self.model.load_state_dict({n: w.detach() for n, w in self.merged().items()}, strict=False)
 
-    def folded(self):
-        """The weights of the one layer that equals both layers: W₂(W₁h + b₁) + b₂ = (W₂W₁)h + (W₂b₁ + b₂)."""
+    def merged(self):
+        """The two layers as the weights of one layer: W₂(W₁h + b₁) + b₂ = (W₂W₁)h + (W₂b₁ + b₂)."""
         first, second = self.layers
         weight = (second.weight @ first.weight).view_as(self.last.weight)
         return {f"{self.name}.weight": weight, f"{self.name}.bias": second.weight @ first.bias + second.bias}

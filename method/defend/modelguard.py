@@ -5,11 +5,11 @@ Security 2024. This is a release rule, which needs no training.
 
 p  σ(t(x)), of the teacher t        top  the highest class of p        ε  `epsilon`, at most 2
 
-The release solves this linear programme for one query at a time. Here it is solved for a batch. For a fixed p'_top the
-optimum moves probability from the likeliest to the least likely of the other classes (`fill`). The optimal cost is
-convex in p'_top, so golden-section search finds p'_top. OURS: a probability of 0 is replaced by 1e-12. For attacks
-without data the gradient of the rule is that of the identity, because the gradient of a linear programme is 0 almost
-everywhere.
+The release solves this linear program for one query at a time. Here it is solved for a batch of queries. For a fixed
+p'_top the optimum moves probability from the likeliest to the least likely of the other classes (`fill`). The optimal
+cost is convex in p'_top, so golden-section search finds p'_top. OURS: a probability of 0 is replaced by 1e-12. For
+attacks without data, the gradient of the rule is replaced by that of the identity, because the gradient of a linear
+program is 0 almost everywhere.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,15 @@ from method.release import Release, straight_through
 from utils.keys import key
 
 MARGIN, OFFSET = 1e-4, 1e-6
-GOLDEN, STEPS, PENALTY = (5**0.5 - 1) / 2, 48, 1e4  # 0.618⁴⁸ = 1e-10
+GOLDEN, STEPS, PENALTY = (5**0.5 - 1) / 2, 48, 1e4  # after the search, the interval has the length 0.618⁴⁸ = 1e-10
 
 
 def fill(top, others, h, epsilon):
-    """The optimum for p'_top = h (N, 1): (p' of the other classes (N, C − 1), by how much p' exceeds ε (N, 1)).
+    """The optimum for p'_top = h (N, 1). Returns (p' of the other classes (N, C − 1), ‖p' − p‖₁ − ε or 0 (N, 1)).
 
-    top: p_top (N, 1). others: p of the other classes, in ascending order (N, C − 1). First the changes that h requires
-    are made. Then the rest of ε is moved from the end of the row to its beginning.
+    top: p_top (N, 1). others: p of the other classes, in ascending order (N, C − 1). First the other classes are
+    changed until they are at most h − 1e-4 and sum to 1 − h. The rest of ε then moves probability from the likeliest to
+    the least likely classes.
     """
     cap, classes = h - MARGIN, torch.arange(others.shape[1], device=others.device)
     x = others.minimum(cap)
@@ -44,7 +45,7 @@ def fill(top, others, h, epsilon):
 
 def modelguard(p, epsilon):
     """p' (N, C) for probabilities p (N, C), in the precision of p. float64 is recommended."""
-    values, places = p.sort(1)
+    values, indices = p.sort(1)
     others, top = values[:, :-1], values[:, -1:]
     costs = (values + OFFSET).log()
 
@@ -60,7 +61,7 @@ def modelguard(p, epsilon):
         falls = cost(left) > cost(right)
         low, high = torch.where(falls, left, low), torch.where(falls, high, right)
     h = (low + high) / 2
-    return torch.zeros_like(p).scatter(1, places, torch.cat((fill(top, others, h, epsilon)[0], h), 1))
+    return torch.zeros_like(p).scatter(1, indices, torch.cat((fill(top, others, h, epsilon)[0], h), 1))
 
 
 class ModelGuard(Release):

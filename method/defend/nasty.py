@@ -3,10 +3,11 @@
     min_f  CE(σ(f(x)), y) − ω T² KL( σ_T(f(x)) ‖ σ_T(f_A(x)) )                                     (eq. 2)
 
     f    the network trained, from random weights        σ_T  softmax(·/T)
-    f_A  the adversarial network: frozen, normal          T    temperature
+    f_A  the adversarial network: normally trained,       T    temperature
+         then frozen
     y    the label                                        ω    weight
 
-f is the *first* argument of the KL divergence, which PyTorch calls the target. The gradient flows through it.
+f is the *first* argument of the KL divergence, which PyTorch calls the target. The gradient flows through f.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Nasty(Method):
     class Params:
         adversarial_model: str = key("architecture of the adversarial network")
         adversarial_resume: str = key("checkpoint of the adversarial network: another experiment's best_model.tar")
-        temperature: float = key("τ_A, temperature of the KL divergence", above=0)
+        temperature: float = key("T, the paper's τ_A: temperature of the KL divergence", above=0)
         weight: float = key("ω, weight of the KL divergence", low=0)
 
     def __init__(self, params, zoo):

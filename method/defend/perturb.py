@@ -9,10 +9,10 @@ t    the teacher                                      n    the noise, a function
 a    `strength`, in units of the logits               top  if the noise makes another class the highest, the two
                                                            exchange their values, so the top-1 class is that of t
 
-Images with equal bits always get equal answers, so a repeated query does not average out the noise. A cropped or
-flipped image is another query. Without augmentation a student sees the same noise in every epoch. With augmentation it
-sees new noise in every epoch, and averages over it. An attacker who repeats queries with invisible changes can average
-over it too. So deterministic noise only increases the number of queries.
+Images with equal bits always get equal answers, so repeated queries do not average out the noise. A cropped or flipped
+image is another query. Without augmentation a student learns from the same noise in every epoch. With augmentation the
+noise is new in every epoch, and the student averages over it. An attacker who repeats queries with invisible changes
+can also average over the noise. So deterministic noise only increases the number of queries.
 """
 
 from dataclasses import dataclass
@@ -33,15 +33,15 @@ def scramble(words):
 def noise(images, count, seed):
     """Standard normal numbers, float32 (N, count), from the bits of each image (N, …). seed: below 2^31."""
     bits = images.detach().float().flatten(1).contiguous().view(torch.int32).long()
-    places = scramble(torch.arange(bits.shape[1], device=bits.device) + (seed << 32))
-    sums = scramble(bits ^ places).sum(1, keepdim=True)  # a sum of integers is the same in any order
+    positions = scramble(torch.arange(bits.shape[1], device=bits.device) + (seed << 32))
+    sums = scramble(bits ^ positions).sum(1, keepdim=True)  # a sum of integers is the same in any order
     words = scramble(sums + torch.arange(1, count + 1, device=bits.device) * 0x1E3779B97F4A7C15)
     uniform = ((words & (2**52 - 1)).double() + 0.5) / 2**52
     return torch.special.ndtri(uniform).float()
 
 
 def keep_top(noisy, logits):
-    """Exchange two values in each row of `noisy` (N, C) whose highest class is not that of `logits`."""
+    """Exchange two values in each row of `noisy` (N, C), so that the highest class is that of `logits` (N, C)."""
     wanted, found = logits.argmax(1, keepdim=True), noisy.argmax(1, keepdim=True)
     low, high = noisy.gather(1, wanted), noisy.gather(1, found)
     return noisy.scatter(1, found, low).scatter(1, wanted, high)

@@ -1,13 +1,13 @@
 """Product of experts (PoE), from "The Distillation Game": Allouah, Haghifam, Koyejo and Shokri, 2026 (arXiv
-2605.22737). This is a release rule: the teacher needs no training.
+2605.22737). This is a release rule, which needs no training of the teacher.
 
     z'(x) = (1 − γ) t(x) + γ p(x),   so that σ(z')_k ∝ σ(t)_k^{1−γ} σ(p)_k^γ
 
 t  the teacher    p  the proxy: a smaller network of the student's kind, trained normally    γ  `proxy_share`
 
 The rule moves the answer towards what a student could learn without the teacher. The published rule changes the
-probabilities of the next word in a language model. The use of the rule on the logits of a classifier is OURS. The
-highest class may change, which can cost accuracy.
+next-token probabilities of a language model. OURS: the use of the rule on the logits of a classifier. The highest class
+may change, which can reduce accuracy.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ def product(logits, proxy_logits, gamma):
 class PoE(Release):
     @dataclass
     class Params:
-        proxy_model: str = key("architecture of the proxy, a small network that is trained normally")
+        proxy_model: str = key("architecture of the proxy, a small network that was trained normally")
         proxy_resume: str = key("checkpoint of the proxy: another experiment's best_model.tar")
         proxy_share: float = key(
-            "γ, weight of the proxy's logits; 1 − γ is that of the teacher's", default=0.6, low=0, high=1
+            "γ, weight of the proxy's logits; the teacher's logits have the weight 1 − γ", default=0.6, low=0, high=1
         )
 
     def prepare(self, zoo):

@@ -6,11 +6,12 @@ classes by a binary probability. The equation is not public. This equation and i
 
     min_f  CE(σ(f(x)), y) + β_t T² KL( b_A ‖ b ) + β_n T² KL( q_N ‖ p_N )
 
-    f    the network trained              b, b_A  (P_y, 1 − P_y) of σ_T(f(x)), of σ_T(f_A(x))
-    f_A  the original: frozen, normal     N       the classes other than the label y
-    T    temperature                      p_N     softmax over N of f(x)/T
-    β_t  `beta_target`                    q_N     softmax over N of z/T, z being f_A's logits of N with the order
-    β_n  `beta_others`                            reversed: the class of the lowest value gets the highest
+    f    the network trained              b, b_A  (P_y, 1 − P_y) of σ_T(f(x)), of σ_T(f_A(x)); P_y: probability of y
+    f_A  the original network: normally   N       the classes other than the label y
+         trained, then frozen             p_N     softmax over N of f(x)/T
+    T    temperature                      q_N     softmax over N of z/T. z: f_A's logits of N in reversed order, so
+    β_t  `beta_target`                            the class with the lowest value gets the highest
+    β_n  `beta_others`
 
 If f_A is wrong on x, b_A contradicts the label, so x has no β_t term. Two variants of the last term are also ours. With
 `order` "flat", q_N is uniform. With `order` "away", the term is − β_n T² KL( p_N ‖ softmax over N of f_A(x)/T ).
@@ -50,8 +51,8 @@ def split(logits, labels, T):
 
 def reverse(logits):
     """Reverse the order of the values in each row: the class of the lowest value gets the highest, and so on."""
-    values, places = logits.sort(dim=1, descending=True, stable=True)
-    return torch.empty_like(logits).scatter(1, places, values.flip(1))
+    values, indices = logits.sort(dim=1, descending=True, stable=True)
+    return torch.empty_like(logits).scatter(1, indices, values.flip(1))
 
 
 def rank_correlation(one, other):
@@ -61,7 +62,7 @@ def rank_correlation(one, other):
 
 
 def ranks(values):
-    """Twice the rank of each value in its row of (N, M), minus the mean. Equal values have the same rank."""
+    """The rank of each value in its row of (N, M), minus the mean rank, times 2. Equal values have equal ranks."""
     return ((values[:, :, None] > values[:, None]).sum(2) - (values[:, :, None] < values[:, None]).sum(2)).double()
 
 
@@ -74,7 +75,8 @@ class Possessive(Method):
         beta_target: float = key("β_t, weight of the KL divergence of the label's probability", default=1.0, low=0)
         beta_others: float = key("β_n, weight of the KL divergence of the wrong classes", default=1.0, low=0)
         order: str = key(
-            "target of the wrong classes: the original order reversed, far away from the original, or flat (uniform)",
+            "target of the wrong classes: the original logits in reversed order; away from the original probabilities; "
+            "or flat (uniform)",
             default="reversed",
             choices=("reversed", "away", "flat"),
         )

@@ -6,9 +6,9 @@ perturbations"). This is a release rule, which needs no training.
 t  the teacher        S  logistic function        β  `beta`: 0.21 on CIFAR-10, 0.02 on CIFAR-100
 σ  softmax            S⁻¹ its inverse             γ  `sharpness`: 0.2
 
-Form and values are those of the ModelGuard release (Tang et al., USENIX Security 2024), which does not clip p'. p' is
-positive for β ≤ 1. For small p, p' decreases with p, so the order of unlikely classes is reversed. If the two
-highest probabilities are nearly this small, the highest class may change. OURS: inside S⁻¹, p is clipped to
+The equation and the values are those of the ModelGuard release (Tang et al., USENIX Security 2024), which does not clip
+p'. For β ≤ 1, p' is positive. For small p, p' decreases with p, so the order of unlikely classes is reversed. The
+highest class may change if β is large or if all probabilities are small. OURS: inside S⁻¹, p is clipped to
 [1e-6, 1 − 1e-6].
 """
 
@@ -33,7 +33,7 @@ class ReverseSigmoid(Release):
     @dataclass
     class Params:
         beta: float = key("β, size of the perturbation", default=0.21, above=0, high=1)
-        sharpness: float = key("γ, factor of the inverse sigmoid of a probability", default=0.2, above=0, high=1)
+        sharpness: float = key("γ, factor of the inverse sigmoid S⁻¹(p)", default=0.2, above=0, high=1)
 
     def answer(self, logits):
         return reverse_sigmoid(logits, self.params.beta, self.params.sharpness)

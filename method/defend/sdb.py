@@ -1,8 +1,8 @@
 """Safe Distillation Box: Ye et al., AAAI 2022.
 
-Everyone can use the network. Only a user with its key, an image K, can distil it.
+Everyone can use the network. Only users who have the key, an image K, can distil the network.
 
-    x_k = λ x + (1 − λ) K                                                       a query with the key
+    x_k = λ x + (1 − λ) K                                                       an image with the key
     min_f  2 CE(σ(f(x)), y) + CE(σ(f(x_k)), y)                                  embedding of the key
       − w [ T² KL(σ_T(f(x)) ‖ σ_T(f_A(x))) − KL(σ(f(x)) ‖ sg[σ(f(x_k))]) ]      disturbance of knowledge
       + M( σ_T(f_A(x)), σ_T(f(x_k)) )                                           preservation
@@ -14,16 +14,16 @@ f_R  a network of f's architecture with random weights,  M        mean squared e
      frozen                                              s        +1 or −1, `eta_sign`
 sg   stops the gradient
 
-The paper prints s = −1. This sign moves f(x_k) towards f_R and away from f_A. The term is meant to do the opposite. So
-the default `eta_sign` "purpose" is +1, and "printed" is −1. With +1 the loss has no lower bound and f(x_k) can diverge.
-In this case the logged term `augmentation` becomes very negative. λ is 0.9 by default, as in the released code; the
-paper has 0.5. K and f_R depend only on the seed. K is saved as key.tar in the run folder. This file also defines the
-release rule "sdb": the teacher t answers a query x with t(x_k).
+The paper prints s = −1. This sign moves f(x_k) towards f_R and away from f_A. The purpose of the term is the opposite.
+So the default `eta_sign` "purpose" is +1, and "printed" is −1. With +1 the loss has no lower bound and f(x_k) can
+diverge. In this case the logged term `augmentation` becomes very negative. λ is 0.9 by default, as in the released
+code; the paper has 0.5. K and f_R depend only on the seed. K is saved as key.tar in the run folder. This file also
+defines the release rule "sdb": the teacher t answers a query x with t(x_k).
 
-With `joint`, x and x_k form one batch. Batch norm then uses the same mixture of both in training and in evaluation. The
-released code makes two passes, each with its own batch statistics. Its evaluation uses one running average of both, and
-the accuracy with the key collapses. `mse` selects how M reduces over classes. The released code requests "batchmean",
-which MSELoss does not support. See docs/deviations.md.
+If `joint` is true, x and x_k form one batch. The statistics of batch norm are then those of the same mixture of images
+in training and in evaluation. The released code makes two passes, each with its own batch statistics. Its evaluation
+uses one running average of both, and the accuracy with the key collapses. `mse` selects how M reduces over classes. The
+released code requests "batchmean", which MSELoss does not support. See docs/deviations.md.
 """
 
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class SDB(Method):
         weight: float = key("w, weight of the disturbance term", default=1.0, low=0)
         eta: float = key("η, weight of the augmentation term", default=0.001, low=0)
         eta_sign: str = key(
-            "s, sign of the augmentation term: purpose is +1, printed is −1 as in the paper",
+            "s, sign of the augmentation term: purpose is +1; printed is −1, as in the paper",
             default="purpose",
             choices=("purpose", "printed"),
         )

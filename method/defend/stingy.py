@@ -1,6 +1,6 @@
 """Stingy teacher: Ma et al., 2022. This is a release rule, which needs no training.
 
-    t'(x)_k = t(x)_k  for the ⌊ρC⌋ classes k of the highest logits,  t'(x)_k = −∞  for the rest
+    t'(x)_k = t(x)_k  for the ⌊ρC⌋ classes k with the highest logits,  t'(x)_k = −∞  for the other classes
 
 t  the teacher    C  number of classes    ρ  `rho`: 0.2 on CIFAR-10, 0.1 on CIFAR-100 and Tiny-ImageNet
 
@@ -16,8 +16,9 @@ from method.release import WITHHELD, Release
 from utils.keys import key
 
 
-def kept(rho, num_classes):
-    return math.floor(rho * num_classes + 1e-9)  # 0.29 · 100 is 28.999999999999996
+def kept_classes(rho, num_classes):
+    """⌊ρC⌋, the number of classes whose logits are released."""
+    return math.floor(rho * num_classes + 1e-9)  # in floating point, 0.29 · 100 is 28.999999999999996
 
 
 def sparse(logits, kept):
@@ -34,11 +35,13 @@ class Stingy(Release):
         @staticmethod
         def problems(params, networks):
             classes = networks["teacher_model"].num_classes
-            return [] if kept(params.rho, classes) else [f'"rho": {params.rho} of {classes} classes releases no logit']
+            if kept_classes(params.rho, classes):
+                return []
+            return [f'"rho": {params.rho} of {classes} classes releases no logit']
 
     def __init__(self, teacher, params):
         super().__init__(teacher, params)
-        self.kept = kept(params.rho, teacher.num_classes)
+        self.kept = kept_classes(params.rho, teacher.num_classes)
 
     def answer(self, logits):
         return sparse(logits, self.kept)
