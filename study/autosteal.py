@@ -51,7 +51,7 @@ def draw_students(count, student, seed, smoothing):
     generator = np.random.default_rng(seed)
     drawn = [{"label_smoothing": 0.1} if smoothing else {}]
     for _ in range(1, count):
-        own = sample({"label_smoothing": SMOOTHING[1:]}, generator) if smoothing else {}
+        own = sample({"label_smoothing": SMOOTHING}, generator) if smoothing else {}
         drawn.append(own | sample_common(student, generator))
     return drawn
 

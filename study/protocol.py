@@ -15,7 +15,7 @@ LARGEST_PRICE = 1.0  # points of accuracy that a teacher may lose
 # black-box attacks.
 MISSED = 0.2
 PASSIVE = {"method": "kd", "temperature": 4, "alpha": 0.9}
-SMOOTHING = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+SMOOTHING = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 COMMON_SPACE = {"learning_rate": (0.5, 1, 2)}  # factors of the student's own value, with and without a teacher
 
 
