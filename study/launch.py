@@ -1,4 +1,4 @@
-"""Plans, and the Runner that trains the runs of a plan in the order of their dependencies."""
+"""A Plan of runs, and the Runner, which trains the runs of a plan in the order of their dependencies."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""The cards of a benchmark that has run: scores, prices, verdicts and flags. See docs/benchmark.md.
+"""Makes the cards of a benchmark: scores, prices, verdicts and flags. See docs/benchmark.md.
 
 Accuracies are in percent of the test images, with one number for each seed. `mean`, `low` and `high` of an interval are
 in percentage points.
@@ -22,7 +22,7 @@ ONE_CHECKPOINT = "one checkpoint for all seeds: the interval is over students on
 
 
 def make_cards(benchmark):
-    """The cards of a Benchmark that has run, a list of dictionaries for JSON."""
+    """The cards of a Benchmark whose runs have finished, a list of dictionaries for JSON."""
     cards = [make_card(benchmark, row, preset) for preset in benchmark.presets for row in benchmark.rows]
     by_place = {(card["defence"], card["preset"]): card for card in cards}
     for card in cards:
@@ -106,7 +106,7 @@ def teacher_part(benchmark, case):
 def own_teacher_part(benchmark, row):
     """As `teacher_part`, for the user's checkpoint, which is the same for all seeds.
 
-    There is no undefended teacher that was trained in the same way, so the price is unknown.
+    The price is unknown, because no undefended teacher was trained in the same way.
     """
     own = benchmark.own[row]
     return {
