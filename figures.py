@@ -1,9 +1,9 @@
 """Draw the papers' figures, from run folders or records, each as PNG and PDF.
 
-    python figures.py curves experiments/digits/*/cnn                   accuracy and losses, with a band over seeds
+    python figures.py curves experiments/digits/*/cnn                   accuracy and losses over the epochs
     python figures.py responses --normal FOLDER --nasty FOLDER          outputs of two teachers for single images
     python figures.py tsne --normal FOLDER --nasty FOLDER               t-SNE of their features and logits
-    python figures.py inversion --teacher FOLDER FOLDER                 images from batch-norm statistics, no data
+    python figures.py inversion --teacher FOLDER FOLDER                 images made from batch-norm statistics
     python figures.py sweep omega                                       an ablation of experiments/tables.json
     python figures.py matrix matrix_digits                              a heat map of defences × attacks
     python figures.py adaptive benchmark_digits                         scores before and after the search for a thief
@@ -56,7 +56,7 @@ def parse():
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE", parser_class=subparser)
 
     add = flags(figures, "curves", "accuracy and losses over the epochs, a line for each experiment")
-    add("run", nargs="+", metavar="RUN", help='run folders; a folder without ",seed=N" stands for all seeds')
+    add("run", nargs="+", metavar="RUN", help="run folders; all seeds of a run are drawn")
     add("--labels", nargs="+", metavar="TEXT", help="labels of the lines, in order (default: folder names)")
 
     add = flags(figures, "responses", "softmax(logits / T) of the same test images under two teachers", teachers=True)
@@ -78,10 +78,10 @@ def parse():
         nargs="+",
         required=True,
         metavar="FOLDER",
-        help="run folders; for one defended teacher, f_A is added",
+        help="run folders; for a single defended teacher, its adversarial network is drawn too",
     )
     add("--labels", nargs="+", metavar="TEXT", help="labels of the panels, in order (default: folder names)")
-    add("--per_class", type=at_least(1), metavar="N", help="drawn images of each class (default: as many as fit)")
+    add("--per_class", type=at_least(1), metavar="N", help="number of images of each class (default: as many as fit)")
     add("--batch_size", type=at_least(1), default=256, metavar="N", help="number of images in a batch (default: 256)")
     for name, about in INVERSION.items():
         default = invert.__kwdefaults__[name]
@@ -96,7 +96,7 @@ def parse():
     add("target", metavar="TARGET", help="a matrix of experiments/tables.json: matrix_digits, ...")
 
     add = flags(
-        figures, "adaptive", "scores of a benchmark's defences against plain distillation and the chosen attack"
+        figures, "adaptive", "scores of the defences of a benchmark against plain distillation and the chosen attack"
     )
     add("target", metavar="TARGET", help="a benchmark with cards: benchmark_digits, ...")
     return parser.parse_args()

@@ -23,7 +23,7 @@ from study.benchmark import Benchmark
 from study.cards import cards_path, show, write_cards
 from study.executors import Processes, Ray
 from study.launch import Plan, Runner, execute_with
-from study.own_teacher import take
+from study.own_teacher import import_teacher
 from study.report import report
 from study.scoring import make_cards
 from study.targets import add_matrix_flags, is_benchmark, selected, specs_of
@@ -39,7 +39,7 @@ def main():
         if is_benchmark(args.target[0]):
             return run_benchmark(args)
         if args.teacher or args.model:
-            raise UserError(f"--teacher and --model need a benchmark; {args.target[0]} is none")
+            raise UserError(f"--teacher and --model need a benchmark; {args.target[0]} is not a benchmark")
         specs = [spec for target in args.target for spec in specs_of(target, **selection)]
         runner = Runner(Plan(spec if seed is None else spec.with_seed(seed) for seed in args.seeds for spec in specs))
         if args.dry_run:
@@ -56,13 +56,12 @@ def main():
 
 def run_benchmark(args):
     if len(args.target) > 1 or args.seeds != [None] or args.set:
-        raise UserError(
-            f"{args.target[0]} is a benchmark: it runs alone, without --seeds and --set; see docs/benchmark.md"
-        )
+        raise UserError(f"{args.target[0]} is a benchmark: give no other target, and none of --seeds and --set")
     if args.model and not args.teacher:
-        raise UserError("--model names the network of --teacher, which is missing")
-    own = take(args.target[0], args.teacher, args.model, args.data_dir, args.download) if args.teacher else None
-    if own:
+        raise UserError("--model needs --teacher")
+    own = None
+    if args.teacher:
+        own = import_teacher(args.target[0], args.teacher, args.model, args.data_dir, args.download)
         print(f"{own.name}: {own.accuracy:.2f} % of the test images", *own.flags, sep="; ")
     with contextlib.closing(executor(args)) as workers:
         smaller = {"attacks": args.columns} if args.columns else {}
@@ -96,15 +95,15 @@ def arguments():
         type=at_least(1),
         default=jobs,
         metavar="N",
-        help="runs at the same time (default: number of GPUs, or of cores)",
+        help="number of runs at the same time (default: number of GPUs, or of cores)",
     )
     parser.add_argument(
-        "--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster, with N jobs per GPU"
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster, with --jobs runs per GPU"
     )
     parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
     add_matrix_flags(parser)
     parser.add_argument("--presets", nargs="+", metavar="NAME", help="for a benchmark: use only these threat presets")
-    parser.add_argument("--teacher", metavar="FILE", help="for a benchmark: audit the teacher in this checkpoint")
+    parser.add_argument("--teacher", metavar="FILE", help="for a benchmark: attack the teacher in this checkpoint")
     parser.add_argument(
         "--model", metavar="NAME", help="network of --teacher: a name, module:function or file.py:function"
     )

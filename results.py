@@ -28,12 +28,12 @@ def main():
     parser.add_argument("target", nargs="*", default=["experiments"], help="folders, or names in tables.json")
     parser.add_argument("--format", choices=(*FORMATS, "html"), default="text", help="html is for benchmarks only")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of printing")
-    parser.add_argument("--publish", action="store_true", help="write finished local runs of the target to results/")
+    parser.add_argument("--publish", action="store_true", help="write records of finished local runs to results/")
     parser.add_argument("--export", action="store_true", help="write a run's weights to model/weights/, with a card")
-    parser.add_argument("--name", help="of --export: the name for load_model; default: the folder")
+    parser.add_argument("--name", help="with --export: name for load_model (default: folder below experiments/)")
     add_data_flags(parser)
     add_matrix_flags(parser)
-    add_set_flag(parser, "the runs of reproduce.py with the same --set")
+    add_set_flag(parser, "show the runs that reproduce.py makes with the same --set")
     args = parser.parse_args()
     with one_line_errors():
         if args.name and not (args.export and len(args.target) == 1):

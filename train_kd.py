@@ -10,6 +10,6 @@ from training import cli
 if __name__ == "__main__":
     parser = cli.training_flags(__doc__)
     parser.add_argument(
-        "--teacher_resume", metavar="FILE", help="the teacher's checkpoint, instead of that in params.json"
+        "--teacher_resume", metavar="FILE", help="checkpoint of the teacher, instead of the one in params.json"
     )
     cli.main("attack", parser.parse_args())

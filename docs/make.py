@@ -28,7 +28,7 @@ def pages():
 
 
 def made(text):
-    """The text of a page with its generated parts brought up to date."""
+    """The text of a page, with its generated parts generated again."""
     return PART.sub(lambda found: f"{found[1]}{make(*found[2].split())}\n{found[3]}", text)
 
 

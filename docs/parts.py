@@ -80,11 +80,11 @@ def attacks(benchmark, preset, defence, *names):
         ]
         for card in sorted(cards, key=lambda card: -mean(card["thief"]["accuracy"]))
     ]
-    return draw(lines, ["attack", "tuned", "minus `kd` [95 %]", "not tuned", "chosen settings"])
+    return markdown(lines, ["attack", "tuned", "minus `kd` [95 %]", "not tuned", "chosen settings"])
 
 
 def keys(path):
-    """The keys that a dataclass or a network declares, without those that all attacks share."""
+    """A table of the keys that a dataclass or a network declares. Keys that all attacks share are left out."""
     if path in model.names():
         fields = [
             (name, type(value), key(OPTIONS.get(name, f"of `{path}`"), value))
@@ -94,7 +94,7 @@ def keys(path):
     declared = pkgutil.resolve_name(path) if isinstance(path, str) else path
     shared = [field.name for field in dataclasses.fields(Attack.Params)] if declared is not Attack.Params else ()
     lines = [row_of_key(field) for field in dataclasses.fields(declared) if field.name not in shared]
-    return draw(lines, ["key", "type", "default", "allowed", "meaning"])
+    return markdown(lines, ["key", "type", "default", "allowed", "meaning"])
 
 
 def row_of_key(field):
@@ -141,7 +141,7 @@ def matrix_of(size):
 
 
 def defence(*words):
-    """A row of the matrices: the teacher's accuracy, and the gains with `kd` and with the strongest attack."""
+    """A defence in the matrices: the accuracy of the teacher, and the gains of `kd` and of the strongest attack."""
     lines = []
     for data, size in SIZES.items():
         matrix, (_, _, rows) = matrix_of(size)
@@ -151,33 +151,35 @@ def defence(*words):
         (normal, _), (teacher, attacks) = rows[names.index("none")], rows[number]
         best = f"`{found[0]}` {show_gain(found[1])}" if found else "–"
         lines.append([data, show_best(normal), show_best(teacher, epoch), show_gain(attacks[0]), best])
-    return draw(lines, ["data", "normal teacher", "this teacher", "student of `kd`", "student of the strongest attack"])
+    return markdown(
+        lines, ["data", "normal teacher", "this teacher", "student of `kd`", "student of the strongest attack"]
+    )
 
 
 def attack(name):
-    """A column of the matrices: the gains of the students of a normal and of a nasty teacher."""
+    """An attack in the matrices: the gains of the students of a normal and of a nasty teacher."""
     lines = []
     for data, size in SIZES.items():
         matrix, (_, _, rows) = matrix_of(size)
         (_, normal), (_, nasty) = rows[:2]
         number = matrix.columns[1:].index(name)
         lines.append([data, show_gain(normal[number]), show_gain(nasty[number])])
-    return draw(lines, ["data", "student of the normal teacher", "student of the nasty teacher"])
+    return markdown(lines, ["data", "student of the normal teacher", "student of the nasty teacher"])
 
 
 def datafree(column):
-    """A column of the data-free tables: accuracy of the students of a normal and of a nasty teacher."""
+    """An attack in the data-free tables: the accuracies of the students of a normal and of a nasty teacher."""
     lines = []
     for data, size in SIZES.items():
         entries = json.loads(report(f"datafree_{size}", "json", [Recorded()]))
         lines.append([data, *(show_best(entry) for entry in entries if entry["column"] == column)])
-    return draw(lines, ["data", "student of the normal teacher", "student of the nasty teacher"])
+    return markdown(lines, ["data", "student of the normal teacher", "student of the nasty teacher"])
 
 
 def trials(experiment, keys, metric, *students):
-    """All recorded settings of a teacher with seed 0.
+    """A table of all recorded settings of a teacher with seed 0.
 
-    Each line has the teacher's accuracy and `metric`, and the best accuracy of each of `students`.
+    A line has the accuracy and `metric` of the teacher, and the best accuracy of each of `students`.
     """
     source, folder, names, lines = Recorded(), Path(experiment).parent, keys.split(","), []
     for run in (run.with_seed(0) for run in source.runs_of(experiment)):
@@ -189,7 +191,7 @@ def trials(experiment, keys, metric, *students):
         best_of_students = (student_of(run, str(folder / name), source) for name in students)
         lines.append([*(checked[name] for name in names), *numbers, *best_of_students])
     lines.sort(key=lambda line: line[: len(names)])
-    return draw(lines, [*names, "teacher, best epoch", metric, "last epoch", metric, *students])
+    return markdown(lines, [*names, "teacher, best epoch", metric, "last epoch", metric, *students])
 
 
 def student_of(teacher, experiment, source):
@@ -206,8 +208,8 @@ def speed(*names):
     for name, _, network in (name.partition("#") for name in names):
         found = [line for line in measured[name]["results"] if network in ("", line["network"])]
         lines += [[line["network"], line["kind"], *(f"{line[k]:{how}}" for k, how in SPEED.items())] for line in found]
-    return draw(lines, ["network", "step", *(name.replace("_", " ") for name in SPEED)])
+    return markdown(lines, ["network", "step", *(name.replace("_", " ") for name in SPEED)])
 
 
-def draw(lines, headers):
+def markdown(lines, headers):
     return tabulate(lines, headers, tablefmt="github", disable_numparse=True)

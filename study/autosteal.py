@@ -1,10 +1,12 @@
 """AutoSteal: the search for the strongest attack on a defended teacher.
 
 A fixed number of settings, called draws, is sampled from a search space. The random generator has a seed, so a
-repeated search has the same draws. Successive halving: all draws train for a part of their epochs. The best third
-continues, until at most three are left. These train all epochs. The draw with the highest accuracy on the validation
-images is chosen. Draw 0 is plain knowledge distillation, or, without data, the first data-free attack, with default
-settings.
+repeated search has the same draws. Draw 0 is plain knowledge distillation, or, without data, the first data-free attack
+with default settings.
+
+Successive halving first trains all draws for a part of their epochs. The best third is trained further. This is
+repeated until at most three draws are left, which are trained for all epochs. Such a stage is called a rung. The draw
+with the highest accuracy on the validation images is chosen.
 """
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 import method
 from study.protocol import COMMON_SPACE, PASSIVE, SMOOTHING
 
-KEEP = 3  # the best of every KEEP draws continue to the next rung, that is, train for more epochs
+KEEP = 3  # one in KEEP draws continues to the next rung
 
 
 def space_of(attack):
@@ -23,7 +25,7 @@ def space_of(attack):
 
 
 def draw_thieves(attacks, count, student, seed):
-    """`count` draws for a student with a teacher: dictionaries of changed keys. The first is that of `passive`.
+    """`count` draws for a student with a teacher: dictionaries of changed keys. The first is `passive(attacks)`.
 
     attacks: {name: keys that all of its draws have}; the draws use these attacks in turn. student: the content of the
     student's params.json, whose learning rate is varied.
@@ -51,7 +53,7 @@ def draw_students(count, student, seed, smoothing):
     generator = np.random.default_rng(seed)
     drawn = [{"label_smoothing": 0.1} if smoothing else {}]
     for _ in range(1, count):
-        own = sample({"label_smoothing": SMOOTHING[1:]}, generator) if smoothing else {}
+        own = sample({"label_smoothing": SMOOTHING}, generator) if smoothing else {}
         drawn.append(own | sample_common(student, generator))
     return drawn
 
@@ -83,7 +85,7 @@ def most_accurate(scored, count):
 def at_edge(thief):
     """Names of the numeric keys of a chosen setting whose value is the smallest or largest in its search space.
 
-    Keys with at most two values do not count, and `alpha` does not count.
+    Keys with at most two values, and `alpha`, are left out.
     """
     space = space_of(thief["method"])
     numeric = {name: values for name, values in space.items() if all(isinstance(v, (int, float)) for v in values)}

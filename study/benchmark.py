@@ -1,6 +1,6 @@
-"""The benchmark of undistillable teachers: every defence against an attack that is tuned to it. See docs/benchmark.md.
+"""The benchmark of undistillable teachers: it tunes an attack to each defence. See docs/benchmark.md.
 
-1. The strength of a defence is the largest one with which its teacher loses at most one point on validation images.
+1. For each defence, the largest strength is chosen with which the teacher loses at most one point on validation images.
 2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. The student without a teacher
    and the student with label smoothing are tuned with the same number of draws. Results of the search are not reported.
 3. The chosen attack, the passive attack and both students run with other seeds. Test accuracy is computed once.
@@ -17,16 +17,16 @@ from study.tables import loaded_epoch, make_spec, read_target
 from training import params
 from utils.errors import UserError, suggest
 
-ALONE, YARDSTICK = "alone", "yardstick"  # opponents without a teacher
+ALONE, YARDSTICK = "alone", "yardstick"  # students without a teacher
 UNDEFENDED = "none"
 SMALLER = ("attacks", "draws", "seeds", "changes")  # items of the entry that may be replaced
 
 
 @dataclass(frozen=True)
-class Contest:
-    """One search under a threat preset, for the best student of a defence or for the best student without a teacher."""
+class Case:
+    """A row of the benchmark under a threat preset. There is one search for the best student of each case."""
 
-    opponent: str  # a defence, ALONE or YARDSTICK
+    row: str  # a defence, ALONE or YARDSTICK
     preset: str
 
 
@@ -63,29 +63,29 @@ class Benchmark:
                 raise UserError(f'unknown preset "{preset}"; there are {known}{suggest(preset, PRESETS)}')
         self.seeds, self.tuning_seed = self.entry["seeds"], self.entry["tuning_seed"]
         self.chosen_strengths = {row: {} for row in self.rows}  # {defence: keys of its teacher, or of its release rule}
-        self.chosen = {}  # {Contest: changed keys of the student that the search chose}
+        self.chosen = {}  # {Case: changed keys of the student that the search chose}
 
     def run(self):
         """Run all steps in order. Finished runs are not repeated."""
         self.choose_strengths()
-        contests = [Contest(opponent, preset) for preset in self.presets for opponent in (*self.rows, ALONE, YARDSTICK)]
-        self.search(contests)
-        finals = [run for contest in contests for seed in self.seeds for run in self.finals(contest, seed).values()]
+        cases = [Case(row, preset) for preset in self.presets for row in (*self.rows, ALONE, YARDSTICK)]
+        self.search(cases)
+        finals = [run for case in cases for seed in self.seeds for run in self.finals(case, seed).values()]
         self.execute([(run, None) for run in dict.fromkeys(finals)])
 
     def overview(self):
         """The runs that `run` would train, as a string."""
-        contests, draws = len(self.presets) * (len(self.rows) + 2), self.entry["draws"]
+        cases, draws = len(self.presets) * (len(self.rows) + 2), self.entry["draws"]
         finals = len(self.presets) * (2 * len(self.rows) + 2) * len(self.seeds)
         teachers = set()
         for row in self.rows:
             if row not in self.own:
                 options = self.strengths(row) or [{}]
                 teachers |= {self.teacher(row, self.tuning_seed, option) for option in options}
-                teachers |= {self.teacher(row, seed, options[0]) for seed in self.seeds}  # with any one strength
+                teachers |= {self.teacher(row, seed, options[0]) for seed in self.seeds}
         return (
             f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {len(teachers)} "
-            f"teachers, {contests} searches of {draws} draws, {finals} final students"
+            f"teachers, {cases} searches of {draws} draws, {finals} final students"
         )
 
     def strengths(self, row):
@@ -111,37 +111,37 @@ class Benchmark:
             kept = [v for i, v in enumerate(found) if validation_accuracy(teachers[row, i], epoch=epoch) >= lowest]
             self.chosen_strengths[row] = kept[0] if kept else found[-1] if found else {}
 
-    def search(self, contests):
-        """Choose a student for each contest by successive halving, all contests at the same time."""
-        draws = {contest: self.draws(contest) for contest in contests}
-        alive = {contest: list(range(len(found))) for contest, found in draws.items()}
-        epochs = {contest: self.student(contest, {}, self.tuning_seed).raw["num_epochs"] for contest in contests}
+    def search(self, cases):
+        """Choose a student for each case by successive halving, all cases at the same time."""
+        draws = {case: self.draws(case) for case in cases}
+        alive = {case: list(range(len(found))) for case, found in draws.items()}
+        epochs = {case: self.student(case, {}, self.tuning_seed).raw["num_epochs"] for case in cases}
         for rung in range(len(autosteal.rungs(self.entry["draws"], 1))):
             trials = {}
-            for contest in contests:
-                count, until = autosteal.rungs(len(draws[contest]), epochs[contest])[rung]
-                alive[contest] = alive[contest][:count]
-                for number in alive[contest]:
-                    trials[contest, number] = self.student(contest, draws[contest][number], self.tuning_seed), until
+            for case in cases:
+                count, until = autosteal.rungs(len(draws[case]), epochs[case])[rung]
+                alive[case] = alive[case][:count]
+                for number in alive[case]:
+                    trials[case, number] = self.student(case, draws[case][number], self.tuning_seed), until
             self.execute(list(trials.values()))
-            for contest in contests:
-                scored = {n: validation_accuracy(*trials[contest, n]) for n in alive[contest]}
-                alive[contest] = autosteal.most_accurate(scored, len(scored))
-        self.chosen = {contest: draws[contest][numbers[0]] for contest, numbers in alive.items()}
+            for case in cases:
+                scored = {n: validation_accuracy(*trials[case, n]) for n in alive[case]}
+                alive[case] = autosteal.most_accurate(scored, len(scored))
+        self.chosen = {case: draws[case][numbers[0]] for case, numbers in alive.items()}
 
-    def draws(self, contest):
-        """The settings that the search of a contest tries, as dictionaries of changed keys of the student."""
-        count, raw = self.entry["draws"], self.student(contest, {}, self.tuning_seed).raw
-        if contest.opponent in (ALONE, YARDSTICK):
-            return autosteal.draw_students(count, raw, self.tuning_seed, contest.opponent == YARDSTICK)
-        return autosteal.draw_thieves(self.attacks(contest), count, raw, self.tuning_seed)
+    def draws(self, case):
+        """The settings that the search of a case tries, as dictionaries of changed keys of the student."""
+        count, raw = self.entry["draws"], self.student(case, {}, self.tuning_seed).raw
+        if case.row in (ALONE, YARDSTICK):
+            return autosteal.draw_students(count, raw, self.tuning_seed, case.row == YARDSTICK)
+        return autosteal.draw_thieves(self.attacks(case), count, raw, self.tuning_seed)
 
-    def attacks(self, contest):
+    def attacks(self, case):
         """{name: keys that all of its draws have} of the attacks that a thief may use. Raises UserError without any."""
-        found, left_out = self.allowed(contest.preset), self.left_out(contest)
+        found, left_out = self.allowed(case.preset), self.left_out(case)
         if len(left_out) == len(found):
-            why = "; ".join(left_out.values()) or f"the preset allows {', '.join(PRESETS[contest.preset].attacks)} only"
-            raise UserError(f"{contest.opponent}, {contest.preset}: no attack is possible: {why}")
+            why = "; ".join(left_out.values()) or f"the preset allows {', '.join(PRESETS[case.preset].attacks)} only"
+            raise UserError(f"{case.row}, {case.preset}: no attack is possible: {why}")
         return {name: keys for name, keys in found.items() if name not in left_out}
 
     def allowed(self, preset):
@@ -151,39 +151,39 @@ class Benchmark:
             return self.entry["attacks"]
         return {name: {} for name in without_data if name in self.smaller.get("attacks", without_data)}
 
-    def left_out(self, contest):
+    def left_out(self, case):
         """{name: error message} of the attacks that are impossible with the user's own teacher."""
         problems = {}
-        if contest.opponent in self.own:
-            for name in self.allowed(contest.preset):
+        if case.row in self.own:
+            for name in self.allowed(case.preset):
                 keys = {key: values[0] for key, values in autosteal.space_of(name).items()}
                 try:
-                    params.check(self.student(contest, {"method": name} | keys, self.tuning_seed).raw, name)
+                    params.check(self.student(case, {"method": name} | keys, self.tuning_seed).raw, name)
                 except UserError as error:
                     problems[name] = str(error)
         return problems
 
-    def finals(self, contest, seed):
+    def finals(self, case, seed):
         """{"thief": Spec, "passive": Spec} of the runs that are reported with `seed`; the chosen student is "thief"."""
-        found = {"thief": self.student(contest, self.chosen[contest], seed, final=True)}
-        if contest.opponent not in (ALONE, YARDSTICK):
-            passive = autosteal.passive(self.attacks(contest))
-            found["passive"] = self.student(contest, passive, seed, final=True)
+        found = {"thief": self.student(case, self.chosen[case], seed, final=True)}
+        if case.row not in (ALONE, YARDSTICK):
+            passive = autosteal.passive(self.attacks(case))
+            found["passive"] = self.student(case, passive, seed, final=True)
         return found
 
-    def student(self, contest, changes, seed, final=False, strength=None):
+    def student(self, case, changes, seed, final=False, strength=None):
         """The Spec of a student with the changed keys `changes`.
 
         final: whether the test images are scored after the last epoch. strength: {key: value} of the defence; default:
         the chosen one.
         """
-        preset = dict(PRESETS[contest.preset].changes)
+        preset = dict(PRESETS[case.preset].changes)
         own = {"validation": VALIDATION, "test_at_end": final} | self.entry["changes"]
-        if contest.opponent in (ALONE, YARDSTICK):
+        if case.row in (ALONE, YARDSTICK):
             preset.pop("answers", None)
             return make_spec(self.entry["alone"], changes=preset | own | changes, seed=seed)
-        defence = self.defences[contest.opponent]
-        strength = self.chosen_strengths[contest.opponent] if strength is None else strength
+        defence = self.defences[case.row]
+        strength = self.chosen_strengths[case.row] if strength is None else strength
         rule, teacher = defence.get("changes", {}), defence.get("teacher_changes", {})
         if "release" in rule:
             rule = rule | strength
@@ -199,8 +199,8 @@ class Benchmark:
 
     def teacher(self, row, seed, strength=None):
         """The Spec of the teacher of a defence. A row in `self.own` has none: no run trains the user's checkpoint."""
-        return self.student(Contest(row, "insider"), {}, seed, strength=strength).sources["teacher_resume"]
+        return self.student(Case(row, "insider"), {}, seed, strength=strength).sources["teacher_resume"]
 
     def loaded_epoch(self, row):
         """The epoch of the teacher of a defence that its students load: "best" or "last"."""
-        return loaded_epoch(self.student(Contest(row, "insider"), {}, self.tuning_seed))
+        return loaded_epoch(self.student(Case(row, "insider"), {}, self.tuning_seed))

@@ -51,7 +51,7 @@ def published_difference(cell, alone):
 
 
 def read_matrix(matrix, source):
-    """(alone, yardstick, rows): the entries of a Matrix from one source.
+    """Return (alone, yardstick, rows): the entries of a Matrix from one source.
 
     alone, yardstick: entries of the students without a teacher. rows: (entry of the teacher, [entry of the student of
     each attack]) for each defence.

@@ -1,9 +1,9 @@
 """Executors train runs in processes of this machine, or as tasks of a Ray cluster.
 
 An executor has
-- `room`, the number of runs that it trains at the same time;
+- `slots`, the largest number of runs that it trains at the same time;
 - `start(folder, until)`, which starts to train the run in a folder until an epoch;
-- `wait(seconds)`, which waits until a run ends, at most this long. It returns a list of (folder, error) of the runs
+- `wait(seconds)`, which waits until a run ends, but at most this long. It returns a list of (folder, error) of the runs
   that ended. The error is None, BUSY or a message;
 - `close()`, which interrupts all runs.
 """
@@ -34,7 +34,7 @@ load_data = functools.lru_cache(maxsize=2)(data.load)  # a worker reads a data s
 
 
 def work(folder, until, data_dir, download, command, gpu=None, threads=None):
-    """Train the run in `folder` until epoch `until`, silently. Returns None, BUSY or an error message."""
+    """Train the run in `folder` until epoch `until`, without output. Returns None, BUSY or an error message."""
     if threads:
         torch.set_num_threads(threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -61,7 +61,7 @@ class Processes:
     """Up to `jobs` worker processes on this machine. Each uses the least used GPU, or its share of the CPU cores."""
 
     def __init__(self, jobs, data_dir, download=False, command=""):
-        self.room, self.arguments = jobs, (data_dir, download, command)
+        self.slots, self.arguments = jobs, (data_dir, download, command)
         wanted = os.environ.get("OMP_NUM_THREADS", "")
         self.threads = int(wanted) if wanted.isdecimal() else max(1, (os.cpu_count() or 1) // jobs)
         self.context = multiprocessing.get_context("forkserver")
@@ -108,7 +108,7 @@ class Processes:
 class InProcess:
     """Trains one run after the other in this process."""
 
-    room = 1
+    slots = 1
 
     def __init__(self, data_dir, download=False, command=""):
         self.arguments, self.ended = (data_dir, download, command), []
@@ -141,7 +141,7 @@ class Ray:
     address: of the cluster; None: a local one. Raises UserError if Ray is missing, or there is no cluster.
     """
 
-    room = math.inf  # Ray queues tasks
+    slots = math.inf  # Ray queues tasks
 
     def __init__(self, address, jobs, data_dir, download=False, command=""):
         try:

@@ -1,4 +1,4 @@
-"""Export of trained networks: a file of weights in model/weights/, and its card in model/pretrained.json."""
+"""Exports trained networks: writes weights to model/weights/, and cards to model/pretrained.json."""
 
 import json
 from pathlib import Path

@@ -24,8 +24,8 @@ import json
 from utils.errors import UserError
 from utils.keys import shorten
 
-# A form is a type, a tuple of forms of which one must fit, [form of the items], {name: form} or {...: form of all
-# values}. Names that a form does not have are ignored. A name that starts with "?" may be missing.
+# A form describes a value. It is a type, a tuple of forms of which one must fit, [form of the items], {name: form} or
+# {...: form of all values}. Names that a form does not have are ignored. A name that starts with "?" may be missing.
 NULL, CHANGES = type(None), {...: object}
 ROW = {"name": str, "?changes": CHANGES, "?teacher_changes": CHANGES, "?teacher": str}
 ROWS = (ROW | {"cells": [(NULL, [(str, int, float, NULL)])]}, ROW | {"experiments": [(NULL, str)]})

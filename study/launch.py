@@ -1,4 +1,4 @@
-"""Plans, and the Runner that trains the runs of a plan in the order of their dependencies."""
+"""A Plan of runs, and the Runner, which trains the runs of a plan in the order of their dependencies."""
 
 import sys
 import time
@@ -62,7 +62,7 @@ class Plan:
         self.runs[folder] = Planned(wanted, raw, frozenset(source.folder for source in sources.values()))
 
     def conflict(self, folder):
-        """One line that says why `folder` holds another run than the planned one, or None."""
+        """An error message if `folder` holds another run than the planned one, or None."""
         file, last = from_root(folder) / "params.json", from_root(folder) / "last_model.tar"
         wanted = vars(params.check(self.runs[folder].raw, file))
         try:
@@ -81,8 +81,7 @@ class Runner:
     """Runs a Plan with an executor of study/executors.py.
 
     A run is skipped if a run that it depends on failed, or if its folder holds a run with other parameters. Finished
-    runs are not repeated. A run that another process trains is attempted again, until the other process has finished
-    it, or has ended before it was finished.
+    runs are not repeated. If another process trains a run, the Runner tries again every POLL seconds to start it.
 
     until: {folder: number of epochs to train}; default: all epochs. states: {folder: WAITING, RUNNING, FINISHED, or an
     error message}.
@@ -131,7 +130,7 @@ class Runner:
                 self.show_progress()
 
     def start_ready(self, executor):
-        """Start runs whose dependencies have finished, up to `executor.room`. Return whether a run is still waiting."""
+        """Start runs whose dependencies have finished, while slots are free. Return whether a run is still waiting."""
         waiting = [folder for folder, state in self.states.items() if state == WAITING]
         for folder in sorted(waiting, key=self.busy.__contains__):  # runs that other processes train come last
             needs = [self.states[source] for source in self.plan.runs[folder].needs]
@@ -140,7 +139,7 @@ class Runner:
                 self.set_state(folder, "skipped, because a run that it needs failed")
             elif self.busy.get(folder, 0) > time.monotonic():
                 continue
-            elif all(state == FINISHED for state in needs) and running < executor.room:
+            elif all(state == FINISHED for state in needs) and running < executor.slots:
                 self.start(folder, executor)
         return WAITING in self.states.values()
 

@@ -16,19 +16,19 @@ from study.protocol import PRESETS
 VERDICTS = {
     "holds": "the whole interval of the score is above 0, and the price is at most 1 point on average.",
     "holds, at a price": "the whole interval of the score is above 0, but the price is more than 1 point on average.",
-    "holds, price unknown": "the whole interval of the score is above 0; the teacher is a given checkpoint.",
+    "holds, price unknown": "the whole interval of the score is above 0; the teacher is a user's checkpoint.",
     "does not hold": "any other score.",
-    "not shown": "a flag says that the preset shows nothing, so the score has no meaning.",
+    "not shown": "the undefended teacher does not help its student under this preset, so the score has no meaning.",
 }
 OF_OWN_TEACHERS = "holds, price unknown"
 READING = {
-    "Score": "accuracy of the yardstick minus accuracy of the thief's student, in percentage points, paired by seed. "
-    "Brackets and whiskers: 95 % t-interval over n seeds. Above 0, the thief does worse than without the teacher.",
-    "Price": "test accuracy that the defence costs its own teacher, in points.",
-    "Gap": "accuracy of the thief minus that of a passive thief with default settings (plain kd if it has data).",
+    "Score": "accuracy of the yardstick minus accuracy of the thief, in percentage points, paired by seed. Brackets "
+    "and whiskers show the 95 % t-interval over n seeds. Above 0, the thief is worse than a student without a teacher.",
+    "Price": "test accuracy that the teacher loses by the defence, in points.",
+    "Gap": "accuracy of the thief minus that of a passive thief, which has default settings (plain kd if it has data).",
     "Thief": "test accuracy, in percent, of the student of the strongest attack. AutoSteal selects the attack and its "
-    "settings on validation images. Fresh seeds give the final numbers.",
-    "Agreement": "share of test images, in percent, for which thief and teacher predict the same class.",
+    "settings on validation images. The numbers are from runs with other seeds than the search.",
+    "Agreement": "percentage of test images for which thief and teacher predict the same class.",
     "Yardstick": "a student without a teacher. Its label smoothing is tuned with as many draws as the thief.",
     "Flags": "reasons why a number may mislead, printed beside the thief.",
     "Order": 'highest score first; verdict "not shown" last. Overlapping intervals do not separate two defences.',
@@ -116,8 +116,8 @@ def settings(part):
 
 
 def about(preset):
-    """A sentence on what the thief has under a preset."""
-    return f"The thief has {PRESETS[preset].about}." if preset in PRESETS else ""
+    """A sentence on what the attacker has under a preset."""
+    return f"The attacker has {PRESETS[preset].about}." if preset in PRESETS else ""
 
 
 def qualifier(card):

@@ -87,7 +87,7 @@ def check_names(flag, names, present, kind):
 
 
 def new_row(name, template, keys):
-    """The row of a matrix for the file `name` in method/defend/: the experiment of its student, and the keys to change.
+    """The row of a matrix for the file `name` in method/defend/: an experiment of a student, and the keys to change.
 
     template: of the matrix; see forms.py. keys: {key: value} that the user changes.
     """

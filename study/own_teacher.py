@@ -23,8 +23,8 @@ from utils.metrics import evaluate
 from utils.paths import display_path, from_root, make_folder
 
 FOLDER = "experiments/own"
-ASKED = 64  # test images with which the answers are checked
-NEAR_CHANCE = 2  # a teacher with less than this multiple of the accuracy of a guess gets a flag
+ASKED = 64  # number of test images with which the answers of a teacher are checked
+NEAR_CHANCE = 2  # a teacher whose accuracy is below this multiple of chance gets a flag
 PROBABILITIES = "the teacher answers with probabilities: their logarithms are used as logits"
 
 
@@ -45,7 +45,7 @@ class OwnTeacher:
         return {"student": template["undefended"], "changes": changes, "source": f"{self.source}, {self.network}"}
 
 
-def take(benchmark, file, network, data_dir, download=False):
+def import_teacher(benchmark, file, network, data_dir, download=False):
     """The OwnTeacher in the checkpoint `file`. Raises UserError, in one line, if it cannot be attacked.
 
     network: a name of the zoo, or "package.module:function" or "path/file.py:function"; default: the name in the

@@ -28,7 +28,7 @@ def epochs_done(folder):
         return float("inf") if best.exists() else 0
     state = checkpoint.peek(last)
     if not {"epoch", "best"} <= state.keys():
-        return 0  # the run itself will report the problem
+        return 0  # training this run reports the problem
     return state["epoch"] - best_is_outdated(state, best)
 
 
@@ -47,7 +47,7 @@ def time_logged(folder):
 def read_metrics(path):
     """The lines of the file `path`, a metrics.jsonl, as one dictionary per epoch; [] if there is no such file.
 
-    A last line that is incomplete, because the run was killed, does not count. Raises UserError for a line that is
+    An incomplete last line, as a killed run leaves it, is ignored. Raises UserError for a line that is
     damaged, or is not that of its epoch.
     """
     *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]

@@ -11,11 +11,11 @@ VERSION = 1
 VALIDATION = 0.2  # share of a student's images that it holds back
 TEACHER = {"validation": 0.1}  # keys of all teachers and of the networks they depend on
 LARGEST_PRICE = 1.0  # points of accuracy that a teacher may lose
-# Points by which a student with labels only must beat one with logits for a flag. AutoAttack uses this number for
-# black-box attacks.
+# If a student with labels only is better than one with logits by more than MISSED points, the card has a flag.
+# AutoAttack uses the same number for black-box attacks.
 MISSED = 0.2
 PASSIVE = {"method": "kd", "temperature": 4, "alpha": 0.9}
-SMOOTHING = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+SMOOTHING = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 COMMON_SPACE = {"learning_rate": (0.5, 1, 2)}  # factors of the student's own value, with and without a teacher
 
 
@@ -23,8 +23,8 @@ COMMON_SPACE = {"learning_rate": (0.5, 1, 2)}  # factors of the student's own va
 class Preset:
     """What the attacker has.
 
-    about: a phrase that completes "The thief has". changes: {key: value} changed in all students. attacks: names of the
-    allowed attacks; None: all attacks of the benchmark, which use training images.
+    about: a phrase that completes "The attacker has". changes: {key: value} changed in all students. attacks: names of
+    the allowed attacks; None: all attacks of the benchmark, which use training images.
     """
 
     about: str

@@ -141,7 +141,7 @@ def changes(cell):
 
 
 def report_folder(folder, style, common, sources, with_changed):
-    """The runs of the experiments in `folder`, all seeds of a run in one line, as a string."""
+    """A table of the runs of the experiments in `folder`, as a string. All seeds of a run are in one line."""
     numbers = tables.published()
     found = {}
     for experiment in experiments_below(folder) or [spec.of_folder(located(folder)).experiment]:

@@ -1,4 +1,4 @@
-"""The cards of a benchmark that has run: scores, prices, verdicts and flags. See docs/benchmark.md.
+"""Makes the cards of a benchmark: scores, prices, verdicts and flags. See docs/benchmark.md.
 
 Accuracies are in percent of the test images, with one number for each seed. `mean`, `low` and `high` of an interval are
 in percentage points.
@@ -8,7 +8,7 @@ import json
 
 import method
 from study import autosteal
-from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Contest
+from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Case
 from study.cards import cards_path
 from study.intervals import mean
 from study.progress import read_metrics, test_scores
@@ -22,7 +22,7 @@ ONE_CHECKPOINT = "one checkpoint for all seeds: the interval is over students on
 
 
 def make_cards(benchmark):
-    """The cards of a Benchmark that has run, a list of dictionaries for JSON."""
+    """The cards of a Benchmark whose runs have finished, a list of dictionaries for JSON."""
     cards = [make_card(benchmark, row, preset) for preset in benchmark.presets for row in benchmark.rows]
     by_place = {(card["defence"], card["preset"]): card for card in cards}
     for card in cards:
@@ -41,12 +41,12 @@ def make_cards(benchmark):
 
 def make_card(benchmark, row, preset):
     """The card of the defence `row` under a preset, without its verdict and digest."""
-    contest, seeds = Contest(row, preset), benchmark.seeds
-    thief, passive = ([benchmark.finals(contest, seed)[name] for seed in seeds] for name in ("thief", "passive"))
+    case, seeds = Case(row, preset), benchmark.seeds
+    thief, passive = ([benchmark.finals(case, seed)[name] for seed in seeds] for name in ("thief", "passive"))
     others = {
-        name: [benchmark.finals(Contest(name, preset), seed)["thief"] for seed in seeds] for name in (ALONE, YARDSTICK)
+        name: [benchmark.finals(Case(name, preset), seed)["thief"] for seed in seeds] for name in (ALONE, YARDSTICK)
     }
-    chosen, defence, attacks = benchmark.chosen[contest], benchmark.defences[row], benchmark.smaller.get("attacks")
+    chosen, defence, attacks = benchmark.chosen[case], benchmark.defences[row], benchmark.smaller.get("attacks")
     return {
         "protocol": VERSION,
         "benchmark": benchmark.name,
@@ -55,15 +55,15 @@ def make_card(benchmark, row, preset):
         "source": defence.get("source"),
         "reported": defence.get("reported"),
         "seeds": seeds,
-        "teacher": own_teacher_part(benchmark, row) if row in benchmark.own else teacher_part(benchmark, contest),
+        "teacher": own_teacher_part(benchmark, row) if row in benchmark.own else teacher_part(benchmark, case),
         "thief": student_part(chosen, thief)
         | {"agreement": accuracies(thief, "agreement"), "queries": queries(thief[0])},
-        "passive": student_part(autosteal.passive(benchmark.attacks(contest)), passive),
-        ALONE: student_part(benchmark.chosen[Contest(ALONE, preset)], others[ALONE]),
-        YARDSTICK: student_part(benchmark.chosen[Contest(YARDSTICK, preset)], others[YARDSTICK]),
+        "passive": student_part(autosteal.passive(benchmark.attacks(case)), passive),
+        ALONE: student_part(benchmark.chosen[Case(ALONE, preset)], others[ALONE]),
+        YARDSTICK: student_part(benchmark.chosen[Case(YARDSTICK, preset)], others[YARDSTICK]),
         "score": paired(accuracies(others[YARDSTICK]), accuracies(thief)),
         "gap": paired(accuracies(thief), accuracies(passive)),
-        "flags": flags_of(benchmark, contest, thief),
+        "flags": flags_of(benchmark, case, thief),
         "draws": benchmark.entry["draws"],
         "records": display_path(cards_path(benchmark.name, *benchmark.own.values())),
         **({"attacks": attacks} if attacks else {}),
@@ -71,10 +71,10 @@ def make_card(benchmark, row, preset):
     }
 
 
-def flags_of(benchmark, contest, thief):
+def flags_of(benchmark, case, thief):
     """The flags of a card that depend on its defence and its thief only. thief: the runs of the thief, one per seed."""
-    row, chosen = contest.opponent, benchmark.chosen[contest]
-    flags = [f"{name} is left out: {why}" for name, why in benchmark.left_out(contest).items()]
+    row, chosen = case.row, benchmark.chosen[case]
+    flags = [f"{name} is left out: {why}" for name, why in benchmark.left_out(case).items()]
     if benchmark.smaller:
         flags.append(f"not the published benchmark: {json.dumps(benchmark.smaller)}")
     if row in benchmark.own:
@@ -88,12 +88,11 @@ def flags_of(benchmark, contest, thief):
     return flags
 
 
-def teacher_part(benchmark, contest):
+def teacher_part(benchmark, case):
     """The item "teacher" of a card: the accuracy of its answers to the passive thief, and the price of the defence."""
-    row, seeds = contest.opponent, benchmark.seeds
+    row, seeds = case.row, benchmark.seeds
     passive, undefended = (
-        [benchmark.finals(Contest(name, contest.preset), seed)["passive"] for seed in seeds]
-        for name in (row, UNDEFENDED)
+        [benchmark.finals(Case(name, case.preset), seed)["passive"] for seed in seeds] for name in (row, UNDEFENDED)
     )
     defence = benchmark.defences[row]
     return {
@@ -108,7 +107,7 @@ def teacher_part(benchmark, contest):
 def own_teacher_part(benchmark, row):
     """As `teacher_part`, for the user's checkpoint, which is the same for all seeds.
 
-    There is no undefended teacher that was trained in the same way, so the price is unknown.
+    The price is unknown, because no undefended teacher was trained in the same way.
     """
     own = benchmark.own[row]
     return {

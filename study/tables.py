@@ -85,7 +85,7 @@ def row_of_sweep(row, entry, common):
 
 
 def make_spec(experiment, **arguments):
-    """The Spec of an experiment as tables.json names it."""
+    """The Spec of an experiment with the name that it has in tables.json."""
     return spec.make(f"experiments/{experiment}", **arguments)
 
 

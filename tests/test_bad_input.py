@@ -63,7 +63,7 @@ bad_params("number beyond float", '"batch_size"', batch_size=10**400)
 bad_params("negative clip", '"clip_grad_norm": must be at least 0, not -1', clip_grad_norm=-1)
 bad_params(
     "both names of a key",
-    '"compile" is the old name of "cuda_graph", which is given as well',
+    '"compile" is the old name of "cuda_graph"; give only one of them',
     cuda_graph=True,
     compile=True,
 )

@@ -129,7 +129,7 @@ def test_contracts_are_kept():
 @pytest.mark.parametrize(
     ("file", "line"),
     [("utils/epochs.py", "import training.folder"), ("method/release.py", "import method.attack.kd")],
-    ids=["a higher floor", "a cycle"],
+    ids=["a higher package", "a cycle"],
 )
 def test_a_broken_contract_is_found(file, line, tmp_path):
     root = copy_code(tmp_path)

@@ -137,7 +137,7 @@ def inside(project, monkeypatch):
 
 
 def take(file, network="other/nets.py:network"):
-    return own_teacher.take("mini", file, network, "")
+    return own_teacher.import_teacher("mini", file, network, "")
 
 
 # The audit
@@ -198,7 +198,7 @@ def test_a_repeated_audit_trains_nothing(audit, project):
     [
         ("mini --teacher missing.pt --model net", "there is no such checkpoint"),
         ("mini --teacher other/mine.pt", "does not say which network it holds; name it with --model"),
-        ("mini --model net", "--model names the network of --teacher, which is missing"),
+        ("mini --model net", "--model needs --teacher"),
         ("experiments/mini --teacher other/mine.pt", "--teacher and --model need a benchmark"),
     ],
 )
@@ -344,11 +344,11 @@ def test_attacks_that_need_more_than_logits_say_so(inside):
     own = own_teacher.OwnTeacher("flat", "flat.pt", "other/nets.py:Flat", "other/flat.pt", 50.0)
     mini = benchmark.Benchmark("mini", None, presets=["no_data"], own=own)
     assert mini.rows == ["none", "flat"]
-    contest = benchmark.Contest("flat", "no_data")
-    left_out = mini.left_out(contest)
+    case = benchmark.Case("flat", "no_data")
+    left_out = mini.left_out(case)
     assert "dafl needs its features" in left_out["dafl"] and "has no batch norm" in left_out["deepinversion"]
-    assert list(mini.attacks(contest)) == ["dfad"] and mini.left_out(benchmark.Contest("none", "no_data")) == {}
-    assert {drawn["method"] for drawn in autosteal.draw_thieves(mini.attacks(contest), 9, {"learning_rate": 1}, 0)} == {
+    assert list(mini.attacks(case)) == ["dfad"] and mini.left_out(benchmark.Case("none", "no_data")) == {}
+    assert {drawn["method"] for drawn in autosteal.draw_thieves(mini.attacks(case), 9, {"learning_rate": 1}, 0)} == {
         "dfad"
     }
 

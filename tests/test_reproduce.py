@@ -272,7 +272,7 @@ def test_metrics_of_an_earlier_run_are_no_progress(tmp_path):
     at_work, seen = Runner(Plan([spec.make(folder)])), []
 
     class Slow:
-        room = 1
+        slots = 1
 
         def start(self, _, until):
             self.waits = 0

@@ -130,7 +130,7 @@ def test_a_run_that_was_trained_since_it_was_read_is_left_alone(tmp_path):
 class Elsewhere:
     """An executor for which another process trains the run `held` until the third attempt."""
 
-    room = 1
+    slots = 1
 
     def __init__(self, held):
         self.held, self.started, self.ended = held, [], []

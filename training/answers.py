@@ -55,17 +55,17 @@ def describe(rule, params, environment):
 
 
 def digest_of_code(rule):
-    """A digest of the source files of networks, images and a release rule."""
+    """A digest of the source files in model/ and utils/, and of the file of a release rule."""
     root = Path(__file__).resolve().parent.parent
     files = [Path(inspect.getfile(type(rule))), *sorted(root.glob("model/*.py")), *sorted(root.glob("utils/*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class StoredAnswers:
-    """A release rule that answers the images of the loader's current batch from a file, if there is one.
+    """A release rule that reads the answers to the loader's current batch from a file, if there is one.
 
-    For other images, and for features, it calls `rule`. Answers are written at the end of an epoch, if
-    every batch was answered and all files in `folder` together take at most `limit` bytes.
+    For other images, and for features, it calls `rule`. At the end of an epoch the answers are written, if all batches
+    were answered and all files in `folder` together take at most `limit` bytes.
     """
 
     def __init__(self, rule, folder, digest, limit, log):
@@ -91,7 +91,7 @@ class StoredAnswers:
         return self.rule.answer(logits)
 
     def batches(self, loader):
-        """Yield the batches of `loader`. Calls with the images of the latest batch are answered from the file."""
+        """Yield the batches of `loader`. Calls with the images of the latest batch read the answers from the file."""
         self.stored, self.asked, self.first = self.read(loader), [], 0
         count = 0
         for images, labels in loader:
@@ -115,7 +115,7 @@ class StoredAnswers:
             content = checkpoint.load(file)
             answers, size = content.get("answers"), len(loader.split)
             if content.get("digest") != self.digest or not torch.is_tensor(answers) or len(answers) != size:
-                raise UserError(f"{display_path(file)}: has the answers of another teacher, or to other images")
+                raise UserError(f"{display_path(file)}: has answers of another teacher, or to other images")
         except UserError as error:
             self.log(f"{error}; the teacher computes them instead")
             return None

@@ -1,4 +1,4 @@
-"""Changed keys (`--set KEY=VALUE`): parsed, applied, in canonical form; and differences between two runs.
+"""Changed keys (`--set KEY=VALUE`): functions that parse, apply and compare them.
 
 In this project, a *key* is a name in params.json, and `raw` is the content of a params.json, without defaults.
 """
@@ -12,7 +12,7 @@ from utils import imagefolder
 from utils.errors import UserError, suggest
 from utils.keys import LARGEST, shorten
 
-LONGEST_VALUE = 400  # characters of a value in `differences`: paths often differ in their last parts
+LONGEST_VALUE = 400  # characters of a value in `differences`; long, because paths often differ in their last parts
 IGNORED = ("cuda", "num_workers", "stored_answers_gib")  # keys that do not change results
 
 
@@ -95,7 +95,7 @@ def as_dict(pairs):
 
 
 def canonical(value):
-    """The one form of all values that are equal: 1 for 1.0 and true, a tuple for a list."""
+    """The canonical form of a value: 1 for 1.0 and true, a tuple for a list. Equal values have the same form."""
     if isinstance(value, bool) or (isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST):
         return int(value)
     return tuple(map(canonical, value)) if isinstance(value, (list, tuple)) else value

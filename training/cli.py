@@ -1,4 +1,4 @@
-"""Command lines: flags that several scripts share, and errors in one line."""
+"""Command lines: flags that several scripts share, and error messages in one line."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from utils.errors import Diverged, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that prints the script's docstring unchanged, and errors in one line."""
+    """A parser that prints the script's docstring unchanged, and an error in one line."""
 
     def __init__(self, about):
         super().__init__(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,7 +30,7 @@ def training_flags(about):
     add = parser.add_argument
     add("--save_path", required=True, type=Path, metavar="FOLDER", help="experiment folder with a params.json")
     add("--resume", metavar="FILE", help="start from the weights in this checkpoint")
-    add("--evaluate", nargs="?", const="", metavar="FILE", help="only score FILE (default: best_model.tar)")
+    add("--evaluate", nargs="?", const="", metavar="FILE", help="evaluate FILE and do not train")
     add("--gpu_id", nargs="+", type=int, metavar="N", help="the GPU to use (default: 0); without a GPU the CPU is used")
     add_set_flag(parser, 'change keys; the run gets a folder of its own beside FOLDER, "FOLDER,KEY=VALUE"')
     add_data_flags(parser)
@@ -72,7 +72,7 @@ def command_line():
 
 
 def main(kind, args):
-    """Run a training script: train the experiment in `args.save_path`, or score it. kind: see `params.kind_of`."""
+    """Run a training script: train or evaluate the experiment in `args.save_path`. kind: see `params.kind_of`."""
     with one_line_errors():
         gpus = args.gpu_id or [None]
         if len(gpus) > 1:

@@ -1,4 +1,4 @@
-"""The training loop of all methods: device, precision, optimizer, steps, and the stop at NaN."""
+"""The training loop of all methods, and the choice of device, precision and optimizer."""
 
 import ctypes
 import os
@@ -46,9 +46,9 @@ def pick_device(gpu_id=None):
 
 
 def keep_freed_memory():
-    """Let glibc keep freed memory. Otherwise it returns memory to the system, which zeroes each page for the next use.
+    """Let glibc keep freed memory, so that the system does not zero the pages for each use.
 
-    This saves 2 to 10 % of the time of a training step on the CPU. Other allocators are not changed.
+    This saves 2 to 10 % of the time of a training step on the CPU. Other memory allocators are not changed.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

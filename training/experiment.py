@@ -1,4 +1,4 @@
-"""Functions that the three training scripts share: check the params.json of a folder, train its network, score it."""
+"""Functions that the three training scripts share: check params.json, train, and evaluate."""
 
 import contextlib
 import shlex
@@ -21,7 +21,7 @@ SCRIPTS = {"scratch": "train_scratch.py", "defend": "train_nasty.py", "attack": 
 
 
 def prepare(kind, folder, changes, files):
-    """(run folder, checked parameters) that a command line asks for.
+    """Return (run folder, checked parameters) for a command line.
 
     kind: of the training script; see `params.kind_of`. changes: {key: value} of --set, for which a run folder is
     written beside `folder`. files: {"resume": path or None, …} from other flags, which replace keys.
@@ -48,7 +48,7 @@ def kind_in(path, changes=()):
 
 
 def derive(folder, changes):
-    """The folder of the run of the experiment `folder` with `changes`; its params.json is written."""
+    """Write the params.json of the run of the experiment `folder` with `changes`. Returns the folder of this run."""
     params.check(key_changes.apply(read_json(folder / "params.json"), changes), folder / "params.json")
     run = spec.make(folder.absolute(), changes)
     spec.write(run)
@@ -69,7 +69,7 @@ def train(folder, params, data_dir, gpu_id=None, download=False, command="", unt
         if run.finished(until):
             run.print_finished()
             return
-        run.lock(create=False)  # before the data set is read, where that is possible without creating a file
+        run.lock(create=False)  # fails early, before the data set is read, if training.log exists and is locked
         train_run(run, params, device, data_dir, download, until, load)
 
 
@@ -78,7 +78,7 @@ def train_run(run, params, device, data_dir, download, until, load):
     own = data.options_in(params)
     dataset = load(params.dataset, data_dir, device, params.subset_percent, download, params.validation, **own)
     seed_everything(params.seed, epoch=-1)
-    with remedies():
+    with suggest_command():
         learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))
     if dataset.digest:
         learner.zoo.origins[dataset.name] = dataset.digest
@@ -104,15 +104,15 @@ def score(path, params, data_dir, gpu_id=None, download=False):
     device = engine.pick_device(gpu_id)
     precision = engine.resolve_precision(params.precision, device)
     dataset = data.load(params.dataset, data_dir, device, download=download, **data.options_in(params))
-    with remedies():
+    with suggest_command():
         network = Zoo(dataset.spec, device, precision == "bf16").frozen(params.model_name, Path(path).absolute())
     scores = evaluate(network, dataset.test_loader())
     print(f"{display_path(path)}: acc: {scores['acc']:.2f} ; loss: {scores['loss']:.3f}")
 
 
 @contextlib.contextmanager
-def remedies():
-    """Add the command that makes a missing or damaged checkpoint to its error message."""
+def suggest_command():
+    """If a checkpoint is missing or damaged, add the command that makes it to the error message."""
     try:
         yield
     except CheckpointError as error:

@@ -1,6 +1,6 @@
 """A run folder: metrics.jsonl, best_model.tar, last_model.tar and training.log beside params.json.
 
-A run with the keys validation and test_at_end also has test.json, the scores of its best epoch on the test images.
+A run with the keys validation and test_at_end also has test.json: the metrics of the best epoch on the test images.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def must_score(self):
-        """Whether the test images are to be scored: at the end of a run with validation images."""
+        """Whether the best epoch must be evaluated on the test images: at the end of a run with `test_at_end`."""
         wanted = self.params.get("validation") and self.params.get("test_at_end")
         return bool(wanted) and self.epoch >= self.params["num_epochs"]
 
@@ -178,7 +178,7 @@ class Run:
             checkpoint.write(self.best, content)
 
     def score(self, method, loader):
-        """Score the weights of the best epoch on `loader`, and write test.json."""
+        """Evaluate the weights of the best epoch on `loader`, and write test.json."""
         checkpoint.load_weights(method.model, checkpoint.load(self.best), self.best)
         scores = method.final(loader)
         self.log(f"- Test metrics of epoch {self.best_epoch}: {' ; '.join(format_terms(scores))}")
@@ -188,5 +188,5 @@ class Run:
 
 
 def best_is_outdated(last, best):
-    """Whether `last`, the content of a last_model.tar, is the best epoch while the file `best` has an older one."""
+    """Whether `last`, the content of a last_model.tar, is the best epoch, but the file `best` has an older epoch."""
     return last["best"][0] == last["epoch"] - 1 and checkpoint.peek(best).get("epoch") != last["epoch"]

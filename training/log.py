@@ -12,7 +12,7 @@ from utils.paths import display_path
 
 
 class Printer(logging.StreamHandler):
-    """A handler that lets BrokenPipeError end the program, when the reader closed the pipe."""
+    """A handler that raises BrokenPipeError, which ends the program if the reader closed the pipe."""
 
     errors = BrokenPipeError
 
@@ -23,7 +23,7 @@ class Printer(logging.StreamHandler):
 
 
 class LogFile(Printer):
-    """A handler that lets every error of writing end the program."""
+    """A handler that raises every error of writing."""
 
     errors = OSError
 

@@ -34,7 +34,7 @@ class Common:
     num_epochs: int = key("passes over the training set; may grow when a run is continued", low=1)
     batch_size: int = key("images per step; the last batch of an epoch may be smaller", low=1)
     learning_rate: float = key("learning rate of the first epoch", above=0)
-    schedule: list[int] = key("epochs, counted from 0, at whose start the learning rate is multiplied by gamma")
+    schedule: list[int] = key("epochs, counted from 0; at the start of each, the learning rate is multiplied by gamma")
     gamma: float = key("factor of the learning rate at the epochs of schedule", above=0)
     optimizer: str = key(
         "auto: adam for net and mlp, sgd for other networks", default="auto", choices=("auto", "sgd", "adam")
@@ -45,13 +45,13 @@ class Common:
     augmentation: bool = key("random crops, flips and rotations, depending on the data set", default=True)
     subset_percent: float = key("share of the training images to use", default=1.0, above=0, high=1)
     validation: float = key(
-        "share of the used training images to hold back; the best epoch is then chosen by the accuracy on them, and "
-        "test images are scored only if test_at_end is true",
+        "share of the used training images to hold back; if above 0, the best epoch is chosen by the accuracy on these "
+        "images, and test images are evaluated only if test_at_end is true",
         default=0.0,
         low=0,
         below=1,
     )
-    test_at_end: bool = key("with validation: after the last epoch, score the best epoch on the test images", False)
+    test_at_end: bool = key("with validation: after the last epoch, evaluate the best epoch on the test images", False)
     resume: str | None = key("start from the weights in this checkpoint", default=None)
     seed: int = key("seed of initial weights, order of batches and augmentation", default=0, low=0)
     precision: str = key(
@@ -76,7 +76,7 @@ def load(folder, changes=()):
 def check(raw, path):
     """The parameters in the dictionary `raw`, with defaults filled in, as a namespace.
 
-    path: names the file in error messages. Raises UserError with a list of all problems.
+    path: the file that error messages name. Raises UserError with a list of all problems.
     """
     try:
         raw = with_method(raw)
@@ -103,12 +103,12 @@ def check(raw, path):
 def unknown_key(name, fields):
     """The error message for a key that a run does not have. fields: {name: dataclass field} of all its keys."""
     if name in OLD_NAMES:
-        return f'"{name}" is the old name of "{OLD_NAMES[name]}", which is given as well'
+        return f'"{name}" is the old name of "{OLD_NAMES[name]}"; give only one of them'
     return f'unknown key "{shorten(name)}"{suggest(name, fields)}'
 
 
 def with_method(raw):
-    """A copy of `raw` with today's names of keys and an explicit "method". Raises UserError for an unknown method."""
+    """A copy of `raw` with new names of keys and an explicit "method". Raises UserError for an unknown method."""
     raw = with_new_names(raw)
     if "method" in raw and not isinstance(raw["method"], str):
         raise UserError(f'"method": must be a string, not {shorten(json.dumps(raw["method"]))}')
@@ -147,7 +147,7 @@ def schema(raw):
 
 
 def own_params(raw):
-    """The `Params` classes of a run's method, of its data set, and, for an attack, of its teacher's release rule."""
+    """The `Params` classes of the method, the data set, and, for an attack, the release rule of a run."""
     found = [method.find(raw["method"]).Params]
     if hasattr(found[0], "release") and isinstance(raw.get("release"), str):
         found.append(method.find_release(raw["release"]).Params)
@@ -163,7 +163,7 @@ def defaults(raw):
 
 
 def inconsistent(values):
-    """Problems between keys that are valid on their own: a list of lines."""
+    """A list of messages about values that are valid on their own, but not together."""
     problems = []
     schedule = values["schedule"]
     if any(epoch < 0 for epoch in schedule) or any(a >= b for a, b in itertools.pairwise(schedule)):

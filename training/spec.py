@@ -114,7 +114,7 @@ def make(experiment, changes=None, teacher_changes=None, common=None, seed=None)
         teacher_changes = as_dict(run.teacher_changes) | teacher_changes
     raw = definition(experiment)
     depends = bool(experiments_in(raw))
-    if not depends:  # there is no other run that could differ
+    if not depends:  # this run loads no other run, so all changes are its own
         changes, teacher_changes, common = common | changes, {}, {}
     if "seed" in changes:  # of this run only: the runs it depends on keep their seeds
         own = changes.pop("seed")
@@ -154,7 +154,7 @@ def of_folder(folder):
 
 
 def is_definition(folder):
-    """Whether `folder` is that of an experiment, and not of a run with changed keys."""
+    """Whether `folder` is that of an experiment. It is not if it is the folder of a run with changed keys."""
     return not (from_root(folder) / FILE).exists()
 
 

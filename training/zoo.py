@@ -1,4 +1,4 @@
-"""Networks of one run: for its data set, on its device, in its precision."""
+"""Builds the networks of a run: for its data set, on its device, in its precision."""
 
 import json
 

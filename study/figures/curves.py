@@ -49,7 +49,10 @@ def curves(folders, labels=None):
 
 
 def draw(axes, values, look, offset):
-    """Draw mean and band of `values` (seeds, epochs). offset: shift of the markers, as a part of their spacing."""
+    """Draw the mean of `values` (seeds, epochs), with a band of ± one standard deviation.
+
+    offset: shift of the markers, as a part of their spacing.
+    """
     epochs, middle = np.arange(1, values.shape[1] + 1), values.mean(0)
     every = max(1, len(epochs) // 6)
     axes.plot(epochs, middle, **look, markevery=(int(offset * every), every))

@@ -29,6 +29,7 @@ def first_of_classes(labels, count):
 
 
 def draw(dataset, index, softened, temperature):
+    """Draw the images `index`, and the probabilities (N, C) of each teacher in `softened`."""
     names, true = teachers.class_names(dataset.name), dataset.test.labels[index].tolist()
     rows = len(index)
     figure, axes = style.grid(rows, 3, 0.65 + 0.85 * rows, gridspec_kw={"width_ratios": [1, 2.6, 2.6]})

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from training import params
-from training.experiment import remedies
+from training.experiment import suggest_command
 from training.zoo import Zoo
 from utils import data
 from utils.errors import UserError
@@ -40,7 +40,7 @@ def networks(folders, device):
             )
             raise UserError(f"{one}, {other}: a figure compares teachers of one data set")
     zoo, files = Zoo(data.DATASETS[first], device), [Path(folder).absolute() / "best_model.tar" for folder in folders]
-    with remedies():
+    with suggest_command():
         return first, [zoo.frozen(setting.model_name, file) for setting, file in zip(settings, files, strict=True)]
 
 
