@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torchvision.utils import save_image
 
 from method.attacker import Attack
 from model.generator import Generator
@@ -63,6 +62,8 @@ class DataFree(Attack):
 
     def save_grid(self, epoch, images):
         """Write the first 64 images, from 0 to 1, as a PNG file: every `grid_every` epochs and after the last epoch."""
+        from torchvision.utils import save_image  # see utils/datasets.py
+
         every, done = self.params.grid_every, epoch + 1
         if self.folder and every and (done % every == 0 or done == self.params.num_epochs):
             write_file(self.image_file(f"epoch{done:04}.png"), partial(save_image, images[:64], format="png"))
