@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torchvision.utils import save_image
 
 from method.attacker import Attack
 from model.generator import Generator
@@ -66,6 +65,8 @@ class DataFree(Attack):
 
         images: float (N, 3, H, W). 0 is black and 1 is white.
         """
+        from torchvision.utils import save_image  # see utils/datasets.py
+
         every, done = self.params.grid_every, epoch + 1
         if self.folder and every and (done % every == 0 or done == self.params.num_epochs):
             write_file(self.image_file(f"epoch{done:04}.png"), partial(save_image, images[:64], format="png"))

@@ -4,13 +4,14 @@ forms.py describes the file. matrices.py makes matrices, and targets.py makes th
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 from study.forms import check_entries
 from training import spec
 from training.spec import Spec
 from utils.errors import UserError, suggest
-from utils.paths import display_path, from_root, read_json
+from utils.paths import display_path, from_root, read_json, version
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,14 @@ class Table:
 def read_targets():
     """{name: entry} of experiments/tables.json."""
     path = from_root("experiments/tables.json")
-    return check_entries(read_json(path), display_path(path))
+    check_file(path, version(path))
+    return read_json(path)
+
+
+@functools.cache
+def check_file(path, version):
+    """Check the entries of the file `path`. A file that has not changed is checked once."""
+    check_entries(read_json(path), display_path(path))
 
 
 def read_target(name):

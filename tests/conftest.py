@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import io
 import json
 import os
@@ -50,6 +51,7 @@ os.fsync = lambda file: None  # waiting for the disk takes longer than an epoch 
 
 
 def pytest_configure(config):
+    gc.disable()  # until all tests are collected
     if hasattr(config, "workerinput") or config.getoption("numprocesses", 0):  # with pytest-xdist
         share_server()
 
@@ -58,6 +60,16 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests come first, so that no process is left with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """Garbage collections leave out all objects of PyTorch, pytest and the tests, which exist until the end."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # otherwise libraries report what was never collected
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ It need not import PyTorch, which takes seconds. The workers of `reproduce.py` a
 import contextlib
 import errno
 import fcntl
+import gc
 import multiprocessing
 import os
 import runpy
@@ -22,6 +23,7 @@ from types import SimpleNamespace
 TESTS = Path(__file__).resolve().parent
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torchvision", "processes"])
+gc.freeze()  # in the server: garbage collections in its processes leave out the objects of PyTorch
 forkserver.set_forkserver_preload = lambda names: None  # `reproduce.py` would preload modules of this checkout
 KILLS = int(os.environ.get("KILLS", 2))  # in each test that kills and restarts at random moments
 SERVER, ADDRESS = forkserver._forkserver, "TESTS_FORKSERVER"

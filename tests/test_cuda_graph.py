@@ -2,13 +2,12 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import experiment as write
 from conftest import metrics, same_weights, train, with_teacher
-from test_methods import build, every_method
+from test_methods import checked_params, every_method
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -172,10 +171,9 @@ def test_several_processes_take_the_plain_path(monkeypatch):
 def test_every_method(name, keys, device, frozen, tmp_path):
     """One recording serves both epochs, so Python branches in `losses` must be the same in both."""
     keys = keys | {"precision": "fp32" if device == "cpu" else "bf16"}
-    learner = build(name, keys, frozen)[0]
     for value in (False, True):
         (tmp_path / str(value)).mkdir()
-        params = SimpleNamespace(**vars(learner.params) | {"schedule": [], "cuda_graph": value})
+        params = checked_params(name, keys, frozen, schedule=[], cuda_graph=value)
         experiment.train(tmp_path / str(value), params, "")
     assert_same(tmp_path / "False", tmp_path / "True", device)
     said = re.findall(r"INFO: (.*CUDA graph.*)", log(tmp_path / "True"))
@@ -188,12 +186,11 @@ def test_every_method(name, keys, device, frozen, tmp_path):
 
 @pytest.mark.parametrize("name", ["dafl", "dfad", "deepinversion", "skeptical", "scm"])
 def test_what_has_more_than_a_student_ends_with_the_same_bits(name, device, frozen, tmp_path):
-    learner = build(name, {"cuda_graph": True}, frozen)[0]
     lengths = {"whole": [2], "cut": [1, 2]}
     for folder, epochs in lengths.items():
         (tmp_path / folder).mkdir()
         for num_epochs in epochs:
-            params = SimpleNamespace(**vars(learner.params) | {"num_epochs": num_epochs})
+            params = checked_params(name, {"cuda_graph": True}, frozen, num_epochs=num_epochs)
             experiment.train(tmp_path / folder, params, "")
     assert same_weights(tmp_path / "whole/last_model.tar", tmp_path / "cut/last_model.tar")
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")

@@ -270,7 +270,7 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
-    monkeypatch.setattr("utils.datasets.download_and_extract_archive", offline)
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", offline)
     for name in ("cifar10", "tiny_imagenet"):
         assert "failed: no network" in refusal(name, tmp_path, download=True)
 

@@ -1,6 +1,7 @@
 """A run with two processes, as torchrun starts them, compared with one process; and a plan of runs as Ray tasks."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import signal
@@ -109,7 +110,9 @@ def kill_whoever_trains_in(folder):
 
 
 @with_ray
-def test_a_killed_worker_is_replaced_and_goes_on(tmp_path):
+def test_a_killed_worker_is_replaced_and_goes_on(tmp_path, monkeypatch):
+    small = {"num_cpus": 1, "include_dashboard": False}  # otherwise Ray starts many more processes
+    monkeypatch.setattr("ray.init", functools.partial(importlib.import_module("ray").init, **small))
     teacher = experiment(tmp_path / "teacher", num_epochs=40)
     student = experiment(tmp_path / "student", **with_teacher(teacher))
     runner = Runner(Plan([spec.make(student)]))

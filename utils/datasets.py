@@ -2,6 +2,9 @@
 
 Each function returns (train images, train labels, test images, test labels). Images are uint8 (N, H, W, 3), labels are
 integers (N,). Raises UserError with the name of the first file that is missing or damaged.
+
+The functions import torchvision themselves: importing it takes as long as importing PyTorch, and scripts that read no
+
 """
 
 from pathlib import Path
@@ -10,8 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
 from utils import image_cache
 from utils.errors import UserError
@@ -22,15 +23,21 @@ TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
 def cifar10(data_dir, download):
+    from torchvision.datasets import CIFAR10
+
     return _cifar("cifar10", CIFAR10, data_dir, download)
 
 
 def cifar100(data_dir, download):
+    from torchvision.datasets import CIFAR100
+
     return _cifar("cifar100", CIFAR100, data_dir, download)
 
 
 def _cifar(name, reader, data_dir, download):
     """Read the files in data_dir or data_dir/data-<name> with torchvision, which checks the md5 of each file."""
+    from torchvision.datasets.utils import check_integrity
+
     root = data_dir if (data_dir / reader.base_folder).is_dir() else data_dir / f"data-{name}"
     folder = root / reader.base_folder
     try:
@@ -50,6 +57,8 @@ def digits(data_dir, download):
 
     The training images are the first 898 of RandomState(0).permutation(1797), in that order. The arguments are ignored.
     """
+    from torchvision.datasets.utils import check_integrity
+
     path = Path(__file__).with_name("digits.npz")
     if not check_integrity(path, DIGITS_MD5):
         raise UserError(f"digits: {path} is not the file of this project (its md5 differs); restore it with git")
@@ -70,6 +79,8 @@ def tiny_imagenet(data_dir, download):
 
     Classes are numbered in the order of the sorted folder names in train/, as torchvision's ImageFolder does.
     """
+    from torchvision.datasets.utils import download_and_extract_archive
+
     folder = data_dir / "tiny-imagenet-200"
     if download and [_count(folder / part) for part in ("train", "val")] != [100_000, 10_000]:
         try:

@@ -4,7 +4,6 @@ import platform
 import subprocess
 
 import torch
-import torchvision
 
 from utils.distributed import WORLD_SIZE
 from utils.paths import ROOT
@@ -17,6 +16,8 @@ def describe(device, precision):
 
 def versions(device, precision):
     """The part of `describe` without the commit of this project."""
+    import torchvision  # see utils/datasets.py
+
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)}, cuDNN {torch.backends.cudnn.version()}"
     else:
