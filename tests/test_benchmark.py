@@ -123,7 +123,7 @@ def test_step_flops():
         (["net", "--kind", "dafl", "--batch_size", "1"], '"batch_size": must be at least 2'),
         (["net", "--kind", "dfad", "--steps", "50"], "an epoch has only 50 steps"),
         (["net", "--kind", "deepinversion", "--together", "2"], "train pixels"),
-        (["net", "--output", "no/such/folder/file"], "no/such/folder/file: must be a file in a folder"),
+        (["net", "--output", "no/such/folder/file"], "no/such/folder/file: must be a file in an existing folder"),
     ],
 )
 def test_bad_input(argv, message, tmp_path, capsys):

@@ -4,7 +4,7 @@ Each function returns (train images, train labels, test images, test labels). Im
 integers (N,). Raises UserError with the name of the first file that is missing or damaged.
 
 The functions import torchvision themselves: importing it takes as long as importing PyTorch, and scripts that read no
-
+images, such as results.py, do not need it.
 """
 
 from pathlib import Path
