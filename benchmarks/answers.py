@@ -52,7 +52,7 @@ def main():
 
 
 def measure(args, gib):
-    """Return a list: the seconds that the training steps of each student take. gib: the value of stored_answers_gib."""
+    """A list of the seconds that the training steps of each student take. gib: the key stored_answers_gib."""
     load = functools.cache(data.load)
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder, "teacher.tar")

@@ -55,7 +55,7 @@ class Foreign(Network):
 
 def no_features(name, method):
     """The error message if `method`, the name of a method, needs the features of the foreign network `name`."""
-    return f"{name} is a network of other code, which has only logits; {method} needs its features"
+    return f"{name} is a network of other code, which returns only logits; {method} needs its features"
 
 
 def canonical(name):

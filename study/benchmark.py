@@ -179,10 +179,10 @@ class Benchmark:
         the chosen one.
         """
         preset = dict(PRESETS[case.preset].changes)
-        scoring = {"validation": VALIDATION, "test_at_end": final} | self.entry["changes"]
+        shared = {"validation": VALIDATION, "test_at_end": final} | self.entry["changes"]
         if case.row in (ALONE, YARDSTICK):
             preset.pop("answers", None)
-            return make_spec(self.entry["alone"], changes=preset | scoring | changes, seed=seed)
+            return make_spec(self.entry["alone"], changes=preset | shared | changes, seed=seed)
         defence = self.defences[case.row]
         strength = self.chosen_strengths[case.row] if strength is None else strength
         rule, teacher = defence.get("changes", {}), defence.get("teacher_changes", {})
@@ -192,7 +192,7 @@ class Benchmark:
             teacher = teacher | strength
         return make_spec(
             defence["student"],
-            changes=rule | preset | scoring | changes,
+            changes=rule | preset | shared | changes,
             teacher_changes=teacher,
             common=TEACHER | self.entry["changes"],
             seed=seed,

@@ -27,7 +27,7 @@ def fill(top, others, h, epsilon):
     """The optimum for p'_top = h (N, 1). Returns (p' of the other classes (N, C − 1), max(‖p' − p‖₁ − ε, 0) (N, 1)).
 
     top: p_top (N, 1). others: p of the other classes, in ascending order (N, C − 1). First the other classes are
-    changed until each is at most h − 1e-4 and their sum is 1 − h. If this costs less than ε, probability is then moved
+    changed until each is at most h − 1e-4 and their sum is 1 − h. If this uses less than ε, probability is then moved
     from the most likely to the least likely of the other classes.
     """
     cap, classes = h - MARGIN, torch.arange(others.shape[1], device=others.device)
