@@ -26,7 +26,7 @@ def build(model_name, num_classes, image_size=32, **options):
     """Build a network for images of `image_size` × `image_size` pixels.
 
     options: the keyword-only arguments of the network's constructor. Raises UserError if the name is unknown, or if the
-    network does not accept the image size or an option.
+    network does not accept the image size or the value of an option.
     """
     network = find(model_name)(num_classes, **options)
     network.num_classes = num_classes

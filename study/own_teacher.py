@@ -127,6 +127,6 @@ def write_copy(file, network, module, options):
 
 
 def row_name(file):
-    """The name of the row of a file: "mine" for mine.pt; for a best_model.tar, the name of its folder."""
+    """The name of the row of a file: "mine" for mine.pt, or the folder of a best_model.tar or last_model.tar."""
     name = file.parent.name if file.stem in ("best_model", "last_model") else file.stem
     return re.sub(r"[^\w.-]+", "-", name)

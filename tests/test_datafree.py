@@ -424,5 +424,5 @@ def test_teacher_without_batch_norm(trained, tmp_path):
 
 def test_several_processes(trained, monkeypatch):
     monkeypatch.setattr("utils.distributed.WORLD_SIZE", 2)
-    with pytest.raises(UserError, match='"dafl" cannot train on several processes'):
+    with pytest.raises(UserError, match='"dafl" cannot train with several processes'):
         build(trained, "dafl")

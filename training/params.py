@@ -193,7 +193,7 @@ def build_without_weights(model_name, num_classes, image_size, **options):
 
 
 def resolve(values):
-    """A copy of `values` in which optimizer "auto", weight decay null, and 0 and 1 for booleans have been replaced."""
+    """A copy of `values` with resolved optimizer ("auto") and weight decay (null), and booleans instead of 0 and 1."""
     values = values | {name: bool(values[name]) for name in ("augmentation", "test_at_end", "cuda_graph", "cuda")}
     if values["optimizer"] == "auto":
         values["optimizer"] = "adam" if values["model_name"] in ("net", "mlp") else "sgd"

@@ -106,7 +106,10 @@ def read_lines(target, entry):
 
 
 def split_names(rows, students):
-    """Yield (title, role) of each row. title: the first words that the names of all rows of one student share."""
+    """Yield (title, role) of each row.
+
+    title: the first words of the row's name, which are the same in all rows of the student. role: the other words.
+    """
     words = [name.replace(",", "").split() for name, _ in rows]
     for name, student in zip(words, students, strict=True):
         siblings = [other for other, its_student in zip(words, students, strict=True) if its_student == student]
