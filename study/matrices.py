@@ -114,9 +114,9 @@ def is_rule(name):
 
 def declared_keys(name):
     """{key: dataclass field} that the file `name` in method/ adds to those of every run and of every attack."""
-    found = method.find_release(name) if is_rule(name) else method.find(name)
+    declaring = method.find_release(name) if is_rule(name) else method.find(name)
     shared = {field.name for part in (Common, Attack.Params) for field in dataclasses.fields(part)}
-    return {field.name: field for field in dataclasses.fields(found.Params) if field.name not in shared}
+    return {field.name: field for field in dataclasses.fields(declaring.Params) if field.name not in shared}
 
 
 def defaults_of(name):

@@ -28,9 +28,9 @@ def prepare(kind, folder, changes, files):
     """
     if folder.name == "params.json" and folder.is_file():
         raise UserError(f"--save_path {folder}: must be a folder, not a file; use --save_path {folder.parent}")
-    found = kind_in(folder / "params.json", changes)
-    if found != kind:
-        script = SCRIPTS[found]
+    actual = kind_in(folder / "params.json", changes)
+    if actual != kind:
+        script = SCRIPTS[actual]
         raise UserError(f"{folder}: is an experiment for {script}: python {script} --save_path {folder}")
     files = {name: display_path(path) for name, path in files.items() if path}
     if changes:

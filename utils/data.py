@@ -112,11 +112,11 @@ def load(name, data_dir, device, subset_percent=1.0, download=False, validation=
         raise UserError(f'unknown data set "{name}"{suggest(name, NAMES)} (known: {", ".join(NAMES)})')
     folder, digest = Path(data_dir).expanduser(), ""
     if name == OWN:
-        found = imagefolder.read(folder, options["image_size"])
-        (images, labels), (test_images, test_labels), digest = found.train, found.test, found.digest
+        source = imagefolder.read(folder, options["image_size"])
+        (images, labels), (test_images, test_labels), digest = source.train, source.test, source.digest
         names = tuple(options["augmentations"].split("+"))
         sizes = options["image_size"], len(labels), len(test_labels)
-        spec = DataSpec(len(found.classes), *sizes, found.mean, found.std, names)
+        spec = DataSpec(len(source.classes), *sizes, source.mean, source.std, names)
     else:
         spec = DATASETS[name]
         images, labels, test_images, test_labels = getattr(datasets, name)(folder, download)
