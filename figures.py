@@ -1,4 +1,4 @@
-"""Draw the papers' figures, from run folders or records, each as PNG and PDF.
+"""Draw figures of the papers and of the benchmark, each as PNG and PDF.
 
     python figures.py curves experiments/digits/*/cnn                   accuracy and losses over the epochs
     python figures.py responses --normal FOLDER --nasty FOLDER          outputs of two teachers for single images
@@ -6,7 +6,7 @@
     python figures.py inversion --teacher FOLDER FOLDER                 images made from batch-norm statistics
     python figures.py sweep omega                                       an ablation of experiments/tables.json
     python figures.py matrix matrix_digits                              a heat map of defences × attacks
-    python figures.py adaptive benchmark_digits                         scores before and after the search for a thief
+    python figures.py adaptive benchmark_digits                         scores before and after the search for an attack
 
 The script needs matplotlib, and scikit-learn for t-SNE. The same command on the same runs writes identical files.
 """
@@ -56,7 +56,7 @@ def parse():
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE", parser_class=subparser)
 
     add = flags(figures, "curves", "accuracy and losses over the epochs, a line for each experiment")
-    add("run", nargs="+", metavar="RUN", help="run folders; all seeds of a run are drawn")
+    add("run", nargs="+", metavar="RUN", help="run folders; a line includes all seeds of a run")
     add("--labels", nargs="+", metavar="TEXT", help="labels of the lines, in order (default: folder names)")
 
     add = flags(figures, "responses", "softmax(logits / T) of the same test images under two teachers", teachers=True)
@@ -65,7 +65,7 @@ def parse():
         nargs="+",
         type=int,
         metavar="N",
-        help="numbers of test images (default: one image of each class 0 to 3)",
+        help="indices of test images (default: one image of each class 0 to 3)",
     )
     add("--temperature", type=float, default=4.0, metavar="T", help="temperature (default: 4)")
 
@@ -89,7 +89,7 @@ def parse():
         about = f"{about} (default: {default:g})"
         add(f"--{name}", type=at_least(low, type(default)), default=default, metavar="N", help=about)
 
-    add = flags(figures, "sweep", "accuracy over the values of a key, with a band over seeds")
+    add = flags(figures, "sweep", "accuracy over the values of a key, with error bars over seeds")
     add("target", metavar="TARGET", help="an ablation of experiments/tables.json: omega, tau_s, alpha, samples, ...")
 
     add = flags(figures, "matrix", "the gain of students over the student alone, for each defence and attack")

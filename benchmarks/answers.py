@@ -2,10 +2,10 @@
 
     python benchmarks/answers.py                                        16 CNN students of a ResNet-18
 
-Each student trains one epoch on the images of `--steps` batches, and each has another α. Without stored answers, every
-student runs the teacher. With stored answers, the first student runs the teacher and writes the answers; all others
-read them. The times are those of the training steps, including writing and reading, without evaluation. The teacher has
-random weights. Run this script on an otherwise idle machine.
+Each student trains one epoch on the images of `--steps` batches. All students have different α. Without stored answers,
+every student runs the teacher. With stored answers, the first student runs the teacher and writes the answers; all
+others read them. The times are those of the training steps, including writing and reading, without evaluation. The
+teacher has random weights. Run this script on an otherwise idle machine.
 """
 
 import argparse
@@ -47,12 +47,12 @@ def main():
     print(f"{args.students} students `{args.student}` of one `{args.teacher}`, {args.steps} steps each: {plain:.1f} s")
     print(f"with stored answers: {stored:.1f} s, {plain / stored:.2f} times as fast")
     if args.output:
-        found = {"seconds": seconds[0], "seconds_with_stored_answers": seconds[2], "ratio": plain / stored}
-        args.output.write_text(json.dumps(describe(args) | found, indent=1) + "\n")
+        results = {"seconds": seconds[0], "seconds_with_stored_answers": seconds[2], "ratio": plain / stored}
+        args.output.write_text(json.dumps(describe(args) | results, indent=1) + "\n")
 
 
 def measure(args, gib):
-    """The seconds that the training steps of each student take."""
+    """A list of the seconds that the training steps of each student take. gib: the key stored_answers_gib."""
     load = functools.cache(data.load)
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder, "teacher.tar")

@@ -77,7 +77,7 @@ def flags():
         type=at_least(1),
         default=10,
         metavar="N",
-        help="steps before the timed steps; prefetching takes 8 (default: 10)",
+        help="steps before the timed steps (default: 10)",
     )
     add("--rounds", type=at_least(1), default=5, metavar="N", help="number of rounds for the median (default: 5)")
     add_exclusive = parser.add_mutually_exclusive_group().add_argument

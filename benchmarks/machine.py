@@ -34,12 +34,15 @@ def matmul_peak(device, precision, size=None):
 
 
 def step_flops(network, kind, spec):
-    """FLOP per image of a training step: three forward passes, and a fourth if there is a frozen network."""
+    """FLOP per image of a training step. The backward pass counts as two forward passes.
+
+    If there is a frozen network, its forward pass counts, too. network: name of the trained and of the frozen network.
+    """
     with torch.device("meta"):
-        built = model.build(network, spec.num_classes, spec.image_size).eval()
+        module = model.build(network, spec.num_classes, spec.image_size).eval()
         images = torch.empty(1, 3, spec.image_size, spec.image_size)
     with FlopCounterMode(display=False) as counter:
-        built.head(built.features(images))
+        module.head(module.features(images))
     return counter.get_total_flops() * (3 if kind == "normal" else 4)
 
 

@@ -19,6 +19,7 @@ from utils.cuda_graph import Recorder
 from utils.errors import UserError
 
 DATA_FREE = {"dafl": 1024, "dfad": 256, "deepinversion": 256}  # attacks without data: their published batch sizes
+# {kind of step: name of the method}
 KINDS = {"normal": "scratch", "nasty": "nasty", "kd": "kd"} | {name: name for name in DATA_FREE}
 
 
@@ -61,7 +62,7 @@ class RandomZoo(Zoo):
         return self.freeze(self.fresh(name))
 
 
-def learner(params, dataset, device):
+def make_method(params, dataset, device):
     return method.find(params.method)(params, RandomZoo(dataset.spec, device, params.precision == "bf16"))
 
 
@@ -69,7 +70,7 @@ class Ours:
     """The pipeline of the training scripts: their loader, method, optimizer and training step."""
 
     def __init__(self, params, dataset, device):
-        self.method = learner(params, dataset, device)
+        self.method = make_method(params, dataset, device)
         self.optimizer = engine.make_optimizer(params, self.method.model)
         self.recorder = Recorder(self.method, self.optimizer, device, print) if params.cuda_graph else None
         self.loader = dataset.train_loader(params.batch_size, params.augmentation, prefetch=params.cuda_graph)
@@ -107,7 +108,7 @@ class Inverting:
     """
 
     def __init__(self, params, dataset, device):
-        self.method = learner(params, dataset, device)
+        self.method = make_method(params, dataset, device)
         self.labels = torch.arange(params.batch_size, device=device) % dataset.spec.num_classes
         self.loader = range(params.inversion_steps)
         self.log_lines = []

@@ -86,10 +86,10 @@ class ReferenceProcess:
 
     def __init__(self, params, device, data_dir, images):
         context = multiprocessing.get_context("forkserver")
-        self.pipe, there = context.Pipe()
-        self.process = context.Process(target=serve, args=(there, params, device, data_dir, images))
+        self.pipe, worker_end = context.Pipe()
+        self.process = context.Process(target=serve, args=(worker_end, params, device, data_dir, images))
         self.process.start()
-        there.close()
+        worker_end.close()
 
     def __enter__(self):
         return self

@@ -23,12 +23,12 @@ def throughput(count, params, data_dir, images, steps, warmup):
     workers = []
     try:
         for _ in range(count):
-            here, there = context.Pipe()
-            process = context.Process(target=work, args=(there, params, data_dir, images, steps, warmup, threads))
+            own_end, worker_end = context.Pipe()
+            process = context.Process(target=work, args=(worker_end, params, data_dir, images, steps, warmup, threads))
             process.daemon = True
             process.start()
-            there.close()
-            workers.append((process, here))
+            worker_end.close()
+            workers.append((process, own_end))
         for _, pipe in workers:
             pipe.recv()
         for _, pipe in workers:

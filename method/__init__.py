@@ -122,5 +122,5 @@ def files():
 def member(kind, name, base):
     """The subclass of `base` defined in the file of this name, or None."""
     module = importlib.import_module("method.scratch" if kind == "scratch" else f"method.{kind}.{name}")
-    own = [found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__]
-    return next((found for found in own if issubclass(found, base)), None)
+    classes = [item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__]
+    return next((item for item in classes if issubclass(item, base)), None)

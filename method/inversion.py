@@ -111,8 +111,8 @@ def total_variation(x):
 def distance(x, mean, variance):
     """‖μ(x) − mean‖₂ + ‖σ²(x) − variance‖₂ for the input x (N, C, …) of a batch norm."""
     x = at_least_float32(x).movedim(1, -1).flatten(0, -2)  # (N …, C), no copy for channels_last tensors
-    of_batch = x.mean(0)
-    return (of_batch - mean).norm() + ((x - of_batch).square().mean(0) - variance).norm()
+    batch_mean = x.mean(0)
+    return (batch_mean - mean).norm() + ((x - batch_mean).square().mean(0) - variance).norm()
 
 
 def jensen_shannon(p, q, T):

@@ -1,4 +1,4 @@
-"""Make a batch of images with a generator in few steps: the synthesis of Fast-DFKD, Fang et al., AAAI 2022.
+"""Make a batch of images with a generator in a few steps: the synthesis of Fast-DFKD, Fang et al., AAAI 2022.
 
     L(x, ŷ) = a_bn Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ ) + a_oh CE(t(x), ŷ) − a_adv A(x)
     A(x)    = mean over the images of KL( σ(t(x)) ‖ σ(s(x)) ) · 1[ argmax s(x) = argmax t(x) ]
@@ -51,12 +51,12 @@ def synthesise(
     weights, best, values = list(fast.parameters()), None, None
     inner = torch.optim.Adam([{"params": weights}, {"params": [z], "lr": noise_learning_rate}], learning_rate, BETAS)
     totals = [torch.zeros_like(weight) for weight in weights]
-    with batch_norm_distances(network) as found:
+    with batch_norm_distances(network) as distances:
         for _ in range(steps):
-            found.clear()
+            distances.clear()
             images = fast(z)
             logits, student_logits = network(images), student(images)
-            bn = sum(found)
+            bn = sum(distances)
             loss, *terms = synthesis_loss(logits, student_logits, labels, bn, a_bn, a_oh, a_adv)
             new = torch.stack((loss, bn, *terms)).detach()
             if values is None or new[0] < values[0]:

@@ -3,7 +3,7 @@
 A constructor takes the number of classes. Its keyword-only arguments are keys of params.json. A class that accepts only
 one image size has the attribute `image_size`. A file with `DEPTHS` defines one network for each depth: "resnet18" is
 depth 18 of resnet.py. The depth is then the first argument of the constructor. A file that can build other depths, too,
-has a function `constructor(depth)`.
+has a function `constructor(depth)`, which returns the constructor of a network with this depth.
 """
 
 import importlib
@@ -25,7 +25,8 @@ BASES = ("network", "foreign")  # files with a class that is not selected by the
 def build(model_name, num_classes, image_size=32, **options):
     """Build a network for images of `image_size` × `image_size` pixels.
 
-    options: the keyword-only arguments of its constructor.
+    options: the keyword-only arguments of the network's constructor. Raises UserError if the name is unknown, or if the
+    network does not accept the image size or the value of an option.
     """
     network = find(model_name)(num_classes, **options)
     network.num_classes = num_classes
@@ -49,11 +50,11 @@ def load_model(name):
 
 def names():
     """The names of all networks, sorted. `preresnetN` can also be built with other depths N = 6n+2."""
-    found = []
+    networks = []
     for file in files():
         if class_in(file):
-            found += [f"{file}{depth}" for depth in getattr(module(file), "DEPTHS", [""])]
-    return sorted(found)
+            networks += [f"{file}{depth}" for depth in getattr(module(file), "DEPTHS", [""])]
+    return sorted(networks)
 
 
 @cache
@@ -88,10 +89,11 @@ def find(model_name):
 @cache
 def files():
     """The names of the files in this folder that may define a network, read once. Do not modify the list."""
-    return [found.name for found in pkgutil.iter_modules(__path__) if found.name not in BASES]
+    return [file.name for file in pkgutil.iter_modules(__path__) if file.name not in BASES]
 
 
 def has_network(file):
+    """Whether the file of this name defines a network."""
     return file in files() and class_in(file) is not None
 
 
@@ -102,5 +104,5 @@ def module(file):
 @cache
 def class_in(file):
     """The subclass of `Network` that is defined in the file of this name, or None."""
-    own = [found for found in vars(module(file)).values() if getattr(found, "__module__", None) == f"model.{file}"]
-    return next((found for found in own if isinstance(found, type) and issubclass(found, Network)), None)
+    defined = [item for item in vars(module(file)).values() if getattr(item, "__module__", None) == f"model.{file}"]
+    return next((item for item in defined if isinstance(item, type) and issubclass(item, Network)), None)

@@ -15,9 +15,9 @@ MAX_CHANNELS = 512  # largest number of channels of a head, unless its stage has
 def stages(network):
     """The stages of a network, in order. Their outputs are (N, channels, H, W). [] if no stages are found."""
     for pattern in STAGES:
-        found = [part for name, part in network.named_modules() if re.fullmatch(pattern, name)]
-        if found:
-            return [part for part in found if not isinstance(part, nn.Identity)]
+        modules = [module for name, module in network.named_modules() if re.fullmatch(pattern, name)]
+        if modules:
+            return [module for module in modules if not isinstance(module, nn.Identity)]
     return []
 
 

@@ -1,6 +1,7 @@
 """DenseNet-BC. Huang et al., Densely Connected Convolutional Networks, CVPR 2017.
 
-These are the ImageNet networks with a 3x3 stem and without max-pooling. As released, transitions have no ReLU.
+These are the ImageNet networks with a 3x3 stem and without max-pooling. As in the released code of Nasty
+Teacher, transitions have no ReLU.
 """
 
 import torch

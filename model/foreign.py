@@ -53,21 +53,21 @@ class Foreign(Network):
         return self.module.load_state_dict(*args, **kwargs)
 
 
-def no_features(name, user):
-    """The error message if `user` needs the features of the foreign network `name`."""
-    return f"{name} is a network of other code, which has only logits; {user} needs its features"
+def no_features(name, method):
+    """The error message if `method`, the name of a method, needs the features of the foreign network `name`."""
+    return f"{name} is a network of other code, which returns only logits; {method} needs its features"
 
 
 def canonical(name):
     """`name` with the path of its file relative to the project root, or absolute if the file lies elsewhere."""
-    place, _, function = name.rpartition(":")
-    return f"{display_path(Path(place).resolve())}:{function}" if place.endswith(".py") else name
+    location, _, function = name.rpartition(":")
+    return f"{display_path(Path(location).resolve())}:{function}" if location.endswith(".py") else name
 
 
 def source(name):
     """The content of the file of the function `name`, as bytes."""
-    place = name.rpartition(":")[0]
-    file = from_root(place) if place.endswith(".py") else Path(importlib.util.find_spec(place).origin)
+    location = name.rpartition(":")[0]
+    file = from_root(location) if location.endswith(".py") else Path(importlib.util.find_spec(location).origin)
     return file.read_bytes()
 
 
@@ -77,14 +77,14 @@ def make(name, num_classes):
         function = find_function(name)
         try:
             by_name = "num_classes" in inspect.signature(function).parameters or takes_any_keyword(function)
-            found = function(num_classes=num_classes) if by_name else function(num_classes)
+            module = function(num_classes=num_classes) if by_name else function(num_classes)
         except Exception as error:
             raise UserError(f"{name}({num_classes}) failed: {one_line(error)}") from None
-    if not isinstance(found, nn.Module):
-        raise UserError(f"{name}({num_classes}): returned a {type(found).__name__}, not a torch.nn.Module")
-    if next(found.parameters(), None) is None:
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{name}({num_classes}): returned a {type(module).__name__}, not a torch.nn.Module")
+    if next(module.parameters(), None) is None:
         raise UserError(f"{name}({num_classes}): returned a module without weights")
-    return found
+    return module
 
 
 def takes_any_keyword(function):
@@ -93,11 +93,11 @@ def takes_any_keyword(function):
 
 @contextlib.contextmanager
 def importable(name):
-    """In this context, imports find the modules in the folder of the file of `name`, as in a script of that folder."""
-    place = name.rpartition(":")[0]
+    """In this context, the modules beside the file of `name` can be imported, as in a script in the same folder."""
+    location = name.rpartition(":")[0]
     before = sys.path.copy()
-    if place.endswith(".py"):
-        sys.path.insert(0, str(from_root(place).resolve().parent))
+    if location.endswith(".py"):
+        sys.path.insert(0, str(from_root(location).resolve().parent))
     try:
         yield
     finally:
@@ -105,18 +105,18 @@ def importable(name):
 
 
 def find_function(name):
-    place, _, function = name.rpartition(":")
-    if place.endswith(".py") and not from_root(place).is_file():
-        raise UserError(f"{name}: there is no file {place}")
+    location, _, function = name.rpartition(":")
+    if location.endswith(".py") and not from_root(location).is_file():
+        raise UserError(f"{name}: there is no file {location}")
     try:
-        module = run_file(from_root(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = run_file(from_root(location)) if location.endswith(".py") else importlib.import_module(location)
     except Exception as error:
-        raise UserError(f"{name}: {place} cannot be imported: {one_line(error)}") from None
-    found = getattr(module, function, None)
-    if not callable(found):
+        raise UserError(f"{name}: {location} cannot be imported: {one_line(error)}") from None
+    attribute = getattr(module, function, None)
+    if not callable(attribute):
         known = [key for key, value in vars(module).items() if callable(value)]
-        raise UserError(f"{name}: {place} has no function {function}{suggest(function, known)}")
-    return found
+        raise UserError(f"{name}: {location} has no function {function}{suggest(function, known)}")
+    return attribute
 
 
 def run_file(path):

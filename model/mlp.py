@@ -1,6 +1,6 @@
 """The multilayer perceptron of Nasty Teacher (Ma et al., ICLR 2021), for 32x32 images.
 
-As released, the last layer also has a ReLU, so logits are never negative.
+As in the released code, the last layer also has a ReLU, so logits are never negative.
 """
 
 import torch.nn.functional as F

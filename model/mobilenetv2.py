@@ -1,8 +1,8 @@
 """MobileNetV2. Sandler et al., Inverted Residuals and Linear Bottlenecks, CVPR 2018.
 
 For CIFAR: the stem is a 1x1 convolution with padding 1 (32 -> 34 pixels), and only stages 2 to 4 have stride 2.
-As released, convolutions have biases, stage 1 has an expansion layer with factor 1, and the classifier is a 1x1
-convolution.
+As in the released code of Nasty Teacher, convolutions have biases, stage 1 has an expansion layer with factor 1, and
+the classifier is a 1x1 convolution.
 """
 
 from torch import nn

@@ -1,8 +1,8 @@
 """Pre-activation ResNet for CIFAR. He et al., Identity Mappings in Deep Residual Networks, ECCV 2016.
 
-There are three stages of n blocks. The number in a name is 6n+2, the number of layers. As released, preresnet44 and
-deeper networks have n bottleneck blocks per stage. They have 9n+2 layers, but their name still has 6n+2. The input of
-the projection shortcut is the block's input before batch norm and ReLU.
+There are three stages of n blocks. The number in a name is 6n+2, the number of layers. As in the released code of Nasty
+Teacher, preresnet44 and deeper networks have n bottleneck blocks per stage. They have 9n+2 layers, but the number in
+the name is still 6n+2. The input of the projection shortcut is the block's input before batch norm and ReLU.
 """
 
 from functools import partial

@@ -1,6 +1,7 @@
 """ShuffleNet V2, width 1. Ma et al., Practical Guidelines for Efficient CNN Architecture Design, ECCV 2018.
 
-For CIFAR: the stem is a 3x3 convolution with stride 1, without ReLU and pooling. As released, convolutions have biases.
+For CIFAR: the stem is a 3x3 convolution with stride 1, without ReLU and pooling. As in the released code of
+Nasty Teacher, convolutions have biases.
 """
 
 import torch

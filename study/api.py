@@ -13,7 +13,7 @@ from study.scoring import make_cards
 def run(benchmark, teacher=None, network=None, rows=None, presets=None, data_dir="data", **smaller):
     """Run a benchmark of experiments/tables.json. Returns its cards, a list of dictionaries; see docs/benchmark.md.
 
-    teacher, network: a checkpoint to attack, and its network; see `own_teacher`. rows, presets: names of defences
+    teacher, network: a checkpoint to attack, and its network; see `import_teacher`. rows, presets: names of defences
     and of threat presets; default: all. smaller: values that replace `attacks` (names), `draws`, `seeds` or `changes`
     (keys of all runs) of the benchmark; its cards then have a flag, because they cannot be compared with others.
     No card is written to a file. Raises UserError for an unknown name, and if a run fails.

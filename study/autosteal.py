@@ -4,9 +4,9 @@ A fixed number of settings, called draws, is sampled from a search space. The ra
 repeated search has the same draws. Draw 0 is plain knowledge distillation, or, without data, the first data-free attack
 with default settings.
 
-Successive halving first trains all draws for a part of their epochs. The best third is trained further. This is
-repeated until at most three draws are left, which are trained for all epochs. Such a stage is called a rung. The draw
-with the highest accuracy on the validation images is chosen.
+Successive halving has several stages, called rungs. The first rung trains all draws for a part of their epochs. Each
+further rung continues the best third of the draws. The last rung has at most three draws and trains them for all
+epochs. The draw with the highest accuracy on the validation images is chosen.
 """
 
 import numpy as np
@@ -19,8 +19,7 @@ KEEP = 3  # one in KEEP draws continues to the next rung
 
 def space_of(attack):
     """{key: list of values to draw from}: the search space that an attack declares; see `utils.keys.key`."""
-    found = method.find(attack)
-    fields = getattr(found.Params, "__dataclass_fields__", {})
+    fields = getattr(method.find(attack).Params, "__dataclass_fields__", {})
     return {name: field.metadata["search"] for name, field in fields.items() if "search" in field.metadata}
 
 
@@ -31,12 +30,12 @@ def draw_thieves(attacks, count, student, seed):
     student's params.json, whose learning rate is varied.
     """
     generator, names = np.random.default_rng(seed), list(attacks)
-    drawn = [passive(attacks)]
+    draws = [passive(attacks)]
     for number in range(1, count):
         name = names[number % len(names)]
-        own = attacks[name] | sample(space_of(name), generator) | sample_common(student, generator)
-        drawn.append({"method": name} | own)
-    return drawn
+        settings = attacks[name] | sample(space_of(name), generator) | sample_common(student, generator)
+        draws.append({"method": name} | settings)
+    return draws
 
 
 def passive(attacks):
@@ -51,20 +50,20 @@ def draw_students(count, student, seed, smoothing):
     smoothing: whether label smoothing is varied as well. student, seed: as in `draw_thieves`.
     """
     generator = np.random.default_rng(seed)
-    drawn = [{"label_smoothing": 0.1} if smoothing else {}]
+    draws = [{"label_smoothing": 0.1} if smoothing else {}]
     for _ in range(1, count):
-        own = sample({"label_smoothing": SMOOTHING}, generator) if smoothing else {}
-        drawn.append(own | sample_common(student, generator))
-    return drawn
+        smoothed = sample({"label_smoothing": SMOOTHING}, generator) if smoothing else {}
+        draws.append(smoothed | sample_common(student, generator))
+    return draws
 
 
 def sample(space, generator):
-    """A value for each key of a search space {key: values}."""
+    """{key: value}: for each key of a search space {key: values}, one of the values, chosen uniformly at random."""
     return {name: values[generator.integers(len(values))] for name, values in space.items()}
 
 
 def sample_common(student, generator):
-    """{key: value} for the keys of COMMON_SPACE: the value of the student times a sampled factor."""
+    """{key: value} for the keys of COMMON_SPACE: the value in `student` times a sampled factor."""
     factors = sample(COMMON_SPACE, generator)
     return {name: student[name] * factor for name, factor in factors.items()}
 
@@ -78,14 +77,17 @@ def rungs(count, epochs):
 
 
 def most_accurate(scored, count):
-    """The numbers of the `count` best draws of {number: validation accuracy}; of equal draws, the earlier is better."""
+    """The numbers of the `count` draws with the highest accuracy, best first. In a tie, the lower number is first.
+
+    scored: {number of a draw: validation accuracy}.
+    """
     return sorted(scored, key=lambda number: (-scored[number], number))[:count]
 
 
 def at_edge(thief):
-    """Names of the numeric keys of a chosen setting whose value is the smallest or largest in its search space.
+    """Names of the numeric keys whose value in `thief` is the smallest or the largest value of the search space.
 
-    Keys with at most two values, and `alpha`, are left out.
+    thief: a chosen draw. Keys with at most two values, and `alpha`, are left out.
     """
     space = space_of(thief["method"])
     numeric = {name: values for name, values in space.items() if all(isinstance(v, (int, float)) for v in values)}

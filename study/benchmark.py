@@ -1,6 +1,6 @@
 """The benchmark of undistillable teachers: it tunes an attack to each defence. See docs/benchmark.md.
 
-1. For each defence, the largest strength is chosen with which the teacher loses at most one point on validation images.
+1. For each defence, the largest strength is chosen at which the teacher loses at most one point of validation accuracy.
 2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. The student without a teacher
    and the student with label smoothing are tuned with the same number of draws. Results of the search are not reported.
 3. The chosen attack, the passive attack and both students run with other seeds. Test accuracy is computed once.
@@ -41,9 +41,9 @@ class Benchmark:
 
     def __init__(self, name, execute, rows=None, presets=None, own=None, smaller=None):
         self.name, self.execute, self.smaller = name, execute, smaller or {}
-        for word in self.smaller:
-            if word not in SMALLER:
-                raise UserError(f'"{word}" cannot be replaced in a benchmark; allowed are {", ".join(SMALLER)}')
+        for item in self.smaller:
+            if item not in SMALLER:
+                raise UserError(f'"{item}" cannot be replaced in a benchmark; allowed are {", ".join(SMALLER)}')
         self.entry = {"changes": {}} | read_target(name) | self.smaller
         if "attacks" in self.smaller:
             known, names = self.entry.get("more_attacks", {}) | read_target(name)["attacks"], self.smaller["attacks"]
@@ -90,7 +90,7 @@ class Benchmark:
 
     def strengths(self, row):
         """The strengths that a defence declares, from strong to weak, as dictionaries {key: value}."""
-        return [{key: value} for key, found in self.defences[row].get("strengths", {}).items() for value in found]
+        return [{key: value} for key, values in self.defences[row].get("strengths", {}).items() for value in values]
 
     def choose_strengths(self):
         """For each defence with `strengths`, choose the first whose teacher loses at most LARGEST_PRICE points.
@@ -100,21 +100,22 @@ class Benchmark:
         options = {row: self.strengths(row) for row in self.rows}
         teachers = {
             (row, number): self.teacher(row, self.tuning_seed, option)
-            for row, found in options.items()
-            for number, option in enumerate(found)
+            for row, strengths in options.items()
+            for number, option in enumerate(strengths)
         }
         undefended = self.teacher(UNDEFENDED, self.tuning_seed)
         self.execute([(teacher, None) for teacher in (undefended, *teachers.values())])
         lowest = validation_accuracy(undefended, epoch=self.loaded_epoch(UNDEFENDED)) - LARGEST_PRICE
-        for row, found in options.items():
+        for row, strengths in options.items():
             epoch = self.loaded_epoch(row)
-            kept = [v for i, v in enumerate(found) if validation_accuracy(teachers[row, i], epoch=epoch) >= lowest]
-            self.chosen_strengths[row] = kept[0] if kept else found[-1] if found else {}
+            accuracies = [validation_accuracy(teachers[row, i], epoch=epoch) for i in range(len(strengths))]
+            accurate = [option for option, acc in zip(strengths, accuracies, strict=True) if acc >= lowest]
+            self.chosen_strengths[row] = (accurate or strengths[-1:] or [{}])[0]
 
     def search(self, cases):
         """Choose a student for each case by successive halving, all cases at the same time."""
         draws = {case: self.draws(case) for case in cases}
-        alive = {case: list(range(len(found))) for case, found in draws.items()}
+        alive = {case: list(range(len(settings))) for case, settings in draws.items()}
         epochs = {case: self.student(case, {}, self.tuning_seed).raw["num_epochs"] for case in cases}
         for rung in range(len(autosteal.rungs(self.entry["draws"], 1))):
             trials = {}
@@ -138,11 +139,11 @@ class Benchmark:
 
     def attacks(self, case):
         """{name: keys that all of its draws have} of the attacks that a thief may use. Raises UserError without any."""
-        found, left_out = self.allowed(case.preset), self.left_out(case)
-        if len(left_out) == len(found):
+        allowed, left_out = self.allowed(case.preset), self.left_out(case)
+        if len(left_out) == len(allowed):
             why = "; ".join(left_out.values()) or f"the preset allows {', '.join(PRESETS[case.preset].attacks)} only"
             raise UserError(f"{case.row}, {case.preset}: no attack is possible: {why}")
-        return {name: keys for name, keys in found.items() if name not in left_out}
+        return {name: keys for name, keys in allowed.items() if name not in left_out}
 
     def allowed(self, preset):
         """{name: keys that all of its draws have} of the attacks that a preset allows."""
@@ -165,11 +166,11 @@ class Benchmark:
 
     def finals(self, case, seed):
         """{"thief": Spec, "passive": Spec} of the runs that are reported with `seed`; the chosen student is "thief"."""
-        found = {"thief": self.student(case, self.chosen[case], seed, final=True)}
+        specs = {"thief": self.student(case, self.chosen[case], seed, final=True)}
         if case.row not in (ALONE, YARDSTICK):
             passive = autosteal.passive(self.attacks(case))
-            found["passive"] = self.student(case, passive, seed, final=True)
-        return found
+            specs["passive"] = self.student(case, passive, seed, final=True)
+        return specs
 
     def student(self, case, changes, seed, final=False, strength=None):
         """The Spec of a student with the changed keys `changes`.
@@ -178,10 +179,10 @@ class Benchmark:
         the chosen one.
         """
         preset = dict(PRESETS[case.preset].changes)
-        own = {"validation": VALIDATION, "test_at_end": final} | self.entry["changes"]
+        shared = {"validation": VALIDATION, "test_at_end": final} | self.entry["changes"]
         if case.row in (ALONE, YARDSTICK):
             preset.pop("answers", None)
-            return make_spec(self.entry["alone"], changes=preset | own | changes, seed=seed)
+            return make_spec(self.entry["alone"], changes=preset | shared | changes, seed=seed)
         defence = self.defences[case.row]
         strength = self.chosen_strengths[case.row] if strength is None else strength
         rule, teacher = defence.get("changes", {}), defence.get("teacher_changes", {})
@@ -191,14 +192,14 @@ class Benchmark:
             teacher = teacher | strength
         return make_spec(
             defence["student"],
-            changes=rule | preset | own | changes,
+            changes=rule | preset | shared | changes,
             teacher_changes=teacher,
             common=TEACHER | self.entry["changes"],
             seed=seed,
         )
 
     def teacher(self, row, seed, strength=None):
-        """The Spec of the teacher of a defence. A row in `self.own` has none: no run trains the user's checkpoint."""
+        """The Spec of the teacher of a defence. Not for a row in `self.own`: no run trains the user's checkpoint."""
         return self.student(Case(row, "insider"), {}, seed, strength=strength).sources["teacher_resume"]
 
     def loaded_epoch(self, row):

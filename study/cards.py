@@ -31,8 +31,8 @@ def write_cards(name, cards, own=None):
         raise UserError(f"{name}: cards not written: {defences}: measured with modified code; commit it and run again")
     path = cards_path(name, own)
     older = read_file(path) if path.exists() else []
-    kept = {(card["defence"], card["preset"], *card.get("attacks", ())): card for card in (*older, *cards)}
-    content = "".join(json.dumps(kept[place], ensure_ascii=False) + "\n" for place in sorted(kept))
+    merged = {(card["defence"], card["preset"], *card.get("attacks", ())): card for card in (*older, *cards)}
+    content = "".join(json.dumps(merged[key], ensure_ascii=False) + "\n" for key in sorted(merged))
     make_folder(path.parent)
     write_file(path, lambda file: file.write(content.encode()), shared=True)
 

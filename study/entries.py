@@ -65,10 +65,10 @@ def read_matrix(matrix, source):
 
 
 def strongest(matrix, rows):
-    """For each row of `read_matrix`, (name, entry) of the attack whose student gains most.
+    """A list with (name, entry) of the attack whose student has the largest difference, for each row of `read_matrix`.
 
-    The item of a row is None if its attacks have different numbers of seeds, or if one has no finished run. An attack
-    in `matrix.new` without a finished run in any row does not count.
+    The item is None if the attacks of the row have different numbers of seeds, or if one has no finished run. An attack
+    in `matrix.new` without a finished run in any row is left out.
     """
     columns = [[attacks[i] for _, attacks in rows] for i in range(len(matrix.columns) - 1)]
     counting = {
@@ -87,11 +87,14 @@ def strongest_of(attacks):
     return max(attacks.items(), key=lambda item: item[1]["difference"])
 
 
-def flat(table, found):
-    """The entries of a table, one after the other, each with its row, column and source."""
+def flat(table, entries_of_rows):
+    """The entries of a table as one list of dictionaries, each with its row and column.
+
+    entries_of_rows: for each row, a list with one list of entries for each source.
+    """
     return [
         {"row": name, "column": column} | entry
-        for (name, _), by_source in zip(table.rows, found, strict=True)
+        for (name, _), by_source in zip(table.rows, entries_of_rows, strict=True)
         for entries in by_source
         for column, entry in zip(table.columns, entries, strict=True)
         if entry
@@ -99,17 +102,17 @@ def flat(table, found):
 
 
 def flat_matrix(matrix, alone, smoothed, rows):
-    """As `flat`, for the entries that `read_matrix` returns."""
-    own = [{"row": "alone", "column": "student"} | alone, {"row": "yardstick", "column": "student"} | smoothed]
-    return own + flat(matrix, [[[teacher, *attacks]] for teacher, attacks in rows])
+    """Like `flat`, for the entries that `read_matrix` returns."""
+    controls = [{"row": "alone", "column": "student"} | alone, {"row": "yardstick", "column": "student"} | smoothed]
+    return controls + flat(matrix, [[[teacher, *attacks]] for teacher, attacks in rows])
 
 
 def baseline(student):
     """The Spec of the baseline of the Spec `student`: the same network, trained without a teacher. None if none exists.
 
     The baseline is an experiment in the folder baseline/ beside the parent folder of the student: the one with the same
-    name, or else the first with the same network. It has the common changes, the seed and the share of training images
-    of the student.
+    name, or else the first with the same network. The returned Spec has the common changes, the seed and the share of
+    training images of the student.
     """
     same = {
         "changes": {name: value for name, value in student.changes if name == "subset_percent"},

@@ -34,7 +34,10 @@ load_data = functools.lru_cache(maxsize=2)(data.load)  # a worker reads a data s
 
 
 def work(folder, until, data_dir, download, command, gpu=None, threads=None):
-    """Train the run in `folder` until epoch `until`, without output. Returns None, BUSY or an error message."""
+    """Train the run in `folder` until epoch `until` (None: the last one), without output.
+
+    Returns None, BUSY, INTERRUPTED or an error message.
+    """
     if threads:
         torch.set_num_threads(threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -77,11 +80,11 @@ class Processes:
         """Start a process that runs `serve`. Returns (process, pipe to it, number of its GPU or None)."""
         in_use = [gpu for (_, _, gpu), _ in self.busy.values()]
         gpu = min(range(torch.cuda.device_count()), key=in_use.count, default=None)
-        here, there = self.context.Pipe()
-        process = self.context.Process(target=serve, args=(there, *self.arguments, gpu, self.threads))
+        own_end, worker_end = self.context.Pipe()
+        process = self.context.Process(target=serve, args=(worker_end, *self.arguments, gpu, self.threads))
         process.start()
-        there.close()
-        return process, here, gpu
+        worker_end.close()
+        return process, own_end, gpu
 
     def wait(self, seconds):
         ended = []
@@ -128,7 +131,7 @@ class InProcess:
 
 
 def serve(pipe, *arguments):
-    """Train the runs that `pipe` names, one after the other, and send back what `work` returns."""
+    """Receive (folder, until) from `pipe`, train this run and send the result of `work`, until `pipe` is closed."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):
         while True:
@@ -138,7 +141,7 @@ def serve(pipe, *arguments):
 class Ray:
     """Trains runs as tasks of a Ray cluster: `jobs` per GPU, or one per CPU core. All nodes must see the run folders.
 
-    address: of the cluster; None: a local one. Raises UserError if Ray is missing, or there is no cluster.
+    address: the address of the cluster; None: a local cluster. Raises UserError without Ray, or without a cluster.
     """
 
     slots = math.inf  # Ray queues tasks

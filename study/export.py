@@ -19,9 +19,10 @@ LICENCE = "MIT, as this project; the terms of the data set apply as well"
 def export(target, name=None, data_dir="data", download=False):
     """Write the network of a finished run to model/weights/, and its card to the index. Returns the card as JSON.
 
-    target: a run folder, whose best_model.tar is taken, or a checkpoint in it. name: for `model.load_model`; default:
-    the folder below experiments/. Weights are stored as float16 if the network then classifies equally many test images
-    correctly, otherwise as float32. Raises UserError if the run has not finished.
+    target: a run folder, whose best_model.tar is exported, or a checkpoint in a run folder. name: the argument of
+    `model.load_model`; default: the path of the run folder below experiments/. Weights are stored as float16 if this
+    does not change the number of correctly classified test images, otherwise as float32. Raises UserError if the file
+    is not a checkpoint of this project, if the run has not finished, or if another network has this file name.
     """
     file = from_root(Path(target) / "best_model.tar" if from_root(target).is_dir() else target)
     content, folder = checkpoint.load(file), file.parent
@@ -34,8 +35,8 @@ def export(target, name=None, data_dir="data", download=False):
     path = from_root(f"{WEIGHTS}/{name.replace('/', '-')}.pt")
     if taken := [other for other, card in cards().items() if other != name and from_root(card["file"]) == path]:
         raise UserError(f"--name {name}: {display_path(path)} is the file of {taken[0]}; choose another name")
-    own = {key: params[key] for key in ("image_size", "augmentations") if key in params}
-    dataset = data.load(params["dataset"], data_dir, "cpu", download=download, **own)
+    data_options = {key: params[key] for key in ("image_size", "augmentations") if key in params}
+    dataset = data.load(params["dataset"], data_dir, "cpu", download=download, **data_options)
     network = Zoo(dataset.spec, torch.device("cpu")).frozen(params["model_name"], file)
     weights = {key: weight.clone() for key, weight in network.state_dict().items()}
     half = {key: weight.half() if weight.is_floating_point() else weight for key, weight in weights.items()}
@@ -64,8 +65,8 @@ def export(target, name=None, data_dir="data", download=False):
         "weights": checkpoint.weights_digest(weights),
     }
     make_folder(path.parent)
-    described = {"model_name": params["model_name"], "dataset": dataset.name} | options
-    checkpoint.save(path, {"state_dict": weights, "params": described, "card": json.dumps(card)})
+    stored_params = {"model_name": params["model_name"], "dataset": dataset.name} | options
+    checkpoint.save(path, {"state_dict": weights, "params": stored_params, "card": json.dumps(card)})
     card |= {"file": display_path(path), "url": None, "sha256": sha256(path)}
     write_json(from_root(INDEX), dict(sorted((cards() | {name: card}).items())))
     return json.dumps({name: card}, indent=4)

@@ -40,7 +40,7 @@ def signed(value):
 
 
 def show_gain(entry):
-    """ "-1.48 ± 0.33": the gain over the student alone, or the progress."""
+    """ "-1.48 ± 0.33": the gain over the student alone; without a finished run, the progress."""
     if entry["difference"] is None:
         return entry["unfinished"] or "–"
     spread = entry["difference_sd"]
@@ -48,7 +48,7 @@ def show_gain(entry):
 
 
 def show_best(entry, epoch="best"):
-    """ "82.46 ± 0.31 (-4.18) n=3", or the progress. epoch: "last" for the accuracy of the last epoch."""
+    """ "82.46 ± 0.31 (-4.18) n=3"; without a finished run, the progress. epoch: whose accuracy: "best" or "last"."""
     if entry["best"] is None:
         return entry["unfinished"] or "–"
     parts = [plus_minus(entry[epoch], entry[f"{epoch}_sd"])]

@@ -69,11 +69,11 @@ class Plan:
             lines = differences(vars(params.load(file.parent)), wanted) if file.exists() else []
         except UserError as error:
             return str(error)
-        ran = checkpoint.peek(last).get("params") if last.exists() and not lines else None
-        if ran:
+        stored = checkpoint.peek(last).get("params") if last.exists() and not lines else None
+        if stored:
             if wanted["precision"] == "auto":  # the checkpoint has the resolved value
-                wanted["precision"] = ran.get("precision", "fp32")
-            lines = differences_to_run(ran, wanted)
+                wanted["precision"] = stored.get("precision", "fp32")
+            lines = differences_to_run(stored, wanted)
         return f"holds a run with other parameters: {'; '.join(lines)}" if lines else None
 
 

@@ -43,7 +43,7 @@ COLUMNS = {  # {column: the interval or the percentages whose mean it shows}
 
 
 def make_markdown(cards, root=""):
-    """The tables. root: the path from the file's folder to the project root, such as "../"."""
+    """The leaderboard as a string. root: the path from the folder of the file to the project root, such as "../"."""
     lines = ["# Leaderboard of defences against distillation", "", f"{len(cards)} cards: {count(cards)}."]
     lines += [f"Measured at commit {markdown(commits(cards))}.", "", "How to read the score:", ""]
     lines += [f"- **{name}**: {text}" for name, text in READING.items()]
@@ -73,7 +73,7 @@ def row(card, root):
 
 
 def markdown(text):
-    """A text with all that Markdown or HTML would interpret escaped, on one line."""
+    """`text` on one line, with the special characters of Markdown and HTML escaped."""
     text = html.escape(" ".join(str(text).split()), quote=False)
     return re.sub(r"(?<!\w)_|_(?!\w)|[\\`*\[\]|~$]", r"\\\g<0>", text)
 
@@ -92,15 +92,15 @@ def known(value):
 
 def column(card, name):
     """(value or None, its text, the text of its interval) of a card in one of COLUMNS."""
-    found = COLUMNS[name](card)
-    if found is None:
+    item = COLUMNS[name](card)
+    if item is None:
         return None, "–", ""
-    if not isinstance(found, dict):
-        average = mean(found)
+    if not isinstance(item, dict):
+        average = mean(item)
         return average, number(average), ""
-    ends = ", ".join(number(found[end], "+") for end in ("low", "high"))
-    seeds = f", n = {found['n']}" if name == "Score" else ""
-    return found["mean"] if known(found["mean"]) else None, number(found["mean"], "+"), f"[{ends}]{seeds}"
+    ends = ", ".join(number(item[end], "+") for end in ("low", "high"))
+    seeds = f", n = {item['n']}" if name == "Score" else ""
+    return item["mean"] if known(item["mean"]) else None, number(item["mean"], "+"), f"[{ends}]{seeds}"
 
 
 def rank(card):
@@ -144,13 +144,13 @@ def record_path(card, root):
 
 
 def groups(cards):
-    """{preset: {"BENCHMARK, protocol vN": its cards, the highest score first}}, presets in the order of PRESETS."""
-    order, found = list(PRESETS), {}
+    """{preset: {"BENCHMARK, protocol vN": cards, the highest score first}}, presets in the order of PRESETS."""
+    order, by_preset = list(PRESETS), {}
     for card in sorted(cards, key=sorting_key):
-        where = found.setdefault(str(card["preset"]), {})
-        where.setdefault(f"{card['benchmark']}, protocol v{card['protocol']}", []).append(card)
-    names = sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
-    return {name: dict(sorted(found[name].items())) for name in names}
+        tables = by_preset.setdefault(str(card["preset"]), {})
+        tables.setdefault(f"{card['benchmark']}, protocol v{card['protocol']}", []).append(card)
+    names = sorted(by_preset, key=lambda name: (order.index(name) if name in order else len(order), name))
+    return {name: dict(sorted(by_preset[name].items())) for name in names}
 
 
 def sorting_key(card):

@@ -42,7 +42,7 @@ class Recorded:
         return [run for run in records_beside(experiment) if run.experiment == experiment]
 
     def histories(self, wanted, part="test"):
-        """{seed: {"train" or `part`: {term: values per epoch}}} of the runs of the Spec `wanted`, whatever its seed.
+        """{seed: {"train" or `part`: {term: values per epoch}}} of the runs of the Spec `wanted` with any seed.
 
         part: "test" or "validation". Runs that were not scored on these images in every epoch are left out.
         """
@@ -50,7 +50,7 @@ class Recorded:
         return {record["seed"]: record for record in sorted(records, key=lambda x: x["seed"]) if part in record}
 
     def summary(self, wanted, part="test"):
-        """The Summary of the runs of the Spec `wanted`, whatever its seed. part: as in `histories`."""
+        """The Summary of the runs of the Spec `wanted` with any seed. part: as in `histories`."""
         summary = Summary()
         for seed, record in self.histories(wanted, part).items():
             accuracies = record[part]["acc"]
@@ -74,7 +74,7 @@ class Local:
         return [run for run in self.runs_beside(experiment) if run.experiment == experiment]
 
     def folders(self, wanted):
-        """{seed: folder} of the runs of the Spec `wanted`, whatever its seed."""
+        """{seed: folder} of the runs of the Spec `wanted` with any seed."""
         return dict(sorted(self.runs_beside(wanted.experiment).get(wanted.any_seed, {}).items()))
 
     def runs_beside(self, experiment):
@@ -83,12 +83,12 @@ class Local:
         if parent not in self.listed:
             self.listed[parent] = {}
             for path in sorted(parent.glob("*/params.json")):
-                found = spec.of_folder(display_path(path.parent))
-                self.listed[parent].setdefault(found.any_seed, {})[found.seed] = path.parent
+                run = spec.of_folder(display_path(path.parent))
+                self.listed[parent].setdefault(run.any_seed, {})[run.seed] = path.parent
         return self.listed[parent]
 
     def histories(self, wanted, part="test"):
-        """As `Recorded.histories`, for local runs that have finished an epoch."""
+        """Like `Recorded.histories`, for local runs that have finished an epoch."""
         return {
             seed: columns(metrics)
             for seed, folder in self.folders(wanted).items()
@@ -96,7 +96,7 @@ class Local:
         }
 
     def summary(self, wanted, part="test"):
-        """The Summary of the runs of the Spec `wanted`, whatever its seed. part: as in `histories`."""
+        """The Summary of the runs of the Spec `wanted` with any seed. part: as in `histories`."""
         summary = Summary()
         for seed, folder in self.folders(wanted).items():
             accuracies = [epoch[part]["acc"] for epoch in read_metrics(folder / "metrics.jsonl") if part in epoch]
@@ -143,17 +143,17 @@ def records_in(path):
 
 @functools.cache
 def read_records(path, version):
-    """As `records_in`. version: anything that changes when the file does; see `functools.cache`."""
-    found = {}
+    """Like `records_in`. version: a value that changes if the file changes; only a key of the cache."""
+    records = {}
     for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
         where = f"{display_path(path)}: line {number} is not a record"
         record = read_line(line, where)
         try:
             check_record(record)
-            found.setdefault(spec.from_json(record).any_seed, []).append(record)
+            records.setdefault(spec.from_json(record).any_seed, []).append(record)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, StopIteration, UserError) as error:
             raise UserError(f"{where}: {error}") from None
-    return found
+    return records
 
 
 def check_record(record):

@@ -37,13 +37,13 @@ def load_matrix(entry, common, rows, columns):
     check_names("rows", new_rows, entry["defences"], "defend")
     check_names("columns", new_columns, entry["attacks"], "attack")
     declared = {name: declared_keys(name) for name in (*new_rows, *new_columns)}
-    own = {name: {key: common[key] for key in common if key in keys} for name, keys in declared.items()}
+    new_keys = {name: {key: common[key] for key in common if key in keys} for name, keys in declared.items()}
     keys = {key for part in declared.values() for key in part}
     common = check_common({key: value for key, value in common.items() if key not in keys}, keys)
 
     defences = {name: {"student": student} for name, student in entry["defences"].items()}
-    defences |= {name: new_row(name, entry["template"], own[name]) for name in new_rows}
-    attacks = entry["attacks"] | {name: new_column(name, entry, own[name]) for name in new_columns}
+    defences |= {name: new_row(name, entry["template"], new_keys[name]) for name in new_rows}
+    attacks = entry["attacks"] | {name: new_column(name, entry, new_keys[name]) for name in new_columns}
     attacks = {name: attacks[name] for name in columns or attacks}
     cells = [(name, row_of_matrix(defences[name], attacks, common)) for name in rows or defences]
     alone = Cell(make_spec(entry["alone"], common=common))
@@ -77,8 +77,8 @@ def check_names(flag, names, present, kind):
     for name in names:
         if name not in files[kind]:
             known = sorted({*present, *files[kind]})
-            other = [flag for flag, there in (("rows", "defend"), ("columns", "attack")) if name in files[there]]
-            hint = f"; use --{other[0]} {name}" if other else suggest(name, known)
+            fitting = [other for other, folder in (("rows", "defend"), ("columns", "attack")) if name in files[folder]]
+            hint = f"; use --{fitting[0]} {name}" if fitting else suggest(name, known)
             word = "defence" if kind == "defend" else "attack"
             raise UserError(f"--{flag} {name}: no such {word}; there are {', '.join(map(shlex.quote, known))}{hint}")
         if name not in method.names()[kind] and not method.is_release(name):
@@ -114,9 +114,9 @@ def is_rule(name):
 
 def declared_keys(name):
     """{key: dataclass field} that the file `name` in method/ adds to those of every run and of every attack."""
-    found = method.find_release(name) if is_rule(name) else method.find(name)
+    declaring = method.find_release(name) if is_rule(name) else method.find(name)
     shared = {field.name for part in (Common, Attack.Params) for field in dataclasses.fields(part)}
-    return {field.name: field for field in dataclasses.fields(found.Params) if field.name not in shared}
+    return {field.name: field for field in dataclasses.fields(declaring.Params) if field.name not in shared}
 
 
 def defaults_of(name):

@@ -1,8 +1,8 @@
 """A checkpoint of the user as a row of a benchmark: checked, scored, and copied to experiments/own/.
 
-The copy holds float32 weights only. Its folder is named after the file and a digest of the weights, of the network's
-name, and, for a network of other code, of the file that defines it. The path is a key of every student
-(`teacher_resume`), so students of different teachers never share a folder.
+The name of the copy's folder contains the name of the file and a digest. The digest depends on the weights, on the name
+of the network, and, for a network that is defined outside of this project, on the source file. The path of the copy is
+a key of every student (`teacher_resume`), so students of different teachers never share a folder.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from utils.metrics import evaluate
 from utils.paths import display_path, from_root, make_folder
 
 FOLDER = "experiments/own"
-ASKED = 64  # number of test images with which the answers of a teacher are checked
+CHECKED_IMAGES = 64  # number of test images for which the answers of a teacher are checked
 NEAR_CHANCE = 2  # a teacher whose accuracy is below this multiple of chance gets a flag
 PROBABILITIES = "the teacher answers with probabilities: their logarithms are used as logits"
 
@@ -32,24 +32,25 @@ PROBABILITIES = "the teacher answers with probabilities: their logarithms are us
 class OwnTeacher:
     """A row of a benchmark whose teacher is a checkpoint of the user."""
 
-    name: str  # of its row
-    source: str  # the user's file
+    name: str  # name of the row
+    source: str  # path of the user's file
     network: str
-    file: str  # the copy
+    file: str  # path of the copy
     accuracy: float  # in percent, on the test images
     flags: tuple = ()
 
     def defence(self, template):
-        """The row of a benchmark: its student, and the keys to change in it."""
+        """The row of a benchmark: an experiment of a student, and the keys to change in the student."""
         changes = {"teacher_model": self.network, "teacher_resume": self.file}
         return {"student": template["undefended"], "changes": changes, "source": f"{self.source}, {self.network}"}
 
 
 def import_teacher(benchmark, file, network, data_dir, download=False):
-    """The OwnTeacher in the checkpoint `file`. Raises UserError, in one line, if it cannot be attacked.
+    """Check the checkpoint `file`, copy and evaluate its network. Returns an OwnTeacher.
 
-    network: a name of the zoo, or "package.module:function" or "path/file.py:function"; default: the name in the
-    checkpoint, which must be one of the zoo. benchmark: a name in experiments/tables.json.
+    benchmark: a name in experiments/tables.json. network: the name of a network in model/, or
+    "package.module:function", or "path/file.py:function"; default: the name in the checkpoint, which must be a network
+    in model/. Raises UserError if the teacher cannot be attacked.
     """
     student = params.check(make_spec(read_target(benchmark)["template"]["undefended"]).raw, benchmark)
     file = Path(file).resolve()
@@ -61,15 +62,15 @@ def import_teacher(benchmark, file, network, data_dir, download=False):
     device = engine.pick_device()
     dataset = data.load(student.dataset, data_dir, device, download=download, **data.options_in(student))
     options = {name: trained_with[name] for name in model.options(network) if name in trained_with}
-    built = model.build(network, dataset.spec.num_classes, dataset.spec.image_size, **options)
-    checkpoint.load_weights(built, content, file)
-    built.to(device).eval()
-    images = next(iter(dataset.test_loader(ASKED)))[0]
+    module = model.build(network, dataset.spec.num_classes, dataset.spec.image_size, **options)
+    checkpoint.load_weights(module, content, file)
+    module.to(device).eval()
+    images = next(iter(dataset.test_loader(CHECKED_IMAGES)))[0]
     flags = []
-    if returns_probabilities(checked_answers(built, images, dataset.name)):
+    if returns_probabilities(checked_answers(module, images, dataset.name)):
         options["probabilities"] = True
         flags.append(PROBABILITIES)
-    copy = write_copy(file, network, built, options)
+    copy = write_copy(file, network, module, options)
     bf16 = engine.resolve_precision(student.precision, device) == "bf16"
     accuracy = evaluate(Zoo(dataset.spec, device, bf16).frozen(network, copy), dataset.test_loader())["acc"]
     if accuracy < NEAR_CHANCE * 100 / dataset.spec.num_classes:
@@ -79,7 +80,11 @@ def import_teacher(benchmark, file, network, data_dir, download=False):
 
 @torch.no_grad()
 def checked_answers(network, images, dataset):
-    """The answers of a network to images (N, 3, H, W). Raises UserError if they are not N logits for each class."""
+    """The answers (N, C) of a network to images (N, 3, H, W).
+
+    Raises UserError if the network fails or gives answers of another shape, if an answer is not finite, or if an answer
+    depends on the other images of the batch. dataset: the name of the data set, for messages.
+    """
     name, expected = getattr(network, "name", type(network).__name__), (len(images), network.num_classes)
     try:
         answers = network(images)
@@ -93,7 +98,7 @@ def checked_answers(network, images, dataset):
         raise UserError(f"{name}: some answers are NaN or infinite")
     half = network(images[::2])
     if not torch.allclose(half, answers[::2], rtol=1e-2, atol=1e-2 * answers.abs().max().item()):
-        problem = "answers an image differently in another batch, so a part of it is random or in train mode"
+        problem = "answers an image differently in another batch, so a part of the network is random or in train mode"
         raise UserError(f"{name}: {problem}; its function must return a module whose eval mode is deterministic")
     return answers
 
@@ -103,9 +108,12 @@ def returns_probabilities(answers):
     return bool((answers >= 0).all() and (answers.sum(1) - 1).abs().max() < 1e-2)
 
 
-def write_copy(file, network, built, options):
-    """Write the weights of the network `built` to a folder of their own, if they are not there. Returns the path."""
-    weights = {name: weight.cpu() for name, weight in built.state_dict().items()}
+def write_copy(file, network, module, options):
+    """Write the weights of `module` to the folder of this teacher, unless the file exists. Returns its path.
+
+    file: path of the user's file. network: name of the network. options: constructor arguments to store.
+    """
+    weights = {name: weight.cpu() for name, weight in module.state_dict().items()}
     identity = [network, checkpoint.weights_digest(weights)]
     if ":" in network:
         identity.append(hashlib.sha256(foreign.source(network)).hexdigest())
@@ -119,6 +127,6 @@ def write_copy(file, network, built, options):
 
 
 def row_name(file):
-    """The name of the row of a file: "mine" for mine.pt; for a best_model.tar, the name of its folder."""
+    """The name of the row of a file: "mine" for mine.pt, or the folder of a best_model.tar or last_model.tar."""
     name = file.parent.name if file.stem in ("best_model", "last_model") else file.stem
     return re.sub(r"[^\w.-]+", "-", name)

@@ -1,8 +1,7 @@
 """The leaderboard of a benchmark as one self-contained HTML page.
 
-Cards may come from other people: every text in them is escaped, only relative paths become links, and the content
-security policy of the page allows no other script or style than its own. The layout is in page.html, page.css and
-page.js.
+Cards may come from other people. So every text in a card is escaped, only relative paths become links, and the content
+security policy allows only the script and the style of this page. The layout is in page.html, page.css and page.js.
 """
 
 import base64
@@ -27,29 +26,32 @@ NETWORKS = {  # {row of a card's details: (part of the card, item with one numbe
 
 
 def make_html(cards, root=""):
-    """The page. root: the path from its folder to the project root, such as "../"."""
-    found, axis = board.groups(cards), board.make_axis(cards)
-    own = {kind: (Path(__file__).parent / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")}
-    links = {"all": "All presets"} | {slug(preset): esc(preset) for preset in found}
-    return Template(own["html"]).substitute(
-        own, css_hash=csp_hash(own["css"]), js_hash=csp_hash(own["js"]), cards=len(cards),
-        benchmarks=esc(" · ".join(sorted({name for tables in found.values() for name in tables}))),
-        commits=esc(board.commits(cards)), count=esc(board.count(cards)), overview=overview(found),
+    """The page as a string. root: the path from the folder of the page to the project root, such as "../"."""
+    groups, axis = board.groups(cards), board.make_axis(cards)
+    files = {end: (Path(__file__).parent / f"page.{end}").read_text(encoding="utf-8") for end in ("html", "css", "js")}
+    links = {"all": "All presets"} | {slug(preset): esc(preset) for preset in groups}
+    return Template(files["html"]).substitute(
+        files, css_hash=csp_hash(files["css"]), js_hash=csp_hash(files["js"]), cards=len(cards),
+        benchmarks=esc(" · ".join(sorted({name for tables in groups.values() for name in tables}))),
+        commits=esc(board.commits(cards)), count=esc(board.count(cards)), overview=overview(groups),
         links="".join(f'<a href="#{name}">{label}</a>' for name, label in links.items()),
-        sections="\n".join(section(preset, tables, axis, root) for preset, tables in found.items()),
+        sections="\n".join(section(preset, tables, axis, root) for preset, tables in groups.items()),
         reading="".join(f"<dt>{name}</dt><dd>{esc(text)}</dd>" for name, text in board.READING.items()),
         verdicts="".join(f"<dt>{badge(name)}</dt><dd>{esc(text)}</dd>" for name, text in board.VERDICTS.items()),
     )  # fmt: skip
 
 
-def overview(found):
-    """The rows of a table of defences × presets, with the score and the verdict of each card."""
-    rows, several = {}, len({name for tables in found.values() for name in tables}) > 1
-    for preset, tables in found.items():
+def overview(groups):
+    """The content of a table of defences × presets, with the score and the verdict of each card.
+
+    groups: {preset: {benchmark: cards}}; see `leaderboard.groups`.
+    """
+    rows, several = {}, len({name for tables in groups.values() for name in tables}) > 1
+    for preset, tables in groups.items():
         for name, card in ((name, card) for name, cards in tables.items() for card in cards):
-            cells = rows.setdefault((str(card["defence"]), name if several else ""), dict.fromkeys(found, ""))
+            cells = rows.setdefault((str(card["defence"]), name if several else ""), dict.fromkeys(groups, ""))
             cells[preset] += f"<div><b>{board.column(card, 'Score')[1]}</b>{badge(card['verdict'])}</div>"
-    heads = "".join(f'<th scope="col"><a href="#{slug(name)}"><code>{esc(name)}</code></a></th>' for name in found)
+    heads = "".join(f'<th scope="col"><a href="#{slug(name)}"><code>{esc(name)}</code></a></th>' for name in groups)
     lines = [f'<thead><tr><th scope="col">Defence</th>{heads}</tr></thead><tbody>']
     for (defence, name), cells in sorted(rows.items()):
         shown = "".join(f"<td>{cell}</td>" for cell in cells.values())
@@ -97,8 +99,8 @@ def details(card, root):
     heads, rows = "".join(f'<th scope="col">{esc(name)}</th>' for name in names), []
     for name, (role, key) in NETWORKS.items():
         if card[role] is not None and card[role][key] is not None:
-            own = board.settings(card[role]) if key == "accuracy" else ""
-            values = [own, *(board.number(value) for value in (average(card[role][key]), *card[role][key]))]
+            settings = board.settings(card[role]) if key == "accuracy" else ""
+            values = [settings, *(board.number(value) for value in (average(card[role][key]), *card[role][key]))]
             rows.append(f'<tr><th scope="row">{name}</th>{"".join(f"<td>{esc(value)}</td>" for value in values)}</tr>')
     facts = {
         "Reported": "–" if card["reported"] is None else card["reported"],

@@ -28,7 +28,7 @@ def epochs_done(folder):
         return float("inf") if best.exists() else 0
     state = checkpoint.peek(last)
     if not {"epoch", "best"} <= state.keys():
-        return 0  # training this run reports the problem
+        return 0  # when this run is trained, an error states the problem
     return state["epoch"] - best_is_outdated(state, best)
 
 
@@ -47,8 +47,8 @@ def time_logged(folder):
 def read_metrics(path):
     """The lines of the file `path`, a metrics.jsonl, as one dictionary per epoch; [] if there is no such file.
 
-    An incomplete last line, as a killed run leaves it, is ignored. Raises UserError for a line that is
-    damaged, or is not that of its epoch.
+    An incomplete last line is ignored, because a killed run may leave one. Raises UserError if a line is damaged, or if
+    line N is not the line of epoch N.
     """
     *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     metrics = [
@@ -71,11 +71,11 @@ def is_cut(line):
 
 
 def read_epoch(line, number, path):
-    """The dictionary in a line (bytes) of a metrics.jsonl. Raises UserError unless it is that of epoch `number`."""
+    """The dictionary in a line (bytes) of a metrics.jsonl. Raises UserError if it is not valid for epoch `number`."""
     where = f"{display_path(path)}: line {number}"
     epoch = read_line(line, where)
     if type(epoch.get("epoch")) is not int or epoch["epoch"] != number:
-        raise UserError(f"{where}: is not that of epoch {number}")
+        raise UserError(f"{where}: must be the line of epoch {number}")
     for part in PARTS:
         terms = epoch.get(part, {"acc": 0})
         if not isinstance(terms, dict) or not are_numbers(terms.values()) or ("acc" not in terms and part != "train"):
@@ -99,9 +99,9 @@ def columns(metrics):
     }
 
 
-def scored_part(found):
-    """The images on which a record, or a line of a metrics.jsonl, has accuracies: "test" or "validation"."""
-    return next(part for part in SCORED if part in found)
+def scored_part(metrics):
+    """The part that has accuracies, "test" or "validation". metrics: a record, or a line of a metrics.jsonl."""
+    return next(part for part in SCORED if part in metrics)
 
 
 def validation_accuracy(run, until=None, epoch="best"):

@@ -24,12 +24,12 @@ def publish(target, **selection):
 
     Raises UserError for a run whose code was modified, or whose parameters are not those of its definition.
     """
-    local, found = Local(), {}
+    local, records_of = Local(), {}
     for run in dict.fromkeys(spec.any_seed for spec in specs_of(target, **selection)):
         for seed, folder in local.folders(run).items():
             if record := make_record(run.with_seed(seed), folder):
-                found.setdefault(records_file(run.experiment), []).append(record)
-    lines = [line for path, records in found.items() for line in write_records(path, records)]
+                records_of.setdefault(records_file(run.experiment), []).append(record)
+    lines = [line for path, records in records_of.items() for line in write_records(path, records)]
     return "\n".join(lines) or f"{target}: no finished run on this machine"
 
 

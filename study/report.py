@@ -68,11 +68,11 @@ def report(target, style="text", sources=None, with_changed=True, **selection):
 
 def report_table(table, style, common, sources):
     """A table with the rows and columns of the paper, as a string. A row has lines for the paper and each source."""
-    found = [[[cell and entry_of(cell, source) for cell in cells] for source in sources] for _, cells in table.rows]
+    grid = [[[cell and entry_of(cell, source) for cell in cells] for source in sources] for _, cells in table.rows]
     if style not in formats.STYLES:
-        return formats.dump(flat(table, found), style)
+        return formats.dump(flat(table, grid), style)
     lines = []
-    for (name, cells), by_source in zip(table.rows, found, strict=True):
+    for (name, cells), by_source in zip(table.rows, grid, strict=True):
         block = []
         if any(cell and cell.published is not None for cell in cells):
             block.append(["paper", *(entry and formats.show_published(entry) for entry in by_source[0])])
@@ -86,7 +86,7 @@ def report_table(table, style, common, sources):
     parts = " and ".join(dict.fromkeys(cell.part for cell in table.cells()))
     about, headers = ABOUT.format(parts.capitalize()), ["", "", *table.columns]
     text = formats.titled(table, about, common, lines, headers, style)
-    sentences = [formats.conclude(table, source.name, [rows[i] for rows in found]) for i, source in enumerate(sources)]
+    sentences = [formats.conclude(table, source.name, [rows[i] for rows in grid]) for i, source in enumerate(sources)]
     return "\n\n".join([text, *filter(None, sentences)]) if style != "latex" else text
 
 
@@ -97,9 +97,9 @@ def has_begun(entry):
 
 def report_matrix(matrix, style, common, sources):
     """A matrix as a string: for each defence, the gains of all attacks over the student alone, and the strongest."""
-    found = [read_matrix(matrix, source) for source in sources]
+    by_source = [read_matrix(matrix, source) for source in sources]
     if style not in formats.STYLES:
-        return formats.dump([entry for numbers in found for entry in flat_matrix(matrix, *numbers)], style)
+        return formats.dump([entry for numbers in by_source for entry in flat_matrix(matrix, *numbers)], style)
     lines = []
     about = [
         "Test accuracy in %: of the teacher, as its students load it; of the students, best epoch minus that of the",
@@ -107,7 +107,7 @@ def report_matrix(matrix, style, common, sources):
     ]
     for i, (name, (cell, *_)) in enumerate(matrix.rows):
         above = len(lines)
-        for source, (_, smoothed, rows) in zip(sources, found, strict=True):
+        for source, (_, smoothed, rows) in zip(sources, by_source, strict=True):
             teacher, attacks = rows[i]
             if not any(map(has_begun, (teacher, *attacks))):
                 continue
@@ -118,7 +118,7 @@ def report_matrix(matrix, style, common, sources):
             lines[-1] += [f"{attack} {formats.show_gain(best)}" if best else "", formats.signed(over)]
         if len(lines) == above:
             lines.append([name, "not yet run", *("–" for _ in matrix.columns), "", ""])
-    for source, (alone, smoothed, _) in zip(sources, found, strict=True):
+    for source, (alone, smoothed, _) in zip(sources, by_source, strict=True):
         if alone["n"]:
             about.append(f"{source.name}: {without_teacher(matrix, source, alone, smoothed)}.")
     headers = ["defence", "", *matrix.columns, "strongest attack", "minus yardstick"]
@@ -143,14 +143,14 @@ def changes(cell):
 def report_folder(folder, style, common, sources, with_changed):
     """A table of the runs of the experiments in `folder`, as a string. All seeds of a run are in one line."""
     numbers = tables.published()
-    found = {}
+    runs = {}
     for experiment in experiments_below(folder) or [spec.of_folder(located(folder)).experiment]:
-        found[spec.make(experiment, common=common).any_seed] = None
+        runs[spec.make(experiment, common=common).any_seed] = None
         if with_changed and not common:
             changed = {run for source in sources for run in source.runs_of(experiment)}
-            found |= dict.fromkeys(sorted(changed, key=lambda run: run.folder))
+            runs |= dict.fromkeys(sorted(changed, key=lambda run: run.folder))
     entries = []
-    for run in found:
+    for run in runs:
         cell = tables.Cell(run, numbers.get(run.experiment) if not run.changes else None)
         both = [entry_of(cell, source) for source in sources]
         entries += list(filter(has_begun, both)) or both[:1]

@@ -24,11 +24,11 @@ ONE_CHECKPOINT = "one checkpoint for all seeds: the interval is over students on
 def make_cards(benchmark):
     """The cards of a Benchmark whose runs have finished, a list of dictionaries for JSON."""
     cards = [make_card(benchmark, row, preset) for preset in benchmark.presets for row in benchmark.rows]
-    by_place = {(card["defence"], card["preset"]): card for card in cards}
+    card_of = {(card["defence"], card["preset"]): card for card in cards}
     for card in cards:
-        undefended, insider = by_place[UNDEFENDED, card["preset"]], by_place.get((card["defence"], "insider"))
-        highest = undefended["score"]["high"]  # of the yardstick minus the thief of the undefended teacher
-        void = highest is None or highest >= 0
+        undefended, insider = card_of[UNDEFENDED, card["preset"]], card_of.get((card["defence"], "insider"))
+        upper = undefended["score"]["high"]  # upper end of: yardstick minus the student of the undefended teacher
+        void = upper is None or upper >= 0
         if void:
             card["flags"].append("the undefended teacher does not help its student either: the preset shows nothing")
         if card["preset"] == "label_only" and insider:
@@ -89,7 +89,7 @@ def flags_of(benchmark, case, thief):
 
 
 def teacher_part(benchmark, case):
-    """The item "teacher" of a card: the accuracy of its answers to the passive thief, and the price of the defence."""
+    """The item "teacher" of a card, with the accuracy of the teacher's answers to the passive thief, and the price."""
     row, seeds = case.row, benchmark.seeds
     passive, undefended = (
         [benchmark.finals(Case(name, case.preset), seed)["passive"] for seed in seeds] for name in (row, UNDEFENDED)
@@ -105,7 +105,7 @@ def teacher_part(benchmark, case):
 
 
 def own_teacher_part(benchmark, row):
-    """As `teacher_part`, for the user's checkpoint, which is the same for all seeds.
+    """Like `teacher_part`, for the user's checkpoint, which is the same for all seeds.
 
     The price is unknown, because no undefended teacher was trained in the same way.
     """

@@ -103,7 +103,7 @@ def loaded_epoch(student):
 
 
 def published():
-    """{experiment: published accuracy in percent} of all tables. Rows with another `teacher` are left out."""
+    """{experiment: published accuracy in percent} of all tables, without the rows that have an item `teacher`."""
     entries = [entry for entry in read_targets().values() if isinstance(entry, dict) and "columns" in entry]
     cells = [
         cell

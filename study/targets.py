@@ -42,12 +42,12 @@ def load_table(name, common=None, rows=None, columns=None):
         raise UserError(NO_MATRIX.format(name))
     make_row = row_of_sweep if "values" in entry else row_of_table
     headers = entry.get("columns") or [f"{entry['key']} {value}" for value in entry["values"]]
-    found = [(row["name"], make_row(row, entry, common)) for row in entry["rows"]]
-    return Table(entry["title"], entry["source"], headers, found, entry.get("conclusion", {}))
+    named_rows = [(row["name"], make_row(row, entry, common)) for row in entry["rows"]]
+    return Table(entry["title"], entry["source"], headers, named_rows, entry.get("conclusion", {}))
 
 
 def load_table_to_print(name, common=None, rows=None, columns=None):
-    """As `load_table`, but if all selected rows (or columns) are new, those of the matrix are printed before them."""
+    """Like `load_table`, but if all selected rows (or columns) are new, those of the matrix are printed before them."""
     entry = read_target(name)
     if "defences" in entry and not (rows and columns):
         rows, columns = add_new(entry["defences"], rows), add_new(entry["attacks"], columns)
@@ -77,10 +77,10 @@ def experiments_below(folder):
 def folders_below(folder):
     """All folders with a params.json in `folder` and below. Raises UserError if there is none."""
     folder = located(folder).resolve()
-    found = sorted(path.parent for path in folder.rglob("params.json"))
-    if not found:
+    folders = sorted(path.parent for path in folder.rglob("params.json"))
+    if not folders:
         raise UserError(f"{display_path(folder)}: contains no experiment, that is, no folder with a params.json")
-    return found
+    return folders
 
 
 def is_benchmark(target):
@@ -89,7 +89,7 @@ def is_benchmark(target):
 
 
 def specs_of(target, common=None, rows=None, columns=None):
-    """The specs of a target, each with its own seed. Arguments as those of `load_table`."""
+    """The specs of a target, each with its own seed. Other arguments: see `load_table`."""
     if not is_folder(target):
         return [cell.spec for cell in load_table(target, common, rows, columns).cells()]
     if rows or columns:

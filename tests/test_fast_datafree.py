@@ -147,7 +147,7 @@ def test_images_that_cannot_be_used(damage, trained, tmp_path):
     raw = json.loads((folder / "params.json").read_text())
     (folder / "params.json").write_text(json.dumps(raw | {"num_epochs": 2}))
     error = train(folder, status=2).err
-    assert "images/0001.tar" in error and "move *.tar away to train anew" in error and len(error.splitlines()) == 1
+    assert "images/0001.tar" in error and "move the *.tar files away" in error and len(error.splitlines()) == 1
 
 
 def test_a_run_without_training_images(trained, tmp_path, monkeypatch):

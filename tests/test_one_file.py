@@ -195,7 +195,7 @@ MISTAKES = {
     "--rows free --set num_epoch=1": 'did you mean "num_epochs"?',
     "--rows free --set strength=-1": '"strength": must be at least 0, not -1',
     "--rows free --set num_epochs=0": '"num_epochs": must be at least 1, not 0',
-    "--rows nasty --set strength=1": "--set strength: cannot change in all runs",
+    "--rows nasty --set strength=1": "--set strength: cannot be changed in all runs",
 }
 
 

@@ -355,7 +355,7 @@ def test_attacks_that_need_more_than_logits_say_so(inside):
 
 def test_features_of_a_foreign_network_are_refused(inside):
     network = model.build("other/nets.py:network", 10)
-    with pytest.raises(UserError, match="which has only logits; this method needs its features"):
+    with pytest.raises(UserError, match="returns only logits; this method needs its features"):
         network(torch.randn(2, 3, 32, 32), with_features=True)
 
 

@@ -248,7 +248,7 @@ def test_however_a_teacher_is_spelt_it_is_waited_for(tmp_path):
 def test_only_what_all_runs_share_can_be_changed_in_all(name):
     for command in "reproduce.py", "results.py":
         done = script(command, "table1", "--set", f"{name}=1")
-        assert done.status == 2 and f"--set {name}: cannot change in all runs; allowed are dataset, " in done.err
+        assert done.status == 2 and f"--set {name}: cannot be changed in all runs; allowed are dataset, " in done.err
         assert ("--seeds" in done.err) == (name == "seed")
 
 

@@ -45,11 +45,11 @@ def store_answers(attack, loader, environment, log):
 
 def describe(rule, params, environment):
     """Everything that the answers of a release rule depend on, as a dictionary for JSON."""
-    own = [field.name for field in dataclasses.fields(rule.Params)]
+    rule_keys = [field.name for field in dataclasses.fields(rule.Params)]
     networks = [
         checkpoint.weights_digest(part.state_dict()) for part in vars(rule).values() if isinstance(part, nn.Module)
     ]
-    keys = {name: getattr(params, name) for name in (*KEYS, *own)}
+    keys = {name: getattr(params, name) for name in (*KEYS, *rule_keys)}
     rule_name, code = type(rule).__qualname__, digest_of_code(rule)
     return keys | {"rule": rule_name, "networks": networks, "code": code, "environment": environment}
 
@@ -72,7 +72,7 @@ class StoredAnswers:
         self.rule, self.teacher, self.params = rule, rule.teacher, rule.params
         self.folder, self.digest, self.limit, self.log = folder, digest, limit, log
         self.images = self.current = self.stored = None
-        self.asked, self.first = [], 0
+        self.computed, self.first = [], 0
 
     def __call__(self, images, with_features=False):
         if with_features:
@@ -84,23 +84,23 @@ class StoredAnswers:
                 self.current = self.stored[self.first : self.first + len(images)]
             else:
                 self.current = self.rule(images)
-                self.asked.append(self.current)
+                self.computed.append(self.current)
         return self.current
 
     def answer(self, logits):
         return self.rule.answer(logits)
 
     def batches(self, loader):
-        """Yield the batches of `loader`. Calls with the images of the latest batch read the answers from the file."""
-        self.stored, self.asked, self.first = self.read(loader), [], 0
+        """Yield the batches of `loader`. Calls with the images of the latest batch use or store answers."""
+        self.stored, self.computed, self.first = self.read(loader), [], 0
         count = 0
         for images, labels in loader:
             self.images, self.current, count = images, None, count + 1
             yield images, labels
             self.first += len(images)
         self.images = self.current = None
-        if len(self.asked) == count:
-            self.write(loader.epoch, torch.cat(self.asked))
+        if len(self.computed) == count:
+            self.write(loader.epoch, torch.cat(self.computed))
 
     def file(self, epoch):
         """The file with the answers of an epoch, counted from 0."""
@@ -136,7 +136,7 @@ class StoredAnswers:
 
 
 class AnsweredLoader:
-    """A loader that tells StoredAnswers which batch is current."""
+    """A Loader whose batches are the `StoredAnswers.batches` of `loader`. Other attributes are those of `loader`."""
 
     def __init__(self, loader, answers):
         self.loader, self.answers = loader, answers

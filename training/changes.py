@@ -60,7 +60,8 @@ def check_common(changes, others=()):
     for name in changes:
         if name not in keys:
             hint = "; use --seeds" if name == "seed" else suggest(name, [*keys, *others])
-            raise UserError(f"--set {shorten(name)}: cannot change in all runs; allowed are {', '.join(keys)}{hint}")
+            allowed = ", ".join(keys)
+            raise UserError(f"--set {shorten(name)}: cannot be changed in all runs; allowed are {allowed}{hint}")
     return changes
 
 

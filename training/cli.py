@@ -43,7 +43,7 @@ def add_set_flag(parser, about):
 
 
 def changed_keys(args):
-    """{key: value} of --set."""
+    """{key: value} from the flag --set."""
     return dict(map(parse_change, args.set))
 
 
@@ -91,7 +91,10 @@ def main(kind, args):
 
 @contextlib.contextmanager
 def one_line_errors():
-    """End the program with one line and an exit status: 2 for a user error, 1 for NaN, 130 for an interruption."""
+    """End the program with one line and an exit status: 2 for a user error, 1 for NaN, 130 for an interruption.
+
+    If the reader of the output closed the pipe, nothing is printed and the exit status is 141.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -28,9 +28,9 @@ def prepare(kind, folder, changes, files):
     """
     if folder.name == "params.json" and folder.is_file():
         raise UserError(f"--save_path {folder}: must be a folder, not a file; use --save_path {folder.parent}")
-    found = kind_in(folder / "params.json", changes)
-    if found != kind:
-        script = SCRIPTS[found]
+    actual = kind_in(folder / "params.json", changes)
+    if actual != kind:
+        script = SCRIPTS[actual]
         raise UserError(f"{folder}: is an experiment for {script}: python {script} --save_path {folder}")
     files = {name: display_path(path) for name, path in files.items() if path}
     if changes:
@@ -58,8 +58,8 @@ def derive(folder, changes):
 def train(folder, params, data_dir, gpu_id=None, download=False, command="", until=None, load=data.load):
     """Train the experiment `params` in `folder`, continuing after the last finished epoch.
 
-    command: the command line that started the run; its checkpoint stores it. until: the epoch to stop
-    after; default: the last one. load: the function that reads the data set; see `data.load`.
+    command: the command line that started the run, for the checkpoint. until: the epoch to stop after; default: the
+    last one. load: the function that reads the data set; see `data.load`.
     """
     until = min(until or params.num_epochs, params.num_epochs)
     device = engine.pick_device(gpu_id)
@@ -75,8 +75,8 @@ def train(folder, params, data_dir, gpu_id=None, download=False, command="", unt
 
 def train_run(run, params, device, data_dir, download, until, load):
     """Train an unfinished Run on `device`. Other arguments: see `train`."""
-    own = data.options_in(params)
-    dataset = load(params.dataset, data_dir, device, params.subset_percent, download, params.validation, **own)
+    options = data.options_in(params)
+    dataset = load(params.dataset, data_dir, device, params.subset_percent, download, params.validation, **options)
     seed_everything(params.seed, epoch=-1)
     with suggest_command():
         learner = method.find(params.method)(params, Zoo(dataset.spec, device, params.precision == "bf16"))

@@ -20,7 +20,7 @@ from utils.paths import display_path, version, write_file
 class Run:
     """The files of one run. Raises UserError for a folder with results of another run, or in use by another process.
 
-    params: the checked parameters of the run. command: the command line that started the run; its checkpoint stores it.
+    params: the checked parameters of the run. command: the command line that started the run, for the checkpoint.
     """
 
     def __init__(self, folder, params, command=""):
@@ -38,23 +38,23 @@ class Run:
             if self.best.exists():
                 raise UserError(
                     f"{display_path(self.folder)}: holds a best_model.tar, but no last_model.tar to continue "
-                    "from; move best_model.tar away to train anew"
+                    "from; move best_model.tar away to train from scratch"
                 )
             return {}
         try:
             state = checkpoint.load(self.last)
         except checkpoint.CheckpointError as error:
-            raise UserError(f"{error}; move it away to train anew") from None
+            raise UserError(f"{error}; move it away to train from scratch") from None
         if not checkpoint.is_of_a_run(state):
             raise UserError(
                 f"{display_path(self.last)}: not a checkpoint of this project, so the run cannot continue from it; "
-                "move it away to train anew, or start from its weights in another folder with --resume"
+                "move it away to train from scratch, or start from its weights in another folder with --resume"
             )
         lines = differences_to_run(state["params"], self.params)
         if lines:
             raise UserError(
                 f"{display_path(self.folder)}: holds the results of a run with other parameters; use another "
-                "folder, or move its *.tar away:\n  " + "\n  ".join(lines)
+                "folder, or move its *.tar files away:\n  " + "\n  ".join(lines)
             )
         if RANK == 0 and best_is_outdated(state, self.best):
             self.lock()
@@ -124,7 +124,7 @@ class Run:
                     item.load_state_dict(self.state["extra"][name])
             except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 problem = f"its state does not fit this run: {error}".splitlines()[0]
-                raise UserError(f"{display_path(self.last)}: {problem}; move it away to train anew") from None
+                raise UserError(f"{display_path(self.last)}: {problem}; move it away to train from scratch") from None
             self.log(f"Continuing after epoch {self.epoch}/{self.params['num_epochs']}")
         if self.metrics_file.exists() and RANK == 0:  # a killed run may have logged one epoch more than it saved
             lines = self.metrics_file.read_bytes().splitlines(keepends=True)
@@ -144,8 +144,8 @@ class Run:
         if changed:
             what = "the images of the data set" if changed[0] == OWN else f"the weights in {changed[0]}"
             raise UserError(
-                f"{display_path(self.folder)}: {what} have changed since this run began; move its *.tar away to train "
-                "anew"
+                f"{display_path(self.folder)}: {what} have changed since this run began; move its *.tar files away to "
+                "train from scratch"
             )
 
     def end_epoch(self, method, optimizer, metrics):

@@ -148,12 +148,12 @@ def schema(raw):
 
 def own_params(raw):
     """The `Params` classes of the method, the data set, and, for an attack, the release rule of a run."""
-    found = [method.find(raw["method"]).Params]
-    if hasattr(found[0], "release") and isinstance(raw.get("release"), str):
-        found.append(method.find_release(raw["release"]).Params)
+    parts = [method.find(raw["method"]).Params]
+    if hasattr(parts[0], "release") and isinstance(raw.get("release"), str):
+        parts.append(method.find_release(raw["release"]).Params)
     if raw.get("dataset") == data.OWN:
-        found.append(imagefolder.Params)
-    return found
+        parts.append(imagefolder.Params)
+    return parts
 
 
 def defaults(raw):
@@ -193,7 +193,7 @@ def build_without_weights(model_name, num_classes, image_size, **options):
 
 
 def resolve(values):
-    """`values` with the optimizer "auto" and the weight decay null resolved, and with 0 and 1 as booleans."""
+    """A copy of `values` with resolved optimizer ("auto") and weight decay (null), and booleans instead of 0 and 1."""
     values = values | {name: bool(values[name]) for name in ("augmentation", "test_at_end", "cuda_graph", "cuda")}
     if values["optimizer"] == "auto":
         values["optimizer"] = "adam" if values["model_name"] in ("net", "mlp") else "sgd"

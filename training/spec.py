@@ -1,8 +1,8 @@
 """The identity of a run: an experiment, the keys that are changed in it, and a seed.
 
-An experiment is a folder with a params.json, its definition. Its keys that end in `resume` name checkpoints of other
-experiments: the experiment depends on them. A run with changed keys has a folder of its own beside that of the
-experiment. `Spec.folder` makes the name of this folder, which lists the changes. No code parses the name: the file
+An experiment is a folder with a params.json, its definition. The keys that end in `resume` name checkpoints of other
+experiments, on which the experiment depends. A run with changed keys has a folder of its own beside that of the
+experiment. `Spec.folder` returns the name of this folder, which lists the changes. No code parses the name: the file
 spec.json in the folder stores the Spec.
 """
 
@@ -30,7 +30,7 @@ class Spec:
 
     The three kinds of changes are dictionaries {key: value}, stored as pairs; see `changes.as_pairs`.
 
-    experiment: folder of the definition, relative to the project root if it lies below it.
+    experiment: folder of the definition. A folder inside the project is relative to the project root.
     changes: keys changed in this run.
     teacher_changes: keys changed in the runs that this run depends on directly.
     common: keys changed in this run and in all runs that it depends on, directly or not.
@@ -117,10 +117,10 @@ def make(experiment, changes=None, teacher_changes=None, common=None, seed=None)
     if not depends:  # this run loads no other run, so all changes are its own
         changes, teacher_changes, common = common | changes, {}, {}
     if "seed" in changes:  # of this run only: the runs it depends on keep their seeds
-        own = changes.pop("seed")
-        if depends and seed is None and own != default_seed(experiment):
+        own_seed = changes.pop("seed")
+        if depends and seed is None and own_seed != default_seed(experiment):
             teacher_changes = {"seed": default_seed(experiment)} | teacher_changes
-        seed = own
+        seed = own_seed
     changes = key_changes.effective(raw | common, changes)
     sources = [definition(source) | common for source in experiments_in(raw | changes).values()]
     teacher_changes = {
@@ -134,7 +134,7 @@ def make(experiment, changes=None, teacher_changes=None, common=None, seed=None)
 
 
 def from_json(content):
-    """The Spec in `content`, a dictionary made by `Spec.to_json`. Raises UserError if it holds none."""
+    """The Spec in `content`, a dictionary made by `Spec.to_json`. Raises UserError if `content` is not valid."""
     changed = {name: content.get(name, {}) for name in CHANGES}
     experiment, seed = content.get("experiment"), content.get("seed")
     if isinstance(experiment, str) and type(seed) is int and all(isinstance(part, dict) for part in changed.values()):
@@ -154,7 +154,7 @@ def of_folder(folder):
 
 
 def is_definition(folder):
-    """Whether `folder` is that of an experiment. It is not if it is the folder of a run with changed keys."""
+    """Whether `folder` is the folder of an experiment. The folder of a run with changed keys has a spec.json."""
     return not (from_root(folder) / FILE).exists()
 
 
@@ -188,11 +188,11 @@ def write(spec):
     path = folder / "params.json"
     wanted = params.check(raw, path)
     if path.exists():
-        there = params.load(folder)
-        lines = key_changes.differences(vars(there), vars(wanted))
+        existing = params.load(folder)
+        lines = key_changes.differences(vars(existing), vars(wanted))
         if lines:
             raise UserError(f"{path}: exists with other parameters:\n  " + "\n  ".join(lines))
-        if there.num_epochs == wanted.num_epochs and of_folder(spec.folder) == spec:
+        if existing.num_epochs == wanted.num_epochs and of_folder(spec.folder) == spec:
             return
     make_folder(folder)
     if spec.folder != spec.experiment:

@@ -16,7 +16,7 @@ class Zoo:
     """Builds the networks of a run.
 
     spec: the DataSpec of its data set. bf16: whether networks compute in bfloat16. origins: {path: digest of the
-    weights} of all checkpoints that were loaded; a run that continues compares them, to notice a changed teacher.
+    weights} of all checkpoints that were loaded. They are compared when a run continues, to detect a changed teacher.
     """
 
     def __init__(self, spec, device, bf16=False):

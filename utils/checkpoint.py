@@ -111,7 +111,10 @@ def is_plain(params):
 
 
 def params_in(content, path):
-    """The parameters in the checkpoint `content`; {} if it has none, as in released checkpoints."""
+    """The parameters in the checkpoint `content`; {} if it has none, as in released checkpoints.
+
+    Raises CheckpointError if they are not valid. path: the file that the message names.
+    """
     params = content.get("params", {})
     if not is_plain(params):
         raise CheckpointError('"params" is not a dictionary of JSON values', None, display_path(path))
@@ -119,7 +122,10 @@ def params_in(content, path):
 
 
 def state_dict(content, path):
-    """The weights in the checkpoint `content`, without the prefixes of DataParallel and torch.compile."""
+    """{name: weight} in the checkpoint `content`, without the prefixes of DataParallel and torch.compile.
+
+    Raises CheckpointError if they are not plain finite tensors. path: the file that the message names.
+    """
     weights = next((content[name] for name in WEIGHTS if name in content), content)
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise not_a_checkpoint(path)

@@ -102,8 +102,8 @@ class Graph:
 
     def warm_up(self, step):
         """Run `step` WARMUP times on the side stream. Raises RuntimeError if the step waits for the GPU."""
-        here = torch.cuda.current_stream()
-        self.stream.wait_stream(here)
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
         try:
             with torch.cuda.stream(self.stream):
                 for _ in range(WARMUP - 1):
@@ -111,17 +111,17 @@ class Graph:
                 with waiting_is_an_error():
                     step()
         finally:
-            here.wait_stream(self.stream)
+            current.wait_stream(self.stream)
 
     def record(self, step):
         """Record `step` without computing it. If that fails, restore the stream and the random state."""
-        here, generator = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
+        current, generator = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
         random_state = generator.clone_state()
         try:
             with torch.cuda.graph(self.graph, stream=self.stream):
                 self.terms = step()
         except Exception as error:
-            torch.cuda.set_stream(here)
+            torch.cuda.set_stream(current)
             generator.graphsafe_set_state(random_state)
             FAILED.append(self.graph)
             raise error.__context__ or error from None  # ending a failed recording raises a second error
@@ -177,20 +177,20 @@ def tensors(method, optimizer):
     """All tensors that a training step changes."""
     further = (value for value in method.extra().values() if isinstance(value, nn.Module))
     networks = nn.ModuleList([method.model, method.trained, *further])
-    states = (state for own in optimizers(method, optimizer) for state in own.state.values())
+    states = (state for each in optimizers(method, optimizer) for state in each.state.values())
     values = (value for state in states for value in state.values())
     return [*networks.parameters(), *networks.buffers(), *filter(torch.is_tensor, values)]
 
 
 def optimizers(method, optimizer):
     """The optimizer of the engine and those of the method."""
-    return [optimizer, *(own for own in method.extra().values() if isinstance(own, torch.optim.Optimizer))]
+    return [optimizer, *(item for item in method.extra().values() if isinstance(item, torch.optim.Optimizer))]
 
 
 @contextmanager
 def capturable(optimizers):
     """Set Adam's option `capturable`, which recording requires, inside this context only."""
-    groups = [group for own in optimizers for group in own.param_groups if "capturable" in group]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups if "capturable" in group]
     try:
         for group in groups:
             group["capturable"] = True

@@ -112,11 +112,11 @@ def load(name, data_dir, device, subset_percent=1.0, download=False, validation=
         raise UserError(f'unknown data set "{name}"{suggest(name, NAMES)} (known: {", ".join(NAMES)})')
     folder, digest = Path(data_dir).expanduser(), ""
     if name == OWN:
-        found = imagefolder.read(folder, options["image_size"])
-        (images, labels), (test_images, test_labels), digest = found.train, found.test, found.digest
+        source = imagefolder.read(folder, options["image_size"])
+        (images, labels), (test_images, test_labels), digest = source.train, source.test, source.digest
         names = tuple(options["augmentations"].split("+"))
         sizes = options["image_size"], len(labels), len(test_labels)
-        spec = DataSpec(len(found.classes), *sizes, found.mean, found.std, names)
+        spec = DataSpec(len(source.classes), *sizes, source.mean, source.std, names)
     else:
         spec = DATASETS[name]
         images, labels, test_images, test_labels = getattr(datasets, name)(folder, download)
@@ -132,16 +132,16 @@ def load(name, data_dir, device, subset_percent=1.0, download=False, validation=
     if held_back or kept < len(labels):
         rows = np.random.RandomState(SUBSET_SEED).permutation(len(labels))[:kept]
     make_split = mapped_split if name == OWN else copied_split
-    parts = [make_split(images, labels, device, part) for part in (rows[:train_size], rows[train_size:])]
-    parts.append(make_split(test_images, test_labels, device, np.arange(len(test_labels))))
+    splits = [make_split(images, labels, device, part) for part in (rows[:train_size], rows[train_size:])]
+    splits.append(make_split(test_images, test_labels, device, np.arange(len(test_labels))))
 
-    summary = summarise(name, spec, *map(len, parts))
+    summary = summarise(name, spec, *map(len, splits))
     if sizes != (spec.train_size, spec.test_size):
         summary += f" (a sample: the full set has {spec.train_size} and {spec.test_size})"
     if name == OWN:
         mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (spec.mean, spec.std))
         summary += f", mean {mean}, deviation {std}, digest {digest}"
-    return Dataset(name, spec, *parts, summary, digest)
+    return Dataset(name, spec, *splits, summary, digest)
 
 
 def summarise(name, spec, train, validation, test):

@@ -29,16 +29,16 @@ def digests(content):
     values: the digest of everything but the bytes of the tensors. tensors: a function that computes the digest of these
     bytes, which takes longer. Raises TypeError if there is a value of another type.
     """
-    found = []
+    tensors = []
 
     def describe(value):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{type(value).__name__} in a checkpoint")
-        found.append(value)
+        tensors.append(value)
         return [str(value.dtype), list(value.shape), value.requires_grad]
 
     text = json.dumps(content, sort_keys=True, default=describe)
-    return hashlib.sha256(text.encode()).hexdigest(), lambda: tensors_digest(found)
+    return hashlib.sha256(text.encode()).hexdigest(), lambda: tensors_digest(tensors)
 
 
 def without_digests(content):

@@ -10,7 +10,7 @@ from utils.paths import ROOT
 
 
 def describe(device, precision):
-    """One line with versions, device, precision and commit. If it is equal, a repeated run gives the same bits."""
+    """One line with versions, device, precision and commit. Repeated runs with the same line give the same bits."""
     return f"{versions(device, precision)}, commit {commit() or 'unknown'}"
 
 

@@ -50,10 +50,10 @@ class ImageFolder:
 def read(data_dir, image_size):
     """The ImageFolder in `data_dir`. Raises UserError with the name of the first class or file that cannot be used."""
     test = "test" if (data_dir / "test").is_dir() else "val"
-    found = {part: files_of_classes(data_dir / part) for part in ("train", test)}
-    classes = same_classes(found, data_dir)
+    files_of = {part: files_of_classes(data_dir / part) for part in ("train", test)}
+    classes = same_classes(files_of, data_dir)
     parts, summaries = [], []
-    for part, files in found.items():
+    for part, files in files_of.items():
         paths = [path for name in classes for path in files[name]]
         labels = np.repeat(np.arange(len(classes)), [len(files[name]) for name in classes])
         version = f"{image_size} {classes}"
@@ -61,31 +61,34 @@ def read(data_dir, image_size):
         file = image_cache.cache_file(paths, data_dir, part, version).with_suffix(".json")
         parts.append((images, labels))
         summaries.append(summary(images, labels, file))
-    digest = hashlib.sha256("".join(found["sha256"] for found in summaries).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("".join(each["sha256"] for each in summaries).encode()).hexdigest()[:16]
     return ImageFolder(*parts, classes, tuple(summaries[0]["mean"]), tuple(summaries[0]["std"]), digest)
 
 
 def files_of_classes(folder):
-    """{class: its images, sorted}. Raises UserError for a folder without classes, or a class without images."""
+    """{class: sorted paths of its images}. Raises UserError for a folder without classes, or a class without images."""
     if not folder.is_dir():
         raise UserError(f"imagefolder: {folder} is missing; {LAYOUT}")
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {path.name: sorted(filter(is_image, path.rglob("*"))) for path in folders}
-    if len(found) < 2:
-        raise UserError(f"imagefolder: {folder} has {len(found)} class folders, expected at least 2; {LAYOUT}")
-    for name, files in found.items():
+    classes = {path.name: sorted(filter(is_image, path.rglob("*"))) for path in folders}
+    if len(classes) < 2:
+        raise UserError(f"imagefolder: {folder} has {len(classes)} class folders, expected at least 2; {LAYOUT}")
+    for name, files in classes.items():
         if not files:
             raise UserError(f"imagefolder: {folder / name} has no images ({', '.join(SUFFIXES)})")
-    return found
+    return classes
 
 
 def is_image(path):
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def same_classes(found, data_dir):
-    """The names of the classes, in order. Raises UserError if the classes of the two parts differ."""
-    (first, one), (second, other) = found.items()
+def same_classes(files_of, data_dir):
+    """The names of the classes, in order. Raises UserError if the classes of the two parts differ.
+
+    files_of: {part: {class: paths}}.
+    """
+    (first, one), (second, other) = files_of.items()
     for part, extra in ((first, one.keys() - other.keys()), (second, other.keys() - one.keys())):
         if extra:
             problem = f"only {part}/ has the class {', '.join(sorted(extra)[:5])}"
@@ -131,9 +134,9 @@ def summary(images, labels, file):
     values, weights = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
     mean = weights @ values
     std = np.sqrt((weights * (values - mean[:, None]) ** 2).sum(1)).clip(1 / 255)
-    found = {"mean": mean.round(4).tolist(), "std": std.round(4).tolist(), "sha256": digest.hexdigest()}
+    content = {"mean": mean.round(4).tolist(), "std": std.round(4).tolist(), "sha256": digest.hexdigest()}
     try:
-        write_file(file, lambda stream: stream.write(json.dumps(found).encode()))
+        write_file(file, lambda stream: stream.write(json.dumps(content).encode()))
     except UserError:  # the folder is read-only or full
         pass
-    return found
+    return content

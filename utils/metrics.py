@@ -18,7 +18,7 @@ class Means:
         """Add {name: scalar without a gradient, the mean over `images` images}, with the same names in every call."""
         assert self.names in (None, list(terms)), f"{list(terms)} after {self.names}"
         self.names = list(terms)
-        self.sums = self.sums + torch.stack(list(terms.values())).double() * images  # four kernels for all terms
+        self.sums = self.sums + torch.stack(list(terms.values())).double() * images  # one vector: fewer kernels
         self.images += images
 
     def values(self):

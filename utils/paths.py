@@ -13,18 +13,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def from_root(path):
-    """`path` of an experiment, of a `*_resume` key, or the like. Relative paths start at the project root."""
+    """The absolute path of `path`, such as that of an experiment. Relative paths are relative to the project root."""
     return ROOT / path
 
 
 def display_path(path):
-    """`path` relative to the project root if it lies below it, else absolute; a string."""
+    """`path` as a string: relative to the project root for paths inside the project, otherwise absolute."""
     path = Path(path).absolute()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def canonical_path(path):
-    """As `display_path`, with symbolic links and ".." resolved. Equal files have equal canonical paths."""
+    """Like `display_path`, with symbolic links and ".." resolved. Equal files have equal canonical paths."""
     return display_path(os.path.realpath(from_root(path)))
 
 
@@ -84,7 +84,8 @@ def parse(path, version):
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
-        raise UserError(f"{where}: there is no such file; an experiment is a folder with a params.json") from None
+        hint = "; an experiment is a folder with a params.json" if path.name == "params.json" else ""
+        raise UserError(f"{where}: there is no such file{hint}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:

@@ -5,9 +5,9 @@ s      the student, trained                  t  the teacher, frozen        σ_T 
 
 At the start of each epoch, `new_batches` batches of images are made, until there are `image_batches`. An epoch is a
 pass over all images made so far. With a_c > 0 (Adaptive DeepInversion), the images also depend on the current student.
-Each batch is saved in the run folder as images/N.tar, so that a continued run does not make it again. This attacker
-reads the teacher's batch norm, that is, has the network itself. So the images are made without the release rule. The
-student learns from the rule's answers.
+Each batch is saved in the run folder as images/N.tar, so that a continued run does not make it again. The attacker uses
+the teacher's batch norm and therefore has the network. So the images are made without the release rule. The student
+learns from the rule's answers.
 """
 
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ class DeepInversion(DataFree):
         if p.a_c > 0 and number < epoch * p.new_batches:
             raise UserError(
                 f"images/{name} is missing and cannot be made again, because the student has changed; "
-                "move *.tar away to train anew"
+                "move the *.tar files away to train from scratch"
             )
         seed = derive_seed(p.seed, number, IMAGES)
         labels = torch.arange(number * p.batch_size, (number + 1) * p.batch_size) % self.zoo.spec.num_classes

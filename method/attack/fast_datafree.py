@@ -3,11 +3,11 @@
 min_s  T² KL( σ_T(t(x)) ‖ σ_T(s(x)) )        x  images of all rounds so far, see method/meta_generator.py
 s      the student, trained                  t  the teacher, frozen        σ_T  softmax(·/T)
 
-The generator is meta-trained: its weights are a good initialisation, from which a few optimizer steps make a batch of
-images. A round makes one batch, and then the student makes `student_steps` steps. Before the first epoch there are
-`warm_up_rounds` rounds with a_adv = 0 and without steps of the student. Each batch is saved in the run folder as
-images/N.tar. As in deepinversion.py, images are made without the release rule, and the student learns from the rule's
-answers. docs/methods.md lists the differences from the release.
+The generator G is meta-trained: its weights are a good initialisation, from which a few optimizer steps make a batch of
+images. A round trains a copy G' of G to make one batch. Then the student is trained for `student_steps` steps. Before
+the first epoch there are `warm_up_rounds` rounds with a_adv = 0 and without steps of the student. Each batch is saved
+in the run folder as images/N.tar. As in deepinversion.py, images are made without the release rule, and the student
+learns from the rule's answers. docs/methods.md lists the differences from the release.
 """
 
 import itertools
@@ -51,8 +51,10 @@ class FastDataFree(DataFree):
 
         @staticmethod
         def problems(params, networks):
-            found = [] if batch_norms(networks["teacher_model"]) else [no_batch_norm(params.teacher_model)]
-            return DataFree.Params.problems(params, networks) + [f'"teacher_model": {why}' for why in found]
+            problems = DataFree.Params.problems(params, networks)
+            if not batch_norms(networks["teacher_model"]):
+                problems.append(f'"teacher_model": {no_batch_norm(params.teacher_model)}')
+            return problems
 
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
@@ -114,7 +116,7 @@ class FastDataFree(DataFree):
 
     def read(self, number):
         """Read batch `number` of an interrupted run."""
-        name, advice = f"{number:04}.tar", "move *.tar away to train anew"
+        name, advice = f"{number:04}.tar", "move the *.tar files away to train from scratch"
         try:
             batch = checkpoint.load(self.image_file(name))
         except UserError as error:

@@ -30,8 +30,8 @@ NEAR = 0.01
 def recover(q, table, answers):
     """r(q), probabilities (N, C), for answers q (N, C).
 
-    table: p_i. answers: p'_i. Both: (N, samples, C). If no p'_i of an image has the same highest class as q, only the
-    distances are used.
+    table: p_i. answers: p'_i. Both: (N, samples, C). If no p'_i of an image has the same most likely class as q, only
+    the distances are used.
     """
     same = answers.argmax(2) == q.argmax(1, keepdim=True)
     same = same | ~same.any(1, keepdim=True)

@@ -10,12 +10,13 @@ x  the image      W    the weights of the last layer of r
 σ  softmax        q    σ(r(x)), the probabilities of r
 ε  `epsilon`      h    the features of x in r
 C  number of      e_k  the one-hot vector of class k
-   classes        v    a vertex: the uniform distribution over a set of classes that contains the highest class of p;
-                       this class gets 1e-5 more
+   classes        v    a vertex: the uniform distribution over a set of classes that contains the most likely class
+                       of p; this class gets 1e-5 more
 
 Row k of G is (q − e_k) ⊗ h. So Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. For C ≤ 10 all
-2^{C−1} sets are compared. For more classes, as released, the set grows greedily: the class that increases the deviation
-most is added, with at most 1024 comparisons. OURS: probabilities of 0 and the gradient are treated as in modelguard.py.
+2^{C−1} sets are compared. For more classes, the set grows greedily, as in the release: the class that increases the
+deviation most is added, with at most 1024 comparisons. OURS: probabilities of 0 and the gradient are treated as in
+modelguard.py.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ EXTRA, ALL_SETS, COMPARISONS = 1e-5, 10, 1024
 
 
 def vertices(sets):
-    """The vertices of sets of classes, probabilities (…, C). The first class is the highest of p.
+    """The vertices of sets of classes, probabilities (…, C). The first class is the most likely one.
 
     sets: (…, C), 1 for the classes in the set, else 0.
     """
@@ -47,7 +48,7 @@ def deviation(v, p, q):
 
 
 def best_sets(p, q):
-    """The sets (N, C) whose vertices have the largest deviation. p, q: (N, C); the first class is the highest of p."""
+    """The sets (N, C) whose vertices have the largest deviation. p, q: (N, C); p is in descending order."""
     classes = p.shape[1]
     if classes <= ALL_SETS:
         numbers, bits = (torch.arange(count, device=p.device) for count in (2 ** (classes - 1), classes - 1))

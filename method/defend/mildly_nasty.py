@@ -9,13 +9,13 @@
     "light_deep"  two new linear layers of widths L and C    the two new ones     f
                   on f_A's features
 
-f, f_A, T and ω have the same meaning as in nasty.py. L is `width`; null means C, the number of classes, as released. sg
-stops the gradient. In the light variants, the layers that are not trained are frozen. With `body` "train", as released,
-the frozen layers run in train mode: they use batch statistics in training and update their running averages. "eval"
-keeps the running averages of f_A.
+f, f_A, T and ω have the same meaning as in nasty.py. L is `width`; null means C, the number of classes, as in the
+release. sg stops the gradient. In the light variants, the layers that are not trained are frozen. With `body` "train",
+as in the release, the frozen layers run in train mode: they use batch statistics in training and update their running
+averages. With "eval", the running averages are those of f_A.
 
-The light variants start from f_A, so accuracy may be highest before the defence takes effect. As released, students
-load best_model.tar nevertheless.
+The light variants start from f_A, so accuracy may be highest before the defence takes effect. Students still load
+best_model.tar, as in the release.
 
 The two layers of "light_deep" have no activation between them, so they are equal to one linear layer. The checkpoint
 has this one layer and is an ordinary checkpoint of `model_name`. The two layers are also saved in the checkpoint, under

@@ -3,10 +3,10 @@ Security 2024. This is a release rule, which needs no training.
 
     min_{p'} Σ_k log(p_k + 1e-6) p'_k   s.t.  p' on the simplex,  ‖p' − p‖₁ ≤ ε,  p'_top − p'_k ≥ 1e-4 for k ≠ top
 
-p  σ(t(x)), of the teacher t        top  the highest class of p        ε  `epsilon`, at most 2
+p  σ(t(x)), of the teacher t        top  the most likely class of p    ε  `epsilon`, at most 2
 
 The release solves this linear program for one query at a time. Here it is solved for a batch of queries. For a fixed
-p'_top the optimum moves probability from the likeliest to the least likely of the other classes (`fill`). The optimal
+p'_top the optimum moves probability from the most to the least likely of the other classes (`fill`). The optimal
 cost is convex in p'_top, so golden-section search finds p'_top. OURS: a probability of 0 is replaced by 1e-12. For
 attacks without data, the gradient of the rule is replaced by that of the identity, because the gradient of a linear
 program is 0 almost everywhere.
@@ -24,11 +24,11 @@ GOLDEN, STEPS, PENALTY = (5**0.5 - 1) / 2, 48, 1e4  # after the search, the inte
 
 
 def fill(top, others, h, epsilon):
-    """The optimum for p'_top = h (N, 1). Returns (p' of the other classes (N, C − 1), ‖p' − p‖₁ − ε or 0 (N, 1)).
+    """The optimum for p'_top = h (N, 1). Returns (p' of the other classes (N, C − 1), max(‖p' − p‖₁ − ε, 0) (N, 1)).
 
     top: p_top (N, 1). others: p of the other classes, in ascending order (N, C − 1). First the other classes are
-    changed until they are at most h − 1e-4 and sum to 1 − h. The rest of ε then moves probability from the likeliest to
-    the least likely classes.
+    changed until each is at most h − 1e-4 and their sum is 1 − h. If this uses less than ε, probability is then moved
+    from the most likely to the least likely of the other classes.
     """
     cap, classes = h - MARGIN, torch.arange(others.shape[1], device=others.device)
     x = others.minimum(cap)

@@ -41,10 +41,10 @@ def noise(images, count, seed):
 
 
 def keep_top(noisy, logits):
-    """Exchange two values in each row of `noisy` (N, C), so that the highest class is that of `logits` (N, C)."""
-    wanted, found = logits.argmax(1, keepdim=True), noisy.argmax(1, keepdim=True)
-    low, high = noisy.gather(1, wanted), noisy.gather(1, found)
-    return noisy.scatter(1, found, low).scatter(1, wanted, high)
+    """Exchange two values in each row of `noisy` (N, C), so that the top-1 class is that of `logits` (N, C)."""
+    top, noisy_top = logits.argmax(1, keepdim=True), noisy.argmax(1, keepdim=True)
+    low, high = noisy.gather(1, top), noisy.gather(1, noisy_top)
+    return noisy.scatter(1, noisy_top, low).scatter(1, top, high)
 
 
 class Perturb(Release):

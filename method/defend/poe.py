@@ -6,8 +6,8 @@
 t  the teacher    p  the proxy: a smaller network of the student's kind, trained normally    γ  `proxy_share`
 
 The rule moves the answer towards what a student could learn without the teacher. The published rule changes the
-next-token probabilities of a language model. OURS: the use of the rule on the logits of a classifier. The highest class
-may change, which can reduce accuracy.
+next-token probabilities of a language model. OURS: the use of the rule on the logits of a classifier. The most likely
+class may change, which can reduce accuracy.
 """
 
 from dataclasses import dataclass

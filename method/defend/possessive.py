@@ -1,7 +1,7 @@
 """Reversed Maximize Learning, the "possessive teacher": Zhang et al., J. Frontiers of Computer Science and Technology
 20(1), 2026 (preprint 2023).
 
-The idea is published: reverse the sort order of the original network's logits, and separate the target from the other
+The idea is published: reverse the sort order of the original network's logits, and separate the label from the other
 classes by a binary probability. The equation is not public. This equation and its weights are OUR RECONSTRUCTION:
 
     min_f  CE(σ(f(x)), y) + β_t T² KL( b_A ‖ b ) + β_n T² KL( q_N ‖ p_N )
@@ -32,8 +32,8 @@ def possessive_loss(logits, adversary_logits, labels, T, beta_target, beta_other
     ce = cross_entropy(logits, labels)
     p, b = split(logits, labels, T)
     a, b_A = split(adversary_logits, labels, T)
-    right = adversary_logits.argmax(1) == labels
-    target = T**2 * (right * (b_A.exp() * (b_A - b)).sum(1)).mean()
+    correct = adversary_logits.argmax(1) == labels
+    target = T**2 * (correct * (b_A.exp() * (b_A - b)).sum(1)).mean()
     if order == "away":
         others = -(T**2) * kl(p, a, T)
     else:
@@ -75,8 +75,8 @@ class Possessive(Method):
         beta_target: float = key("β_t, weight of the KL divergence of the label's probability", default=1.0, low=0)
         beta_others: float = key("β_n, weight of the KL divergence of the wrong classes", default=1.0, low=0)
         order: str = key(
-            "target of the wrong classes: the original logits in reversed order; away from the original probabilities; "
-            "or flat (uniform)",
+            "distribution of the wrong classes. reversed: like the original logits in reversed order; away: unlike the "
+            "original probabilities; flat: uniform",
             default="reversed",
             choices=("reversed", "away", "flat"),
         )

@@ -7,8 +7,8 @@ t  the teacher        S  logistic function        β  `beta`: 0.21 on CIFAR-10, 
 σ  softmax            S⁻¹ its inverse             γ  `sharpness`: 0.2
 
 The equation and the values are those of the ModelGuard release (Tang et al., USENIX Security 2024), which does not clip
-p'. For β ≤ 1, p' is positive. For small p, p' decreases with p, so the order of unlikely classes is reversed. The
-highest class may change if β is large or if all probabilities are small. OURS: inside S⁻¹, p is clipped to
+p'. For β ≤ 1, p' is positive. For small p, p' decreases with p, so the order of unlikely classes is reversed. The most
+likely class may change if β is large or if all probabilities are small. OURS: inside S⁻¹, p is clipped to
 [1e-6, 1 − 1e-6].
 """
 
@@ -23,7 +23,7 @@ CLIP = 1e-6
 
 
 def reverse_sigmoid(logits, beta, gamma):
-    """log p' (N, C) for logits (N, C)."""
+    """log p' (N, C) for the logits t(x) (N, C)."""
     p = logits.softmax(1)
     perturbed = p - beta * (torch.sigmoid(gamma * torch.logit(p, CLIP)) - 0.5)
     return (perturbed / perturbed.sum(1, keepdim=True)).log()

@@ -17,18 +17,18 @@ def adaptive(target):
     for ax, preset in zip(axes, presets, strict=True):
         pairs = [(passive_score(card), card) for card in cards if card["preset"] == preset]
         pairs.sort(key=lambda item: item[0]["mean"])
-        for height, (before, card) in enumerate(pairs):
-            after = card["score"]
-            ax.plot([before["mean"], after["mean"]], [height, height], color=style.GREY, linewidth=0.8, zorder=1)
-            for score, look in zip((before, after), LOOKS, strict=True):
+        for height, (passive, card) in enumerate(pairs):
+            chosen = card["score"]
+            ax.plot([passive["mean"], chosen["mean"]], [height, height], color=style.GREY, linewidth=0.8, zorder=1)
+            for score, look in zip((passive, chosen), LOOKS, strict=True):
                 ax.errorbar(score["mean"], height, xerr=half_width(score), elinewidth=0.9, capsize=2, **look)
         ax.axvline(0, color="black", linewidth=0.6)
         ax.set_yticks(range(len(pairs)), [card["defence"] for _, card in pairs])
         ax.set_title(preset, loc="left")
         ax.grid(axis="x")
     handles = [ax.plot([], [], **look)[0] for look in LOOKS]
-    passive = "passive thief" if "no_data" in presets else "plain distillation (T = 4, α = 0.9)"
-    style.legend(figure, handles, [passive, "strongest thief (AutoSteal)"])
+    name = "passive thief" if "no_data" in presets else "plain distillation (T = 4, α = 0.9)"
+    style.legend(figure, handles, [name, "strongest thief (AutoSteal)"])
     figure.supxlabel("score: label smoothing minus thief, points of test accuracy (above 0: protected)")
     return figure
 

@@ -22,8 +22,8 @@ NAMES = {
 def curves(folders, labels=None):
     """Draw a panel for each logged quantity with a line for each experiment: mean ± standard deviation over seeds.
 
-    folders: experiments, or runs with changed keys. All seeds are drawn. The numbers are those of local runs if there
-    are any, and of records otherwise. labels: names of the lines; default: the folders.
+    folders: experiments, or runs with changed keys. Each line includes all seeds. The numbers are those of local runs
+    if there are any, and of records otherwise. labels: names of the lines; default: the folders.
     """
     runs = list(dict.fromkeys(find_run(folder) for folder in folders))
     labels = labels or short_names([Path(run.folder) for run in runs])

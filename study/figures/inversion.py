@@ -49,10 +49,9 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
         print(f"{dataset}: only the first {MOST_CLASSES} of {classes} classes are drawn")
 
     wanted = torch.arange(batch_size, device=device) % classes
-    own = {"seed": seed} | settings
     panels = []
     for folder, network, title in zip(folders, networks, titles, strict=True):
-        images, terms = invert(network, wanted, spec.image_size, title=title, **own)
+        images, terms = invert(network, wanted, spec.image_size, title=title, seed=seed, **settings)
         share = accuracy(network(images), wanted)
         print(
             f"{display_path(folder)}: recognises the intended class in {share:.1f} % of {batch_size} images; "

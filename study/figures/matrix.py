@@ -27,7 +27,7 @@ def matrix(target):
     alone, yardstick, rows = read_matrix(data, source)
     gains = np.array([[entry["difference"] for entry in attacks] for _, attacks in rows], dtype=float)
     if np.isnan(gains).all():
-        raise UserError(f"{target}: no run is finished; make it with: python reproduce.py {target}")
+        raise UserError(f"{target}: no run has finished; train the runs with: python reproduce.py {target}")
     names = []
     for (name, (cell, *_)), (teacher, _) in zip(data.rows, rows, strict=True):
         names.append(name if teacher[cell.epoch] is None else f"{name} ({teacher[cell.epoch]:.1f})")

@@ -11,7 +11,7 @@ DEFAULT_IMAGES = 4
 def responses(normal, nasty, data_dir="data", download=False, images=None, temperature=4.0):
     """Draw a row for each test image: the image, and the softened outputs of the normal and the nasty teacher.
 
-    normal, nasty: run folders. images: numbers of test images; default: the first image of each of the first classes.
+    normal, nasty: run folders. images: indices of test images; default: the first image of each of the first classes.
     """
     if not 0 < temperature < float("inf"):
         raise UserError(f"--temperature {temperature:g}: must be above 0")

@@ -63,7 +63,7 @@ def sweep(target):
     data = read_sweep(target)
     lines = [line for line in read_lines(target, data) if line.accuracies]
     if not lines:
-        raise UserError(f"{target}: no run is finished; make it with: python reproduce.py {target}")
+        raise UserError(f"{target}: no run has finished; train the runs with: python reproduce.py {target}")
     x = positions(data["values"])
     figure, axes = one_panel(lines, x) if len(lines) <= MOST_LINES else panels(lines, x)
     for ax in axes:
@@ -85,11 +85,11 @@ def read_lines(target, entry):
     """A Line for each row, with the accuracies of its finished runs. Prints values with a missing or unfinished run."""
     rows = load_table(target).rows
     source = preferred([cell.spec for _, cells in rows for cell in cells])
-    own = [spec.make(cells[0].spec.experiment) for _, cells in rows]
-    students = [baseline(run) or run if "teacher_resume" in run.raw else run for run in own]
+    runs = [spec.make(cells[0].spec.experiment) for _, cells in rows]
+    students = [baseline(run) or run if "teacher_resume" in run.raw else run for run in runs]
     lines = []
     for (name, cells), run, student, (title, role) in zip(
-        rows, own, students, split_names(rows, students), strict=True
+        rows, runs, students, split_names(rows, students), strict=True
     ):
         summaries = {value: source.summary(cell.spec) for value, cell in zip(entry["values"], cells, strict=True)}
         accuracies = {value: list(summary.best.values()) for value, summary in summaries.items() if summary.best}
@@ -106,12 +106,15 @@ def read_lines(target, entry):
 
 
 def split_names(rows, students):
-    """Yield (title, role) of each row: the words of its name that all rows of its student begin with, and the rest."""
+    """Yield (title, role) of each row.
+
+    title: the first words of the row's name, which are the same in all rows of the student. role: the other words.
+    """
     words = [name.replace(",", "").split() for name, _ in rows]
-    for own, student in zip(words, students, strict=True):
+    for name, student in zip(words, students, strict=True):
         siblings = [other for other, its_student in zip(words, students, strict=True) if its_student == student]
-        shared = sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, zip(*siblings, strict=False)))
-        yield " ".join(own[:shared]), " ".join(own[shared:])
+        shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*siblings, strict=False)))
+        yield " ".join(name[:shared]), " ".join(name[shared:])
 
 
 def is_number(value):
@@ -158,25 +161,25 @@ def panels(lines, x):
     students = list(dict.fromkeys(line.student for line in lines))
     roles = list(dict.fromkeys(line.role for line in sorted(lines, key=lambda line: not line.alone)))
     looks = {role: style.look(index) for index, role in enumerate(roles)}
-    figure, used = style.panels(len(students), min(2, len(students)), 1.5)
-    for student, ax in zip(students, used, strict=True):
-        own = [line for line in lines if line.student == student]
-        draw(ax, own, [looks[line.role] for line in own], x)
-        style.name(ax, own[0].title)
-    handles = [used[0].plot([], [], **look)[0] for look in looks.values()]
-    handles += used[0].plot([], [], color=style.GREY, **ALONE)
+    figure, axes = style.panels(len(students), min(2, len(students)), 1.5)
+    for student, ax in zip(students, axes, strict=True):
+        lines_of_student = [line for line in lines if line.student == student]
+        draw(ax, lines_of_student, [looks[line.role] for line in lines_of_student], x)
+        style.name(ax, lines_of_student[0].title)
+    handles = [axes[0].plot([], [], **look)[0] for look in looks.values()]
+    handles += axes[0].plot([], [], color=style.GREY, **ALONE)
     style.legend(figure, handles, [*roles, BASELINE])
     figure.supylabel("test accuracy (%)")
-    return figure, used
+    return figure, axes
 
 
 def draw(axes, lines, looks, x):
-    """Draw lines with error bars over seeds. A baseline has the colour of its line, or grey if several share it."""
+    """Draw lines with error bars over seeds. A baseline that several lines share is grey."""
     drawn = Counter(line.student for line in lines)
     for line, look in zip(lines, looks, strict=True):
-        at = [x[value] for value in line.accuracies]
-        axes.plot(at, line.means, **look)
-        axes.errorbar(at, line.means, line.deviations, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2)
+        xs = [x[value] for value in line.accuracies]
+        axes.plot(xs, line.means, **look)
+        axes.errorbar(xs, line.means, line.deviations, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2)
         if line.alone:
             colour = look["color"] if drawn[line.student] == 1 else style.GREY
             axes.axhline(statistics.mean(line.alone), color=colour, **ALONE, zorder=1)

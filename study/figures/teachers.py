@@ -22,8 +22,8 @@ def load(normal, nasty, data_dir="data", download=False):
 
     Raises UserError if a checkpoint is missing or the data sets differ.
     """
-    name, found = networks([normal, nasty], torch.device("cpu"))
-    return data.load(name, data_dir, "cpu", download=download), found
+    name, pair = networks([normal, nasty], torch.device("cpu"))
+    return data.load(name, data_dir, "cpu", download=download), pair
 
 
 def networks(folders, device):

@@ -1,4 +1,4 @@
-"""t-SNE of the features and the logits of two teachers. Only this file imports scikit-learn, and only to draw."""
+"""t-SNE of the features and the logits of two teachers. scikit-learn is imported only when the figure is drawn."""
 
 import numpy as np
 
@@ -11,9 +11,10 @@ WORD = 0.034, 0.058  # width of a letter and height of a line, as fractions of t
 
 
 def tsne(normal, nasty, data_dir="data", download=False, count=1000):
-    """Draw features (top) and logits (bottom) of both teachers for the first `count` test images, coloured by class.
+    """Draw features (top) and logits (bottom) of both teachers for `count` test images, coloured by class.
 
-    Only the first ten classes are drawn.
+    normal, nasty: run folders. The images are the first `count` test images of the first ten classes. Returns a figure.
+    Raises UserError if scikit-learn is missing, or `count` is below 10.
     """
     try:
         from sklearn.manifold import TSNE
@@ -34,8 +35,8 @@ def tsne(normal, nasty, data_dir="data", download=False, count=1000):
         for ax, outputs in zip(axes[:, column], teachers.outputs(network, dataset, index), strict=True):
             points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(outputs.numpy())
             scatter(ax, points, labels, names)
-    for ax, what in zip(axes[:, 0], ("features", "logits"), strict=True):
-        ax.set_ylabel(what)
+    for ax, name in zip(axes[:, 0], ("features", "logits"), strict=True):
+        ax.set_ylabel(name)
     return figure
 
 
@@ -54,8 +55,8 @@ def scatter(axes, points, labels, names):
     low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
     middles = [(medoid(points[labels == label]) - low) / (high - low) for label in classes]
     for (x, y), label in zip(apart(middles, [names[label] for label in classes]), classes, strict=True):
-        look = {"ha": "center", "va": "center", "weight": "bold", "path_effects": halo}
-        axes.text(x, y, names[label], transform=axes.transAxes, **look)
+        options = {"ha": "center", "va": "center", "weight": "bold", "path_effects": halo}
+        axes.text(x, y, names[label], transform=axes.transAxes, **options)
 
 
 def medoid(points):
