@@ -113,6 +113,7 @@ def kill_whoever_trains_in(folder):
 def test_a_killed_worker_is_replaced_and_goes_on(tmp_path, monkeypatch):
     small = {"num_cpus": 1, "include_dashboard": False}  # otherwise Ray starts many more processes
     monkeypatch.setattr("ray.init", functools.partial(importlib.import_module("ray").init, **small))
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # default 15: beside other tests, the worker would hardly run
     teacher = experiment(tmp_path / "teacher", num_epochs=40)
     student = experiment(tmp_path / "student", **with_teacher(teacher))
     runner = Runner(Plan([spec.make(student)]))
