@@ -26,19 +26,7 @@ from training.changes import parse_change
 from utils.errors import UserError
 from utils.keys import TYPE_NAMES, key
 
-NAMES = (
-    "leaderboard",
-    "attacks",
-    "keys",
-    "networks",
-    "any_size",
-    "equation",
-    "defence",
-    "attack",
-    "datafree",
-    "trials",
-    "speed",
-)
+NAMES = "leaderboard attacks keys networks any_size equation defence attack datafree trials speed".split()
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "results.jsonl"
 SIZES = {"digits": "digits", "CIFAR-10, small networks": "CIFAR10-small"}
 OPTIONS = {"num_channels": "channels of the first convolution", "dropout_rate": "dropout before the last layer"}

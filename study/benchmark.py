@@ -44,9 +44,10 @@ class Benchmark:
         for item in self.smaller:
             if item not in SMALLER:
                 raise UserError(f'"{item}" cannot be replaced in a benchmark; allowed are {", ".join(SMALLER)}')
-        self.entry = {"changes": {}} | read_target(name) | self.smaller
+        published = {"changes": {}, "more_attacks": {}} | read_target(name)
+        self.entry = published | self.smaller
         if "attacks" in self.smaller:
-            known, names = self.entry.get("more_attacks", {}) | read_target(name)["attacks"], self.smaller["attacks"]
+            known, names = published["more_attacks"] | published["attacks"], self.smaller["attacks"]
             matrices.check_names("columns", [attack for attack in names if attack not in known], known, "attack")
             self.entry["attacks"] = {attack: known.get(attack, {}) for attack in names}
         self.defences = dict(self.entry["defences"])

@@ -43,10 +43,12 @@ def read_cards(name, attacks=None):
     attacks: names of attacks; the cards are then those for which the search was restricted to some of these attacks.
     """
     path = cards_path(name)
-    cards = read_file(path) if path.exists() else []
-    cards = [card for card in cards if bool(attacks) == ("attacks" in card)]
-    if attacks:
-        cards = [card for card in cards if set(card["attacks"]) <= set(attacks)]
+    restricted, wanted = bool(attacks), set(attacks or ())
+    cards = [
+        card
+        for card in (read_file(path) if path.exists() else [])
+        if ("attacks" in card) == restricted and set(card.get("attacks", ())) <= wanted
+    ]
     if not cards:
         command = " ".join([f"python reproduce.py {name}", *(["--columns", *attacks] if attacks else [])])
         raise UserError(f"{display_path(path)}: there are no such cards; make them with: {command}")
