@@ -157,10 +157,10 @@ def test_one_head_may_have_both_roles(trained):
 
 def test_the_listener_learns(trained):
     """The listener can be trained: with labels only, its accuracy rises far above chance (10 %)."""
-    learner, _, optimizer = build(trained, "skeptical", alpha=0.0, kd_delay=0, num_channels=16)
+    learner, _, optimizer = build(trained, "skeptical", alpha=0.0, kd_delay=0, num_channels=16, learning_rate=0.01)
     digits = data.load("digits", "", torch.device("cpu"))
     loader = digits.train_loader(32)
-    for epoch in range(5):
+    for epoch in range(3):
         loader.set_epoch(epoch)
         engine.train_epoch(learner, learner.losses, loader, optimizer, "")
     assert learner.evaluate(digits.test_loader())["acc_listener"] > 50

@@ -1,5 +1,6 @@
 """Versions, device and commit of a run."""
 
+import functools
 import platform
 import subprocess
 
@@ -28,6 +29,7 @@ def versions(device, precision):
     return f"{software}, {where}, {precision}"
 
 
+@functools.cache  # a process keeps the code that it has loaded
 def commit():
     """The short hash of the current commit, with "-dirty" if source files differ from it; "" without git."""
     try:
