@@ -18,7 +18,7 @@ VERDICTS = {
     "holds, at a price": "the whole interval of the score is above 0, but the price is more than 1 point on average.",
     "holds, price unknown": "the whole interval of the score is above 0; the teacher is a user's checkpoint.",
     "does not hold": "any other score.",
-    "not shown": "the undefended teacher does not help its student under this preset, so the preset cannot compare defences.",
+    "not shown": "the undefended teacher does not help its student, so the preset cannot compare defences.",
 }
 OF_OWN_TEACHERS = "holds, price unknown"
 READING = {
