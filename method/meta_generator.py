@@ -8,7 +8,7 @@ x  a batch of images                 m_l, v_l   running mean and variance of bat
 ŷ  the classes of the images         μ_l, σ²_l  mean and variance of the input of batch norm l for x
 t  the network that is inverted      a_…        weights
 s  a student of t                    1[·]       1 if the condition is true, else 0
-G  the generator; G': a copy         k          `steps`
+G  the generator; G': a copy         k          `steps`, the key `generator_steps`
 z  noise                             σ          softmax
 """
 

@@ -3,7 +3,8 @@
 1. For each defence, the largest strength is chosen at which the teacher loses at most one point of validation accuracy.
 2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. The student without a teacher
    and the student with label smoothing are tuned with the same number of draws. Results of the search are not reported.
-3. The chosen attack, the passive attack and both students run with other seeds. Test accuracy is computed once.
+3. The chosen attack, plain distillation that is not tuned (the passive thief) and both students run with other seeds.
+   Test accuracy is computed once.
 
 The strength of a defence is a value of one of its keys; tables.json lists the values, from strong to weak.
 """
@@ -17,9 +18,9 @@ from study.tables import loaded_epoch, make_spec, read_target
 from training import params
 from utils.errors import UserError, suggest
 
-ALONE, YARDSTICK = "alone", "yardstick"  # students without a teacher
+ALONE, YARDSTICK = "alone", "yardstick"  # students without a teacher; YARDSTICK has label smoothing
 UNDEFENDED = "none"
-SMALLER = ("attacks", "draws", "seeds", "changes")  # items of the entry that may be replaced
+REPLACEABLE = ("attacks", "draws", "seeds", "changes")  # items of the entry in tables.json
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Benchmark:
     def __init__(self, name, execute, rows=None, presets=None, own=None, smaller=None):
         self.name, self.execute, self.smaller = name, execute, smaller or {}
         for item in self.smaller:
-            if item not in SMALLER:
-                raise UserError(f'"{item}" cannot be replaced in a benchmark; allowed are {", ".join(SMALLER)}')
+            if item not in REPLACEABLE:
+                raise UserError(f'"{item}" cannot be replaced in a benchmark; allowed are {", ".join(REPLACEABLE)}')
         published = {"changes": {}, "more_attacks": {}} | read_target(name)
         self.entry = published | self.smaller
         if "attacks" in self.smaller:
@@ -51,7 +52,7 @@ class Benchmark:
             matrices.check_names("columns", [attack for attack in names if attack not in known], known, "attack")
             self.entry["attacks"] = {attack: known.get(attack, {}) for attack in names}
         self.defences = dict(self.entry["defences"])
-        new = [row for row in rows or () if row not in self.defences]
+        new = [row for row in rows or () if row not in self.defences]  # names of files in method/defend/
         matrices.check_names("rows", new, self.defences, "defend")
         self.defences |= {row: matrices.new_row(row, self.entry["template"], {}) for row in new}
         self.own = {f"{own.name} (own)" if own.name in self.defences else own.name: own} if own else {}
@@ -139,7 +140,7 @@ class Benchmark:
         return autosteal.draw_thieves(self.attacks(case), count, raw, self.tuning_seed)
 
     def attacks(self, case):
-        """{name: keys that all of its draws have} of the attacks that a thief may use. Raises UserError without any."""
+        """{name: keys that all of its draws have} of the possible attacks. Raises UserError if there are none."""
         allowed, left_out = self.allowed(case.preset), self.left_out(case)
         if len(left_out) == len(allowed):
             why = "; ".join(left_out.values()) or f"the preset allows {', '.join(PRESETS[case.preset].attacks)} only"
@@ -200,7 +201,10 @@ class Benchmark:
         )
 
     def teacher(self, row, seed, strength=None):
-        """The Spec of the teacher of a defence. Not for a row in `self.own`: no run trains the user's checkpoint."""
+        """The Spec of the teacher of a defence, which is the same under all presets.
+
+        Not for a row in `self.own`: no run trains the user's checkpoint.
+        """
         return self.student(Case(row, "insider"), {}, seed, strength=strength).sources["teacher_resume"]
 
     def loaded_epoch(self, row):

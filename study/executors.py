@@ -4,7 +4,7 @@ An executor has
 - `slots`, the largest number of runs that it trains at the same time;
 - `start(folder, until)`, which starts to train the run in a folder until an epoch;
 - `wait(seconds)`, which waits until a run ends, but at most this long. It returns a list of (folder, error) of the runs
-  that ended. The error is None, BUSY or a message;
+  that ended. The error is the result of `work`, or a message if the process or the task failed;
 - `close()`, which interrupts all runs.
 """
 
@@ -36,7 +36,8 @@ load_data = functools.lru_cache(maxsize=2)(data.load)  # a worker reads a data s
 def work(folder, until, data_dir, download, command, gpu=None, threads=None):
     """Train the run in `folder` until epoch `until` (None: the last one), without output.
 
-    Returns None, BUSY, INTERRUPTED or an error message.
+    command: the command line that started the run, for the checkpoint. Returns None, BUSY, INTERRUPTED or an error
+    message.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -69,7 +70,7 @@ class Processes:
         self.threads = int(wanted) if wanted.isdecimal() else max(1, (os.cpu_count() or 1) // jobs)
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["training.experiment"])  # imports PyTorch once, not once per worker
-        self.idle, self.busy = [], {}  # workers: (process, pipe, gpu); {pipe: (worker, folder)}
+        self.idle, self.busy = [], {}  # [worker] and {pipe: (worker, folder)}; a worker is (process, pipe, gpu)
 
     def start(self, folder, until=None):
         worker = self.idle.pop() if self.idle else self.new_worker()

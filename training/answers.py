@@ -1,8 +1,9 @@
 """Stored answers: a frozen teacher's answers to the batches of an epoch, computed once and read by later students.
 
-The images of an epoch depend on (seed, epoch) only, and so do the answers. They are stored beside the teacher's
-checkpoint, in answers/<digest>/epochN.tar. The digest covers everything that the answers depend on, including code. So
-a student that reads them has the same result, to the last bit, as a student whose teacher computes them.
+Students with the same data set and seed see the same images in an epoch, so they get the same answers from a teacher.
+The answers are stored beside the teacher's checkpoint, in answers/<digest>/epochN.tar. The digest covers all that the
+answers depend on, including code. So a student that reads them has the same result, to the last bit, as a student whose
+teacher computes them.
 """
 
 import dataclasses
@@ -26,9 +27,11 @@ def store_answers(attack, loader, environment, log):
     """Make the Attack `attack` read and write stored answers. Returns the loader to train it with.
 
     environment: text with versions, device, number of threads and precision, on which the last bits of answers depend.
-    If answers cannot be stored for this run, nothing changes.
+    Nothing changes if `stored_answers_gib` is 0, if equal images may get different answers, or with `cuda_graph`,
+    because a recorded step includes the teacher.
     """
     p = attack.params
+    # `attack.teacher` is a release rule. LabelOnly wraps another rule, whose logits are stored.
     owner, attribute = (attack.teacher, "rule") if isinstance(attack.teacher, LabelOnly) else (attack, "teacher")
     rule = getattr(owner, attribute)
     if p.stored_answers_gib == 0 or p.cuda_graph or not rule.deterministic:
@@ -44,7 +47,7 @@ def store_answers(attack, loader, environment, log):
 
 
 def describe(rule, params, environment):
-    """Everything that the answers of a release rule depend on, as a dictionary for JSON."""
+    """What the answers of a release rule depend on, as a dictionary for JSON, except the files of the data set."""
     rule_keys = [field.name for field in dataclasses.fields(rule.Params)]
     networks = [
         checkpoint.weights_digest(part.state_dict()) for part in vars(rule).values() if isinstance(part, nn.Module)
@@ -71,8 +74,9 @@ class StoredAnswers:
     def __init__(self, rule, folder, digest, limit, log):
         self.rule, self.teacher, self.params = rule, rule.teacher, rule.params
         self.folder, self.digest, self.limit, self.log = folder, digest, limit, log
-        self.images = self.current = self.stored = None
-        self.computed, self.first = [], 0
+        self.images = self.current = None  # the latest batch and the answers to it
+        self.stored, self.computed = None, []  # answers of this epoch: all from the file, or those computed so far
+        self.first = 0  # the position of the latest batch in the epoch
 
     def __call__(self, images, with_features=False):
         if with_features:

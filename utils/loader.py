@@ -73,7 +73,7 @@ class Loader:
             yield from zip(images.split(sizes), labels.split(sizes), strict=True)
 
     def sample_epoch(self):
-        """(order, augmentation): the indices of the images, int64 (N,), and for each image the arguments of `augment`.
+        """(order, augmentation): the indices of the images, int64 (n,), and for each image the arguments of `augment`.
 
         Both are sampled on the CPU, so that they do not depend on the device.
         """
@@ -93,7 +93,7 @@ class Loader:
 
 
 def copied_split(images, labels, device, rows):
-    """A Split with a copy of the images with the indices `rows`, int (n,), on `device`."""
+    """A Split of `images[rows]` on `device`. rows: int (n,). If it selects all images, they may not be copied."""
     if not np.array_equal(rows, np.arange(len(images))):
         images, labels = images[rows], np.asarray(labels)[rows]
     images = torch.from_numpy(np.ascontiguousarray(images))
@@ -102,7 +102,7 @@ def copied_split(images, labels, device, rows):
 
 
 def mapped_split(images, labels, device, rows):
-    """A Split with the images with the indices `rows`, int (n,), of an array that may be memory-mapped.
+    """A Split of `images[rows]` that does not copy `images`, which may be memory-mapped. rows: int (n,).
 
     The array is copied to a GPU only if it takes at most half of the free memory.
     """

@@ -19,7 +19,7 @@ import torch
 
 from method.attack import Attack
 from method.attack.logit_std import standardise
-from method.defend.possessive import split
+from method.defend.possessive import split_wrong_classes
 from method.release import WITHHELD
 from utils.keys import key
 from utils.losses import cross_entropy, kl
@@ -33,10 +33,10 @@ def dkd_loss(logits, teacher_logits, labels, T, beta_target, beta_others, standa
     ce = cross_entropy(logits, labels)
     if standardised:
         logits, teacher_logits = standardise(logits), standardise(teacher_logits)
-    others, b_s = split(logits, labels, T)
-    teacher_others, b_t = split(teacher_logits, labels, T)
+    n_s, b_s = split_wrong_classes(logits, labels, T)  # n: logits, without T; b: log-probabilities at T
+    n_t, b_t = split_wrong_classes(teacher_logits, labels, T)
     target = T**2 * kl(b_t, b_s)
-    others = T**2 * kl(teacher_others, others.masked_fill(teacher_others <= WITHHELD, WITHHELD), T)
+    others = T**2 * kl(n_t, n_s.masked_fill(n_t <= WITHHELD, WITHHELD), T)
     return beta_target * target + beta_others * others, target, others, ce
 
 

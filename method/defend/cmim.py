@@ -4,7 +4,7 @@
     CMI_T = mean over x of KL( P_x^T ‖ Q_y^T )                  the conditional mutual information I(X; Ŷ | Y) at T
     min_f  CE(σ(f(x)), y) + λ mean over T of T² CMI_T
 
-f    the network trained        T  a temperature; there are `temperatures`, evenly spaced in log T from 1 to `hottest`
+f    the network trained        T  one of `temperatures` values, evenly spaced in log T from 1 to `hottest`
 y    the label of x             Ŷ  the predicted class, distributed as P_x^T
 σ_T  softmax(·/T)               λ  `weight`
 

@@ -2,7 +2,7 @@
 
 This is a release rule, which needs no training.
 
-    p* = argmax_v ‖ u(v) − u(p) ‖²,   u(p) = Gᵀp / ‖Gᵀp‖,   row k of G = − ∇_W log q_k
+    p* = argmax_v ‖ u(v) − u(p) ‖²,   u(p) = Gᵀp / ‖Gᵀp‖,   row k of G = − ∇_W log q_k = (q − e_k) ⊗ h
     p' = (1 − a) p + a p*,   a = min( 1, ε / ‖p − p*‖₁ ),   p = σ(t(x))
 
 t  the teacher    r    a surrogate network with random weights, which are a function of the seed
@@ -13,10 +13,9 @@ C  number of      e_k  the one-hot vector of class k
    classes        v    a vertex: the uniform distribution over a set of classes that contains the most likely class
                        of p; this class gets 1e-5 more
 
-Row k of G is (q − e_k) ⊗ h. So Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. For C ≤ 10 all
-2^{C−1} sets are compared. For more classes, the set grows greedily, as in the release: the class that increases the
-deviation most is added, with at most 1024 comparisons. OURS: probabilities of 0 and the gradient are treated as in
-modelguard.py.
+So Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. For C ≤ 10 all 2^{C−1} sets are compared. For
+more classes, the set grows greedily, as in the release: the class that increases the deviation most is added, with at
+most 1024 comparisons. OURS: probabilities of 0 and the gradient are treated as in modelguard.py.
 """
 
 from dataclasses import dataclass

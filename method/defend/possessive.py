@@ -30,8 +30,8 @@ from utils.metrics import evaluate
 def possessive_loss(logits, adversary_logits, labels, T, beta_target, beta_others, order="reversed"):
     """(loss, cross-entropy, T² KL of b, T² KL over N), four scalars. Both logits: (N, C). labels: (N,)."""
     ce = cross_entropy(logits, labels)
-    p, b = split(logits, labels, T)
-    a, b_A = split(adversary_logits, labels, T)
+    p, b = split_wrong_classes(logits, labels, T)
+    a, b_A = split_wrong_classes(adversary_logits, labels, T)
     correct = adversary_logits.argmax(1) == labels
     target = T**2 * (correct * (b_A.exp() * (b_A - b)).sum(1)).mean()
     if order == "away":
@@ -41,7 +41,7 @@ def possessive_loss(logits, adversary_logits, labels, T, beta_target, beta_other
     return ce + beta_target * target + beta_others * others, ce, target, others
 
 
-def split(logits, labels, T):
+def split_wrong_classes(logits, labels, T):
     """(logits of the other classes (N, C − 1), log (P_y, 1 − P_y) of softmax(logits/T), (N, 2))."""
     classes = torch.arange(logits.shape[1] - 1, device=logits.device)
     others = logits.gather(1, classes + (classes >= labels[:, None]))
@@ -97,5 +97,5 @@ class Possessive(Method):
     def compare(self, images, labels, logits):
         original = self.adversary(images)
         agreement = 100 * (logits.argmax(1) == original.argmax(1)).double().mean()
-        others = (split(z, labels, 1.0)[0] for z in (logits, original))
+        others = (split_wrong_classes(z, labels, 1.0)[0] for z in (logits, original))
         return {"rank_correlation": rank_correlation(*others), "agreement": agreement}
