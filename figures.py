@@ -55,11 +55,13 @@ def parse():
     parser = Parser(__doc__)
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE", parser_class=subparser)
 
-    add = flags(figures, "curves", "accuracy and losses over the epochs, a line for each experiment")
+    add = subcommand(figures, "curves", "accuracy and losses over the epochs, a line for each experiment")
     add("run", nargs="+", metavar="RUN", help="run folders; a line includes all seeds of a run")
     add("--labels", nargs="+", metavar="TEXT", help="labels of the lines, in order (default: folder names)")
 
-    add = flags(figures, "responses", "softmax(logits / T) of the same test images under two teachers", teachers=True)
+    add = subcommand(
+        figures, "responses", "softmax(logits / T) of the same test images under two teachers", teachers=True
+    )
     add(
         "--images",
         nargs="+",
@@ -69,10 +71,10 @@ def parse():
     )
     add("--temperature", type=float, default=4.0, metavar="T", help="temperature (default: 4)")
 
-    add = flags(figures, "tsne", "t-SNE of features and logits of two teachers", teachers=True)
+    add = subcommand(figures, "tsne", "t-SNE of features and logits of two teachers", teachers=True)
     add("--count", type=int, default=1000, metavar="N", help="number of test images (default: 1000)")
 
-    add = flags(figures, "inversion", "images of each class, made from the batch norm of teachers")
+    add = subcommand(figures, "inversion", "images of each class, made from the batch norm of teachers")
     add(
         "--teacher",
         nargs="+",
@@ -89,20 +91,20 @@ def parse():
         about = f"{about} (default: {default:g})"
         add(f"--{name}", type=at_least(low, type(default)), default=default, metavar="N", help=about)
 
-    add = flags(figures, "sweep", "accuracy over the values of a key, with error bars over seeds")
+    add = subcommand(figures, "sweep", "accuracy over the values of a key, with error bars over seeds")
     add("target", metavar="TARGET", help="an ablation of experiments/tables.json: omega, tau_s, alpha, samples, ...")
 
-    add = flags(figures, "matrix", "the gain of students over the student alone, for each defence and attack")
+    add = subcommand(figures, "matrix", "the gain of students over the student alone, for each defence and attack")
     add("target", metavar="TARGET", help="a matrix of experiments/tables.json: matrix_digits, ...")
 
-    add = flags(
+    add = subcommand(
         figures, "adaptive", "scores of the defences of a benchmark against plain distillation and the chosen attack"
     )
     add("target", metavar="TARGET", help="a benchmark with cards: benchmark_digits, ...")
     return parser.parse_args()
 
 
-def flags(figures, name, about, teachers=False):
+def subcommand(figures, name, about, teachers=False):
     """Add the subcommand `name`, and return its `add_argument`. teachers: whether to add the flags for two teachers."""
     parser = figures.add_parser(name, help=about, about=about)
     parser.add_argument(

@@ -153,7 +153,7 @@ def steps_of_a_round(args, device):
     steps = STEPS[device.type] if args.steps is None else args.steps
     if args.reference_steps is not None:
         return steps, args.reference_steps
-    return steps, REFERENCE_STEPS[device.type] if args.steps is None else steps
+    return steps, (REFERENCE_STEPS[device.type] if args.steps is None else steps)
 
 
 def against_reference(ours, reference, loading):
@@ -168,7 +168,7 @@ def against_reference(ours, reference, loading):
 
 
 def at_once(params, kind, dataset, device, args):
-    """One line of the table as {column: value} for each number of runs in `args.together`."""
+    """Yield one line of the table as {column: value} for each number of runs in `args.together`."""
     for count in args.together:
         steps = steps_of_a_round(args, device)[0] or len(dataset.train_loader(params.batch_size))
         rate = together.throughput(count, params, args.data_dir, args.images, steps, args.warmup)

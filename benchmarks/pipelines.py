@@ -88,7 +88,7 @@ class Ours:
 
 
 class Iterations:
-    """The batches of an attack with a generator. The length is the number of iterations of `per_step` batches each."""
+    """The batches of an attack with a generator. `len` is the number of iterations, of `per_step` batches each."""
 
     def __init__(self, attack, loader):
         self.batches, self.loader = attack.batches, loader
@@ -120,7 +120,7 @@ class Inverting:
 
     def train(self, part):
         log = self.log_lines.append if self.method.params.cuda_graph else None
-        for steps in filter(None, (part.warmup, part.steps)):  # only the second is timed
+        for steps in filter(None, (part.warmup, part.steps)):  # only the last one is timed
             options = self.method.settings() | {"log": log, "steps": steps}
             part.start = now(part.device)
             invert(self.method.teacher.teacher, self.labels, **options)

@@ -4,7 +4,8 @@
     python docs/make.py --check    only name the pages that are out of date; exit status 1 if there are any
 
 A generated part lies between the comments <!-- NAME ARGUMENTS --> and <!-- end -->. NAME is a function in parts.py or
-a target of experiments/tables.json. The ARGUMENTS of a target are keys that are changed in all of its runs.
+a target of experiments/tables.json. The ARGUMENTS of a target are KEY=VALUE, a key that is changed in all of its runs,
+and "last", for rows with the accuracies of the last epoch.
 """
 
 import re
@@ -27,12 +28,13 @@ def pages():
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def made(text):
+def with_new_parts(text):
     """The text of a page, with its generated parts generated again."""
-    return PART.sub(lambda found: f"{found[1]}{make(*found[2].split())}\n{found[3]}", text)
+    return PART.sub(lambda found: f"{found[1]}{generate(*found[2].split())}\n{found[3]}", text)
 
 
-def make(name, *arguments):
+def generate(name, *arguments):
+    """The text of a generated part."""
     return getattr(parts, name)(*arguments) if name in parts.NAMES else parts.target(name, *arguments)
 
 
@@ -44,7 +46,7 @@ def undocumented():
 
 def main():
     old = {page: page.read_text(encoding="utf-8") for page in pages()}
-    new = {page: made(text) for page, text in old.items()}
+    new = {page: with_new_parts(text) for page, text in old.items()}
     outdated = [page for page in old if old[page] != new[page]]
     check = sys.argv[1:] == ["--check"]
     for page in outdated:

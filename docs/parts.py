@@ -28,7 +28,8 @@ from utils.keys import TYPE_NAMES, key
 
 NAMES = "leaderboard attacks keys networks any_size equation defence attack datafree trials speed".split()
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "results.jsonl"
-SIZES = {"digits": "digits", "CIFAR-10, small networks": "CIFAR10-small"}
+# {data: last part of the names of its tables}
+SUFFIXES = {"digits": "digits", "CIFAR-10, small networks": "CIFAR10-small"}
 OPTIONS = {"num_channels": "channels of the first convolution", "dropout_rate": "dropout before the last layer"}
 SIZES_TRIED = (8, 48, 225)  # pixels
 LIMITS = {"low": "≥", "above": ">", "high": "≤", "below": "<"}
@@ -71,15 +72,19 @@ def attacks(benchmark, preset, defence, *names):
     return markdown(lines, ["attack", "tuned", "minus `kd` [95 %]", "not tuned", "chosen settings"])
 
 
-def keys(path):
-    """A table of the keys that a dataclass or a network declares. Keys that all attacks share are left out."""
-    if path in model.names():
+def keys(name):
+    """A table of the keys that a dataclass or a network declares. Keys that all attacks share are left out.
+
+    name: of a network, or of a dataclass with its module, such as "training.params.Common".
+    """
+    if name in model.names():
         fields = [
-            (name, type(value), key(OPTIONS.get(name, f"of `{path}`"), value))
-            for name, value in model.options(path).items()
+            (option, type(value), key(OPTIONS.get(option, f"of `{name}`"), value))
+            for option, value in model.options(name).items()
         ]
-        path = dataclasses.make_dataclass("Options", fields)
-    declared = pkgutil.resolve_name(path) if isinstance(path, str) else path
+        declared = dataclasses.make_dataclass("Options", fields)
+    else:
+        declared = pkgutil.resolve_name(name)
     shared = [field.name for field in dataclasses.fields(Attack.Params)] if declared is not Attack.Params else ()
     lines = [row_of_key(field) for field in dataclasses.fields(declared) if field.name not in shared]
     return markdown(lines, ["key", "type", "default", "allowed", "meaning"])
@@ -122,17 +127,20 @@ def equation(module):
 
 
 @functools.cache
-def matrix_of(size):
+def matrix_of(suffix):
     """A matrix and its recorded entries."""
-    matrix = load_table(f"matrix_{size}")
+    matrix = load_table(f"matrix_{suffix}")
     return matrix, read_matrix(matrix, Recorded())
 
 
 def defence(*words):
-    """A defence in the matrices: the accuracy of the teacher, and the gains of `kd` and of the strongest attack."""
+    """A defence in the matrices: the accuracy of the teacher, and the gains of `kd` and of the strongest attack.
+
+    words: the name of a row, which may contain spaces.
+    """
     lines = []
-    for data, size in SIZES.items():
-        matrix, (_, _, rows) = matrix_of(size)
+    for data, suffix in SUFFIXES.items():
+        matrix, (_, _, rows) = matrix_of(suffix)
         names = [name for name, _ in matrix.rows]
         number = names.index(" ".join(words))
         epoch, found = matrix.rows[number][1][0].epoch, strongest(matrix, rows)[number]
@@ -147,8 +155,8 @@ def defence(*words):
 def attack(name):
     """An attack in the matrices: the gains of the students of a normal and of a nasty teacher."""
     lines = []
-    for data, size in SIZES.items():
-        matrix, (_, _, rows) = matrix_of(size)
+    for data, suffix in SUFFIXES.items():
+        matrix, (_, _, rows) = matrix_of(suffix)
         (_, normal), (_, nasty) = rows[:2]
         number = matrix.columns[1:].index(name)
         lines.append([data, show_gain(normal[number]), show_gain(nasty[number])])
@@ -158,8 +166,8 @@ def attack(name):
 def datafree(column):
     """An attack in the data-free tables: the accuracies of the students of a normal and of a nasty teacher."""
     lines = []
-    for data, size in SIZES.items():
-        entries = json.loads(report(f"datafree_{size}", "json", [Recorded()]))
+    for data, suffix in SUFFIXES.items():
+        entries = json.loads(report(f"datafree_{suffix}", "json", [Recorded()]))
         lines.append([data, *(show_best(entry) for entry in entries if entry["column"] == column)])
     return markdown(lines, ["data", "student of the normal teacher", "student of the nasty teacher"])
 
@@ -167,7 +175,8 @@ def datafree(column):
 def trials(experiment, keys, metric, *students):
     """A table of all recorded settings of a teacher with seed 0.
 
-    A line has the accuracy and `metric` of the teacher, and the best accuracy of each of `students`.
+    A line has the values of `keys`, names separated by commas, the accuracy and `metric` of the teacher, and the best
+    accuracy of each of `students`, experiments in the same folder as `experiment`.
     """
     source, folder, names, lines = Recorded(), Path(experiment).parent, keys.split(","), []
     for run in (run.with_seed(0) for run in source.runs_of(experiment)):
@@ -190,8 +199,11 @@ def student_of(teacher, experiment, source):
 
 
 def speed(*names):
-    """Timings in benchmarks/results.jsonl against the reference pipeline. names: of its lines, or name#network."""
-    measured = {found["name"]: found for found in map(json.loads, BENCHMARKS.read_text(encoding="utf-8").splitlines())}
+    """Timings in benchmarks/results.jsonl against the reference pipeline.
+
+    names: names of its lines, or name#network for one network of a line.
+    """
+    measured = {entry["name"]: entry for entry in map(json.loads, BENCHMARKS.read_text(encoding="utf-8").splitlines())}
     lines = []
     for name, _, network in (name.partition("#") for name in names):
         found = [line for line in measured[name]["results"] if network in ("", line["network"])]

@@ -74,9 +74,9 @@ class StoredAnswers:
     def __init__(self, rule, folder, digest, limit, log):
         self.rule, self.teacher, self.params = rule, rule.teacher, rule.params
         self.folder, self.digest, self.limit, self.log = folder, digest, limit, log
-        self.images = self.current = None  # the latest batch and the answers to it
+        self.images = self.current = None  # images of the latest batch, and the answers to them
         self.stored, self.computed = None, []  # answers of this epoch: all from the file, or those computed so far
-        self.first = 0  # the position of the latest batch in the epoch
+        self.first = 0  # images of this epoch before the latest batch
 
     def __call__(self, images, with_features=False):
         if with_features:

@@ -34,9 +34,9 @@ class Trained:
 def run(folder, data_dir="data", quiet=True, **keys):
     """Train the experiment in `folder`, unless it has finished, and return it as a Trained.
 
-    keys: the keys of params.json, see docs/params.md; the file is written. Without keys, the file must exist.
+    keys: the keys of the params.json to write; see docs/params.md. Without keys, the file must exist.
     data_dir: the folder of the data sets. quiet: whether to write the log to training.log only, and not to print it.
-    Raises UserError if a key is wrong, or if the folder holds a run with other keys, and Diverged if the loss is NaN.
+    Raises UserError if a key is wrong or the folder holds a run with other parameters, and Diverged if the loss is NaN.
     """
     folder = Path(folder).absolute()
     path = folder / "params.json"

@@ -39,13 +39,13 @@ def apply(raw, changes):
 
 
 def effective(raw, changes):
-    """The items of `changes` that differ from `raw` and from the defaults."""
+    """The items of `changes` that differ from the value in `raw`, or from the default if `raw` lacks the key."""
     raw, changes = with_new_names(raw), with_new_names(changes)
     try:
-        raw, usual = with_method(raw), defaults(apply(raw, changes))
+        raw, default = with_method(raw), defaults(apply(raw, changes))
     except UserError:  # `params.check` reports it
-        usual = {}
-    return {name: value for name, value in changes.items() if raw.get(name, usual.get(name)) != value}
+        default = {}
+    return {name: value for name, value in changes.items() if raw.get(name, default.get(name)) != value}
 
 
 def check_common(changes, others=()):
@@ -111,5 +111,6 @@ def spell(value):
         return "+".join(map(spell, value)) or "none"
     if isinstance(value, str):
         quoted = urllib.parse.quote(value, safe="")
+        # The string "null" becomes "%6Eull", because "null" is the text of None.
         return f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted in ("null", "true", "false") else quoted
     return json.dumps(value)

@@ -62,7 +62,7 @@ def at_least(low, kind=int):
             raise argparse.ArgumentTypeError(f"must be at least {low:d}, not {text}")
         return kind(text)
 
-    number.__name__ = kind.__name__
+    number.__name__ = kind.__name__  # argparse writes it into error messages
     return number
 
 
@@ -95,7 +95,7 @@ def one_line_errors():
 
     If the reader of the output closed the pipe, nothing is printed and the exit status is 141.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     try:
         yield
     except UserError as error:

@@ -108,8 +108,8 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_gr
 def train(method, loader, part, eval_loader, params, run, until):
     """Train `method` until epoch `until`, starting after the last finished epoch of `run`, a `folder.Run`.
 
-    part: "test" or "validation", the images of `eval_loader`, on which each epoch is evaluated. Raises Diverged if the
-    loss is NaN or infinite.
+    part: "test" or "validation": which images `eval_loader` has. Each epoch is evaluated on them. Raises Diverged if
+    the loss is NaN or infinite.
     """
     optimizer = make_optimizer(params, method.trained)
     first = run.restore(method, optimizer)
@@ -121,9 +121,9 @@ def train(method, loader, part, eval_loader, params, run, until):
         start = time.perf_counter()
         seed_everything(params.seed, epoch)
         loader.set_epoch(epoch)
-        rate = get_lr(params.learning_rate, params.schedule, params.gamma, epoch)
+        lr = get_lr(params.learning_rate, params.schedule, params.gamma, epoch)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
         title = f"Epoch {epoch + 1}/{params.num_epochs}"
         run.log(title)
         try:
@@ -135,7 +135,7 @@ def train(method, loader, part, eval_loader, params, run, until):
             raise Diverged(f"{title}: the loss is not finite any more: {error}. {HINT} {run.fallback()}") from None
         metrics = {
             "epoch": epoch + 1,
-            "lr": rate,
+            "lr": lr,
             "train": means.values(),
             part: scores,
             **({"queries": queries} if queries else {}),

@@ -7,7 +7,8 @@ from pathlib import Path
 import method
 from method.attacker import Attack
 from training import changes as key_changes
-from training import engine, params, spec
+from training import engine, spec
+from training import params as parameters
 from training.answers import store_answers
 from training.folder import Run
 from training.zoo import Zoo
@@ -23,8 +24,8 @@ SCRIPTS = {"scratch": "train_scratch.py", "defend": "train_nasty.py", "attack": 
 def prepare(kind, folder, changes, files):
     """Return (run folder, checked parameters) for a command line.
 
-    kind: of the training script; see `params.kind_of`. changes: {key: value} of --set, for which a run folder is
-    written beside `folder`. files: {"resume": path or None, …} from other flags, which replace keys.
+    kind: what the training script trains; see `params.kind_of`. changes: {key: value} of --set, for which a run folder
+    is written beside `folder`. files: {"resume": path or None, …} from other flags, which replace keys.
     """
     if folder.name == "params.json" and folder.is_file():
         raise UserError(f"--save_path {folder}: must be a folder, not a file; use --save_path {folder.parent}")
@@ -35,21 +36,21 @@ def prepare(kind, folder, changes, files):
     files = {name: display_path(path) for name, path in files.items() if path}
     if changes:
         folder = derive(folder, changes | files)
-    return folder, params.load(folder, files)
+    return folder, parameters.load(folder, files)
 
 
 def kind_in(path, changes=()):
     """`params.kind_of` of the params.json `path` with `changes`."""
     raw = read_json(path)
     try:
-        return params.kind_of(key_changes.apply(raw, dict(changes)))
+        return parameters.kind_of(key_changes.apply(raw, dict(changes)))
     except UserError as error:
         raise UserError(f"{display_path(path)}: {error}") from None
 
 
 def derive(folder, changes):
     """Write the params.json of the run of the experiment `folder` with `changes`. Returns the folder of this run."""
-    params.check(key_changes.apply(read_json(folder / "params.json"), changes), folder / "params.json")
+    parameters.check(key_changes.apply(read_json(folder / "params.json"), changes), folder / "params.json")
     run = spec.make(folder.absolute(), changes)
     spec.write(run)
     return from_root(run.folder)
@@ -100,7 +101,7 @@ def train_run(run, params, device, data_dir, download, until, load):
 
 
 def score(path, params, data_dir, gpu_id=None, download=False):
-    """Print the test accuracy and loss of the network in the checkpoint `path`."""
+    """Print the accuracy and loss on the test images of the network in the checkpoint `path`."""
     device = engine.pick_device(gpu_id)
     precision = engine.resolve_precision(params.precision, device)
     dataset = data.load(params.dataset, data_dir, device, download=download, **data.options_in(params))

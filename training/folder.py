@@ -30,7 +30,7 @@ class Run:
         self.training_log = TrainingLog(self.folder)
         self.version = version(self.last)
         self.state = self.load_state()
-        self.best_epoch, self.best_acc = self.state.get("best", (-1, -1.0))
+        self.best_epoch, self.best_acc = self.state.get("best", (-1, -1.0))  # best_epoch counts from 0, as released
 
     def load_state(self):
         """The content of last_model.tar, or {} without one. Raises UserError if it belongs to another run."""
@@ -156,7 +156,7 @@ class Run:
         self.state["epoch"] = epoch
         if RANK > 0:
             return
-        self.scores_file.unlink(missing_ok=True)
+        self.scores_file.unlink(missing_ok=True)  # it exists if num_epochs was increased after the run had finished
         for line in lines_of_epoch(metrics["train"], scores, self.best_epoch, self.best_acc):
             self.log(line)
         with open(self.metrics_file, "a", encoding="utf-8") as file:
@@ -172,10 +172,10 @@ class Run:
             "environment": self.environment,
             "command": self.command,
         }
-        content = checkpoint.packed(content)
-        checkpoint.write(self.last, content)
+        data = checkpoint.packed(content)
+        checkpoint.write(self.last, data)
         if self.best_epoch == epoch - 1:
-            checkpoint.write(self.best, content)
+            checkpoint.write(self.best, data)
 
     def score(self, method, loader):
         """Evaluate the weights of the best epoch on `loader`, and write test.json."""
@@ -188,5 +188,5 @@ class Run:
 
 
 def best_is_outdated(last, best):
-    """Whether `last`, the content of a last_model.tar, is the best epoch, but the file `best` has an older epoch."""
+    """Whether `last`, the content of a last_model.tar, is the best epoch, but the file `best` has another epoch."""
     return last["best"][0] == last["epoch"] - 1 and checkpoint.peek(best).get("epoch") != last["epoch"]

@@ -114,5 +114,5 @@ def lines_of_epoch(train, scores, best_epoch, best_acc):
 
 
 def format_terms(terms):
-    """["loss: 0.847", "acc: 70.17"]: losses with three decimals, percentages with two."""
+    """["loss: 0.847", "acc: 70.17"]: accuracies with two decimals, other terms with three."""
     return [f"{name}: {value:{'05.2f' if name.startswith('acc') else '05.3f'}}" for name, value in terms.items()]

@@ -120,7 +120,8 @@ def with_new_names(raw):
 
     If `raw` has both names of a key, the old one is kept, and `check` reports it.
     """
-    return {name if OLD_NAMES.get(name) in raw else OLD_NAMES.get(name, name): value for name, value in raw.items()}
+    new_names = {old: new for old, new in OLD_NAMES.items() if new not in raw}
+    return {new_names.get(name, name): value for name, value in raw.items()}
 
 
 def kind_of(raw):
@@ -133,7 +134,7 @@ def kind_of(raw):
 
 
 def schema(raw):
-    """{name: dataclass field} of all keys of a run with this `method`, `release` and `model_name`."""
+    """{name: dataclass field} of all keys of a run. They depend on its method, release, dataset and model_name."""
     fields = {field.name: field for part in (Common, *own_params(raw)) for field in dataclasses.fields(part)}
     if isinstance(raw.get("model_name"), str):
         try:
@@ -147,7 +148,7 @@ def schema(raw):
 
 
 def own_params(raw):
-    """The `Params` classes of the method, the data set, and, for an attack, the release rule of a run."""
+    """The `Params` classes of the method, the release rule (for an attack) and the data set (if imagefolder)."""
     parts = [method.find(raw["method"]).Params]
     if hasattr(parts[0], "release") and isinstance(raw.get("release"), str):
         parts.append(method.find_release(raw["release"]).Params)

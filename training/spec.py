@@ -2,8 +2,8 @@
 
 An experiment is a folder with a params.json, its definition. The keys that end in `resume` name checkpoints of other
 experiments, on which the experiment depends. A run with changed keys has a folder of its own beside that of the
-experiment. `Spec.folder` returns the name of this folder, which lists the changes. No code parses the name: the file
-spec.json in the folder stores the Spec.
+experiment. The name of this folder lists the changes; see `Spec.folder`. No code parses the name: the file spec.json in
+the folder stores the Spec.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class Spec:
 
     @property
     def folder(self):
-        """The folder of the run, "experiment,key=value,…", relative to the root like `experiment`."""
+        """The folder of the run, "experiment,key=value,…", relative to the project root like `experiment`."""
         tags = [f"{name}={spell(value)}" for name, value in self.changes]
         tags += [f"teacher.{name}={spell(value)}" for name, value in self.teacher_changes]
         tags += [f"all.{name}={spell(value)}" for name, value in self.common]
@@ -130,7 +130,9 @@ def make(experiment, changes=None, teacher_changes=None, common=None, seed=None)
     }
     seed = default_seed(experiment) if seed is None else seed
     spec = Spec(experiment, as_pairs(changes), as_pairs(teacher_changes), as_pairs(common), seed)
-    return replace(spec, common=as_pairs({name: value for name, value in common.items() if differs(spec, name, value)}))
+    return replace(
+        spec, common=as_pairs({name: value for name, value in common.items() if has_effect(spec, name, value)})
+    )
 
 
 def from_json(content):
@@ -200,8 +202,8 @@ def write(spec):
     write_json(path, raw)
 
 
-def differs(spec, name, value):
+def has_effect(spec, name, value):
     """Whether the common change name=value changes `spec` or a run that it depends on."""
     if key_changes.effective(definition(spec.experiment), {name: value}):
         return True
-    return any(name in dict(source.changes) or differs(source, name, value) for source in spec.sources.values())
+    return any(name in dict(source.changes) or has_effect(source, name, value) for source in spec.sources.values())

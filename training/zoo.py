@@ -24,7 +24,7 @@ class Zoo:
         self.origins = {}
 
     def trained(self, params):
-        """The network that `params` describes, with random weights or those of the checkpoint `params.resume`."""
+        """The network to train, with random weights or those of the checkpoint `params.resume`."""
         network = self.fresh(params.model_name, **model.options_in(params))
         if params.resume:
             self.load_weights(network, params.resume)

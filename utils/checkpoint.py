@@ -15,12 +15,7 @@ from utils.paths import display_path, write_file
 
 PREFIXES = ("module.", "_orig_mod.")  # which DataParallel and torch.compile put before the names of weights
 FIELDS = {"params": dict, "optim_dict": dict, "epoch": int, "best": tuple}  # items in the checkpoint of a run
-MORE_FIELDS = {
-    "extra": dict,
-    "origins": dict,
-    "environment": str,
-    "command": str,
-}  # items that are missing in old checkpoints
+MORE_FIELDS = {"extra": dict, "origins": dict, "environment": str, "command": str}  # may be missing in old checkpoints
 WEIGHTS = ("state_dict", "model_state_dict", "model")  # items with the weights; without them, all items are weights
 
 
@@ -41,9 +36,9 @@ def packed(content):
     return buffer.getbuffer()
 
 
-def write(path, content, shared=False):
-    """Write the bytes that `packed` returned. Arguments and errors: see `save`."""
-    write_file(path, lambda file: file.write(content), shared)
+def write(path, data, shared=False):
+    """Write the bytes `data`, which `packed` returned. shared and errors: see `save`."""
+    write_file(path, lambda file: file.write(data), shared)
 
 
 def load(path):
@@ -130,7 +125,8 @@ def state_dict(content, path):
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise not_a_checkpoint(path)
     for name, value in weights.items():
-        if problem := "the name of weights must be a string" if not isinstance(name, str) else fault(value):
+        problem = fault(value) if isinstance(name, str) else "the name of weights must be a string"
+        if problem:
             raise CheckpointError(f"{shorten(str(name))}: {problem}", None, display_path(path))
     return {without_prefix(name): value for name, value in weights.items()}
 

@@ -14,7 +14,7 @@ from utils.errors import UserError, suggest
 from utils.loader import Loader, Split, copied_split, mapped_split
 
 SUBSET_SEED = 230
-# Number of images assembled at once on a GPU, where launching the kernels of one batch takes longer than running them
+# Number of images assembled at once on a GPU, where launching the kernels of one batch takes longer than running them.
 PREFETCH_IMAGES = 2048
 
 
@@ -97,8 +97,8 @@ def spec_of(params):
     """The DataSpec of a run before its data set is read. For imagefolder, most values are assumed."""
     if params.dataset in DATASETS:
         return DATASETS[params.dataset]
-    names = tuple(params.augmentations.split("+"))
-    return DataSpec(ASSUMED_CLASSES, params.image_size, 0, 0, (0.5,) * 3, (0.5,) * 3, names)
+    augmentation = tuple(params.augmentations.split("+"))
+    return DataSpec(ASSUMED_CLASSES, params.image_size, 0, 0, (0.5,) * 3, (0.5,) * 3, augmentation)
 
 
 def load(name, data_dir, device, subset_percent=1.0, download=False, validation=0.0, **options):
@@ -114,9 +114,9 @@ def load(name, data_dir, device, subset_percent=1.0, download=False, validation=
     if name == OWN:
         source = imagefolder.read(folder, options["image_size"])
         (images, labels), (test_images, test_labels), digest = source.train, source.test, source.digest
-        names = tuple(options["augmentations"].split("+"))
-        sizes = options["image_size"], len(labels), len(test_labels)
-        spec = DataSpec(len(source.classes), *sizes, source.mean, source.std, names)
+        num_classes, image_size = len(source.classes), options["image_size"]
+        augmentation = tuple(options["augmentations"].split("+"))
+        spec = DataSpec(num_classes, image_size, len(labels), len(test_labels), source.mean, source.std, augmentation)
     else:
         spec = DATASETS[name]
         images, labels, test_images, test_labels = getattr(datasets, name)(folder, download)

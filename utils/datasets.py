@@ -1,7 +1,7 @@
 """Functions that read the published data sets into NumPy arrays, one function per data set.
 
 Each function returns (train images, train labels, test images, test labels). Images are uint8 (N, H, W, 3), labels are
-integers (N,). Raises UserError with the name of the first file that is missing or damaged.
+integers (N,). It raises UserError with the name of the first file that is missing or damaged.
 
 The functions import torchvision themselves: importing it takes as long as importing PyTorch, and scripts that read no
 images, such as results.py, do not need it.
@@ -94,8 +94,8 @@ def tiny_imagenet(data_dir, download):
         raise UserError(f"tiny_imagenet: {folder / 'train'} has {len(classes)} class folders, expected 200")
 
     train = _class_folders(folder / "train", classes)
-    arranged = (folder / "val" / classes[0]).is_dir()
-    test = _class_folders(folder / "val", classes) if arranged else _annotated(folder / "val", classes)
+    has_class_folders = (folder / "val" / classes[0]).is_dir()
+    test = _class_folders(folder / "val", classes) if has_class_folders else _annotated(folder / "val", classes)
     for part, files in (("train", train), ("val", test)):
         if not files:
             raise UserError(f"tiny_imagenet: no images in {folder / part}; add --download to fetch the data set")

@@ -76,7 +76,10 @@ def sealed(content):
 
 
 def unsealed(content, where):
-    """`content` without its item "digest". Raises UserError if the digest differs from that of the content."""
+    """`content` without its item "digest". Raises UserError if the digest differs from that of the content.
+
+    where: the file, or the line of a file, that the error message names.
+    """
     if content.get("digest", digest(content)) != digest(content):
         raise UserError(f"{where}: damaged or edited: its digest differs")
     return {name: value for name, value in content.items() if name != "digest"}

@@ -10,7 +10,8 @@ class UserError(Exception):
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or unsuitable.
 
-    path: the file, if training the experiment in its folder would replace the file; else None.
+    path: the file, if training the experiment in its folder would make a suitable one; else None. name: what the
+    message calls the file.
     """
 
     def __init__(self, problem, path, name):

@@ -9,13 +9,13 @@ import typing
 from utils.errors import suggest
 
 
-def key(about, default=dataclasses.MISSING, **limits):
+def key(about, default=dataclasses.MISSING, **metadata):
     """A dataclass field that declares a key of params.json. about: its description in docs/params.md.
 
-    limits: `low` and `high` (inclusive), `above` and `below` (exclusive), `choices`. `search`: the values that the
-    search AutoSteal tries; see study/autosteal.py.
+    metadata: the limits `low` and `high` (inclusive), `above` and `below` (exclusive); `choices`; and `search`, the
+    values that the search AutoSteal tries (see study/autosteal.py).
     """
-    return dataclasses.field(default=default, kw_only=True, metadata={"about": about, **limits})
+    return dataclasses.field(default=default, kw_only=True, metadata={"about": about, **metadata})
 
 
 LARGEST = 2**63 - 1  # larger whole numbers do not fit into a tensor

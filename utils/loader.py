@@ -93,7 +93,7 @@ class Loader:
 
 
 def copied_split(images, labels, device, rows):
-    """A Split of `images[rows]` on `device`. rows: int (n,). If it selects all images, they may not be copied."""
+    """A Split of `images[rows]` on `device`. rows: int (n,). On the CPU, a Split of all images shares their memory."""
     if not np.array_equal(rows, np.arange(len(images))):
         images, labels = images[rows], np.asarray(labels)[rows]
     images = torch.from_numpy(np.ascontiguousarray(images))

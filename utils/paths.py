@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def from_root(path):
-    """The absolute path of `path`, such as that of an experiment. Relative paths are relative to the project root."""
+    """`path`, for example of an experiment, as an absolute path. A relative path starts at the project root."""
     return ROOT / path
 
 
