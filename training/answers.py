@@ -58,9 +58,10 @@ def describe(rule, params, environment):
 
 
 def digest_of_code(rule):
-    """A digest of the source files in model/ and utils/, and of the file of a release rule."""
+    """A digest of the source files that the answers of a release rule depend on."""
     root = Path(__file__).resolve().parent.parent
-    files = [Path(inspect.getfile(type(rule))), *sorted(root.glob("model/*.py")), *sorted(root.glob("utils/*.py"))]
+    shared = [file for folder in ("method", "model", "utils") for file in sorted(root.glob(f"{folder}/*.py"))]
+    files = [Path(inspect.getfile(type(rule))), root / "training/zoo.py", *shared]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

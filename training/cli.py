@@ -59,7 +59,8 @@ def at_least(low, kind=int):
 
     def number(text):
         if not low <= kind(text) < 2**63:
-            raise argparse.ArgumentTypeError(f"must be at least {low:d}, not {text}")
+            limit = f"at least {low:d}" if kind(text) < 2**63 else "below 2^63"
+            raise argparse.ArgumentTypeError(f"must be {limit}, not {text}")
         return kind(text)
 
     number.__name__ = kind.__name__  # argparse writes it into error messages

@@ -193,7 +193,7 @@ def write(spec):
         existing = params.load(folder)
         lines = key_changes.differences(vars(existing), vars(wanted))
         if lines:
-            raise UserError(f"{path}: exists with other parameters:\n  " + "\n  ".join(lines))
+            raise UserError(f"{display_path(path)}: exists with other parameters:\n  " + "\n  ".join(lines))
         if existing.num_epochs == wanted.num_epochs and of_folder(spec.folder) == spec:
             return
     make_folder(folder)

@@ -79,8 +79,7 @@ class Loader:
         """
         count, device = len(self.split), self.split.labels.device
         # SeedSequence mixes the numbers: epoch 1 of seed 0 must differ from epoch 0 of seed 1.
-        numbers = (self.seed, self.epoch, self.role) if self.role else (self.seed, self.epoch)
-        state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+        state = np.random.SeedSequence((self.seed, self.epoch, self.role)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         augmentation = sample_augmentation(self.augmentation, count, generator)
