@@ -64,8 +64,8 @@ def run_benchmark(args):
         own = import_teacher(args.target[0], args.teacher, args.model, args.data_dir, args.download)
         print(f"{own.name}: {own.accuracy:.2f} % of the test images", *own.flags, sep="; ")
     with contextlib.closing(executor(args)) as workers:
-        smaller = {"attacks": args.columns} if args.columns else {}
-        benchmark = Benchmark(args.target[0], execute_with(workers), args.rows, args.presets, own, smaller)
+        replacements = {"attacks": args.columns} if args.columns else {}
+        benchmark = Benchmark(args.target[0], execute_with(workers), args.rows, args.presets, own, replacements)
         if args.dry_run:
             print(benchmark.overview())
             return

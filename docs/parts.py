@@ -14,7 +14,7 @@ import model
 from method.attack import Attack
 from study.cards import describe, read_cards, show_interval
 from study.entries import read_matrix, strongest
-from study.formats import plus_minus, show_best, show_gain
+from study.formats import plus_minus, show_accuracy, show_gain
 from study.intervals import mean
 from study.leaderboard import make_markdown
 from study.ledger import Recorded
@@ -146,7 +146,7 @@ def defence(*words):
         epoch, found = matrix.rows[number][1][0].epoch, strongest(matrix, rows)[number]
         (normal, _), (teacher, attacks) = rows[names.index("none")], rows[number]
         best = f"`{found[0]}` {show_gain(found[1])}" if found else "–"
-        lines.append([data, show_best(normal), show_best(teacher, epoch), show_gain(attacks[0]), best])
+        lines.append([data, show_accuracy(normal), show_accuracy(teacher, epoch), show_gain(attacks[0]), best])
     return markdown(
         lines, ["data", "normal teacher", "this teacher", "student of `kd`", "student of the strongest attack"]
     )
@@ -168,7 +168,7 @@ def datafree(column):
     lines = []
     for data, suffix in SUFFIXES.items():
         entries = json.loads(report(f"datafree_{suffix}", "json", [Recorded()]))
-        lines.append([data, *(show_best(entry) for entry in entries if entry["column"] == column)])
+        lines.append([data, *(show_accuracy(entry) for entry in entries if entry["column"] == column)])
     return markdown(lines, ["data", "student of the normal teacher", "student of the nasty teacher"])
 
 

@@ -10,16 +10,16 @@ from study.own_teacher import import_teacher
 from study.scoring import make_cards
 
 
-def run(benchmark, teacher=None, network=None, rows=None, presets=None, data_dir="data", **smaller):
+def run(benchmark, teacher=None, network=None, rows=None, presets=None, data_dir="data", **replacements):
     """Run a benchmark of experiments/tables.json. Returns its cards, a list of dictionaries; see docs/benchmark.md.
 
     teacher, network: a checkpoint to attack, and its network; see `import_teacher`. rows, presets: names of defences
-    and of threat presets; default: all. smaller: values that replace `attacks` (names), `draws`, `seeds` or `changes`
-    (keys of all runs) of the benchmark; its cards then have a flag, because they cannot be compared with others.
-    No card is written to a file. Raises UserError for an unknown name, and if a run fails.
+    and of threat presets; default: all. replacements: values that replace `attacks` (names), `draws`, `seeds` or
+    `changes` (keys of all runs) of the benchmark; its cards then have a flag, because they cannot be compared with
+    others. No card is written to a file. Raises UserError for an unknown name, and if a run fails.
     """
     own = import_teacher(benchmark, teacher, network, data_dir) if teacher else None
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        runs = Benchmark(benchmark, execute_with(InProcess(data_dir)), rows, presets, own, smaller)
+        runs = Benchmark(benchmark, execute_with(InProcess(data_dir)), rows, presets, own, replacements)
         runs.run()
     return make_cards(runs)

@@ -26,8 +26,8 @@ def space_of(attack):
 def draw_thieves(attacks, count, student, seed):
     """`count` draws for a student with a teacher: dictionaries of changed keys. The first is `passive(attacks)`.
 
-    attacks: {name: keys that all of its draws have}; the draws use these attacks in turn. student: the content of the
-    student's params.json, whose learning rate is varied.
+    attacks: {name: fixed keys}; the draws use these attacks in turn, and all draws of an attack have its fixed keys.
+    student: the content of the student's params.json, whose learning rate is varied.
     """
     generator, names = np.random.default_rng(seed), list(attacks)
     draws = [passive(attacks)]
@@ -45,9 +45,9 @@ def passive(attacks):
 
 
 def draw_students(count, student, seed, smoothing):
-    """`count` draws for a student without a teacher: dictionaries of changed keys.
+    """`count` draws for a student without a teacher: dictionaries of changed keys. The first is not tuned.
 
-    smoothing: whether label smoothing is varied as well. student, seed: as in `draw_thieves`.
+    smoothing: whether label smoothing is used and varied as well. student, seed: as in `draw_thieves`.
     """
     generator = np.random.default_rng(seed)
     draws = [{"label_smoothing": 0.1} if smoothing else {}]
@@ -91,5 +91,5 @@ def at_edge(thief):
     """
     space = space_of(thief["method"])
     numeric = {name: values for name, values in space.items() if all(isinstance(v, (int, float)) for v in values)}
-    inner = {name: values for name, values in numeric.items() if len(values) > 2 and name != "alpha"}
-    return [name for name, values in inner.items() if thief.get(name) in (min(values), max(values))]
+    checked = {name: values for name, values in numeric.items() if len(values) > 2 and name != "alpha"}
+    return [name for name, values in checked.items() if thief.get(name) in (min(values), max(values))]

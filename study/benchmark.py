@@ -36,25 +36,26 @@ class Benchmark:
 
     execute: a function that trains the runs in a list of (Spec, epoch to stop after or None). rows, presets: names of
     defences and of threat presets; default: all. own: an OwnTeacher; the only other row is then the undefended teacher,
-    unless `rows` names more. smaller: {name: value} to replace `attacks` (names), `draws`, `seeds` or `changes` (keys
-    of all runs) of the entry. Raises UserError for an unknown name.
+    unless `rows` names more. replacements: {name: value}, values that replace `attacks` (names), `draws`, `seeds` or
+    `changes` (keys of all runs) of the entry. Raises UserError for an unknown name.
     """
 
-    def __init__(self, name, execute, rows=None, presets=None, own=None, smaller=None):
-        self.name, self.execute, self.smaller = name, execute, smaller or {}
-        for item in self.smaller:
+    def __init__(self, name, execute, rows=None, presets=None, own=None, replacements=None):
+        self.name, self.execute, self.replacements = name, execute, replacements or {}
+        for item in self.replacements:
             if item not in REPLACEABLE:
                 raise UserError(f'"{item}" cannot be replaced in a benchmark; allowed are {", ".join(REPLACEABLE)}')
         published = {"changes": {}, "more_attacks": {}} | read_target(name)
-        self.entry = published | self.smaller
-        if "attacks" in self.smaller:
-            known, names = published["more_attacks"] | published["attacks"], self.smaller["attacks"]
+        self.entry = published | self.replacements
+        if "attacks" in self.replacements:
+            known, names = published["more_attacks"] | published["attacks"], self.replacements["attacks"]
             matrices.check_names("columns", [attack for attack in names if attack not in known], known, "attack")
             self.entry["attacks"] = {attack: known.get(attack, {}) for attack in names}
         self.defences = dict(self.entry["defences"])
         new = [row for row in rows or () if row not in self.defences]  # names of files in method/defend/
         matrices.check_names("rows", new, self.defences, "defend")
         self.defences |= {row: matrices.new_row(row, self.entry["template"], {}) for row in new}
+        # {row: OwnTeacher} with at most one item
         self.own = {f"{own.name} (own)" if own.name in self.defences else own.name: own} if own else {}
         self.defences |= {row: teacher.defence(self.entry["template"]) for row, teacher in self.own.items()}
         self.rows = list(dict.fromkeys([UNDEFENDED, *(rows or ([] if own else self.defences)), *self.own]))
@@ -84,6 +85,7 @@ class Benchmark:
             if row not in self.own:
                 options = self.strengths(row) or [{}]
                 teachers |= {self.teacher(row, self.tuning_seed, option) for option in options}
+                # the strength of the final teachers is not chosen yet; the number is the same with any strength
                 teachers |= {self.teacher(row, seed, options[0]) for seed in self.seeds}
         return (
             f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {len(teachers)} "
@@ -140,7 +142,7 @@ class Benchmark:
         return autosteal.draw_thieves(self.attacks(case), count, raw, self.tuning_seed)
 
     def attacks(self, case):
-        """{name: keys that all of its draws have} of the possible attacks. Raises UserError if there are none."""
+        """{name: fixed keys} of the possible attacks. Raises UserError if there are none."""
         allowed, left_out = self.allowed(case.preset), self.left_out(case)
         if len(left_out) == len(allowed):
             why = "; ".join(left_out.values()) or f"the preset allows {', '.join(PRESETS[case.preset].attacks)} only"
@@ -148,18 +150,18 @@ class Benchmark:
         return {name: keys for name, keys in allowed.items() if name not in left_out}
 
     def allowed(self, preset):
-        """{name: keys that all of its draws have} of the attacks that a preset allows."""
-        without_data = PRESETS[preset].attacks
-        if without_data is None:
+        """{name: fixed keys} of the attacks that a preset allows."""
+        data_free = PRESETS[preset].attacks
+        if data_free is None:
             return self.entry["attacks"]
-        return {name: {} for name in without_data if name in self.smaller.get("attacks", without_data)}
+        return {name: {} for name in data_free if name in self.replacements.get("attacks", data_free)}
 
     def left_out(self, case):
         """{name: error message} of the attacks that are impossible with the user's own teacher."""
         problems = {}
         if case.row in self.own:
             for name in self.allowed(case.preset):
-                keys = {key: values[0] for key, values in autosteal.space_of(name).items()}
+                keys = {key: values[0] for key, values in autosteal.space_of(name).items()}  # some keys have no default
                 try:
                     params.check(self.student(case, {"method": name} | keys, self.tuning_seed).raw, name)
                 except UserError as error:
@@ -167,8 +169,8 @@ class Benchmark:
         return problems
 
     def finals(self, case, seed):
-        """{"thief": Spec, "passive": Spec} of the runs that are reported with `seed`; the chosen student is "thief"."""
-        specs = {"thief": self.student(case, self.chosen[case], seed, final=True)}
+        """{"chosen": Spec, "passive": Spec} of the final runs with `seed`. Only a defence has a passive thief."""
+        specs = {"chosen": self.student(case, self.chosen[case], seed, final=True)}
         if case.row not in (ALONE, YARDSTICK):
             passive = autosteal.passive(self.attacks(case))
             specs["passive"] = self.student(case, passive, seed, final=True)
@@ -187,18 +189,13 @@ class Benchmark:
             return make_spec(self.entry["alone"], changes=preset | shared | changes, seed=seed)
         defence = self.defences[case.row]
         strength = self.chosen_strengths[case.row] if strength is None else strength
-        rule, teacher = defence.get("changes", {}), defence.get("teacher_changes", {})
-        if "release" in rule:
-            rule = rule | strength
+        in_student, in_teacher = defence.get("changes", {}), defence.get("teacher_changes", {})
+        if "release" in in_student:  # the strength is a key of the release rule
+            in_student = in_student | strength
         else:
-            teacher = teacher | strength
-        return make_spec(
-            defence["student"],
-            changes=rule | preset | shared | changes,
-            teacher_changes=teacher,
-            common=TEACHER | self.entry["changes"],
-            seed=seed,
-        )
+            in_teacher = in_teacher | strength
+        changes, common = in_student | preset | shared | changes, TEACHER | self.entry["changes"]
+        return make_spec(defence["student"], changes=changes, teacher_changes=in_teacher, common=common, seed=seed)
 
     def teacher(self, row, seed, strength=None):
         """The Spec of the teacher of a defence, which is the same under all presets.

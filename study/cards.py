@@ -40,7 +40,8 @@ def write_cards(name, cards, own=None):
 def read_cards(name, attacks=None):
     """The cards of the benchmark `name`. Raises UserError if there are none, or if one was edited.
 
-    attacks: names of attacks; the cards are then those for which the search was restricted to some of these attacks.
+    attacks: names of attacks. The cards are those of searches that were restricted to all or some of these attacks;
+    default: those of searches that were not restricted.
     """
     path = cards_path(name)
     restricted, wanted = bool(attacks), set(attacks or ())

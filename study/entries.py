@@ -1,6 +1,7 @@
 """Entries: the accuracies of the cells of a table from one source, and their differences to a baseline.
 
-A source is an object of ledger.py: the records, or the run folders on this machine.
+A source is an object of ledger.py: the records, or the run folders on this machine. Here, an entry is a dictionary of
+numbers. It is not an entry of experiments/tables.json.
 """
 
 from pathlib import Path
@@ -19,7 +20,7 @@ def entry_of(cell, source, alone=None):
     """
     summary = source.summary(cell.spec, cell.part)
     raw = cell.spec.raw
-    teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")
+    teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")  # a defended teacher has the latter
     if alone is None and "teacher_resume" in raw:
         alone = baseline(cell.spec)
     gains = summary.gains(source.summary(alone)) if alone else []
@@ -71,12 +72,12 @@ def strongest(matrix, rows):
     in `matrix.new` without a finished run in any row is left out.
     """
     columns = [[attacks[i] for _, attacks in rows] for i in range(len(matrix.columns) - 1)]
-    counting = {
+    considered = {
         name: column
         for name, column in zip(matrix.columns[1:], columns, strict=True)
         if name not in matrix.new or any(entry["difference_n"] for entry in column)
     }
-    return [strongest_of({name: column[i] for name, column in counting.items()}) for i in range(len(rows))]
+    return [strongest_of({name: column[i] for name, column in considered.items()}) for i in range(len(rows))]
 
 
 def strongest_of(attacks):
@@ -101,9 +102,9 @@ def flat(table, entries_of_rows):
     ]
 
 
-def flat_matrix(matrix, alone, smoothed, rows):
+def flat_matrix(matrix, alone, yardstick, rows):
     """Like `flat`, for the entries that `read_matrix` returns."""
-    controls = [{"row": "alone", "column": "student"} | alone, {"row": "yardstick", "column": "student"} | smoothed]
+    controls = [{"row": "alone", "column": "student"} | alone, {"row": "yardstick", "column": "student"} | yardstick]
     return controls + flat(matrix, [[[teacher, *attacks]] for teacher, attacks in rows])
 
 

@@ -2,8 +2,8 @@
 
 An executor has
 - `slots`, the largest number of runs that it trains at the same time;
-- `start(folder, until)`, which starts to train the run in a folder until an epoch;
-- `wait(seconds)`, which waits until a run ends, but at most this long. It returns a list of (folder, error) of the runs
+- `start(folder, until)`, which starts training the run in `folder`, up to epoch `until` (None: the last one);
+- `wait(seconds)`, which waits until a run ends, but at most `seconds`. It returns a list of (folder, error) of the runs
   that ended. The error is the result of `work`, or a message if the process or the task failed;
 - `close()`, which interrupts all runs.
 """

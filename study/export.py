@@ -1,4 +1,4 @@
-"""Exports trained networks: writes weights to model/weights/, and cards to model/pretrained.json."""
+"""Exports trained networks: writes weights to model/weights/, and a card for each network to model/pretrained.json."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ LICENCE = "MIT, as this project; the terms of the data set apply as well"
 
 
 def export(target, name=None, data_dir="data", download=False):
-    """Write the network of a finished run to model/weights/, and its card to the index. Returns the card as JSON.
+    """Write the network of a finished run to model/weights/, and its card to INDEX. Returns the card as JSON.
 
     target: a run folder, whose best_model.tar is exported, or a checkpoint in a run folder. name: the argument of
     `model.load_model`; default: the path of the run folder below experiments/. Weights are stored as float16 if this

@@ -13,7 +13,10 @@ FORMATS = (*STYLES, "csv", "json")
 
 
 def titled(table, about, common, lines, headers, style):
-    """A table as text, below its title. about: text below the title. common: {key: value} changed in all runs."""
+    """The title of a Table, the text `about`, and `lines` as a table. common: {key: value} changed in all runs.
+
+    lines, headers, style: as in `tabulated`.
+    """
     title = f"{table.title} ({table.source})\n{about}"
     if common:
         title += f"\nChanged keys: {listed(common)}."
@@ -47,7 +50,7 @@ def show_gain(entry):
     return signed(entry["difference"]) + (f" ± {spread:.2f}" if spread is not None else "")
 
 
-def show_best(entry, epoch="best"):
+def show_accuracy(entry, epoch="best"):
     """ "82.46 ± 0.31 (-4.18) n=3"; without a finished run, the progress. epoch: whose accuracy: "best" or "last"."""
     if entry["best"] is None:
         return entry["unfinished"] or "–"
@@ -97,7 +100,7 @@ def better_or_worse(points):
 
 
 def tabulated(lines, headers, style):
-    """Lines of cells as a table. style: one of STYLES."""
+    """Lines of texts, one text per column, as a table. style: one of STYLES."""
     return tabulate(lines, headers, tablefmt=STYLES[style], disable_numparse=True)
 
 

@@ -1,4 +1,4 @@
-"""The form of experiments/tables.json.
+"""The form (schema) of experiments/tables.json.
 
 The file has an object {name of a target: entry}. Each entry that is an object has a `title` and a `source`. An entry is
 one of
@@ -11,9 +11,10 @@ one of
   "validation", the accuracy on validation images is shown;
 - a matrix: `defences`, each with the student of a defended teacher, and `attacks`, each with keys to change in that
   student. `alone` is the student without a teacher; `yardstick` and `control` are keys to change in it. `template`
-  names the students from which the rows of new defences are made: in the teacher of "defended", the method is
-  replaced; in "undefended", the student of a normal teacher, the release rule is replaced;
-- a benchmark: like a matrix, with `presets`, `draws`, `seeds` and `tuning_seed`; see docs/benchmark.md. A defence may
+  names two students, from which the rows of new defences are made. A new method replaces the method in the teacher of
+  "defended". A new release rule replaces the rule in "undefended", the student of a normal teacher;
+- a benchmark: like a matrix without `yardstick` and `control`, but with `presets`, `draws`, `seeds` and `tuning_seed`;
+  see docs/benchmark.md. A defence is an object with the `student`, and keys to change as in a row of a table. It may
   have `strengths`: a key and its values, from strong to weak. `more_attacks` are attacks that the search does not use;
   `reproduce.py --columns` can select them;
 - the name of another entry.
@@ -42,9 +43,9 @@ WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole numbe
 
 
 def check_entries(entries, where):
-    """`entries`, if it is {name: entry, or the name of an entry}. Raises UserError with the first problem.
+    """Return `entries`, {name: entry, or the name of an entry}. Raises UserError with the first problem in them.
 
-    where: names the file in the message.
+    where: the name of the file, for the message.
     """
     for name, entry in entries.items():
         if isinstance(entry, str):

@@ -83,8 +83,8 @@ class Runner:
     A run is skipped if a run that it depends on failed, or if its folder holds a run with other parameters. Finished
     runs are not repeated. If another process trains a run, the Runner tries again every POLL seconds to start it.
 
-    until: {folder: number of epochs to train}; default: all epochs. states: {folder: WAITING, RUNNING, FINISHED, or an
-    error message}.
+    until: {folder: epoch to stop after}; default: the last epoch. length, done: {folder: number of epochs to train, and
+    of epochs that are finished}. states: {folder: WAITING, RUNNING, FINISHED, or an error message}.
     """
 
     def __init__(self, plan, until=None):
@@ -100,8 +100,8 @@ class Runner:
 
     def first_state(self, folder):
         """FINISHED if the run in `folder` needs no more training, else WAITING."""
-        epochs = self.length[folder]
-        finished = self.done[folder] == epochs and progress.is_scored(folder, self.plan.runs[folder].raw, epochs)
+        raw, epochs = self.plan.runs[folder].raw, self.length[folder]
+        finished = self.done[folder] == epochs and not progress.lacks_test_scores(folder, raw, epochs)
         return FINISHED if finished else WAITING
 
     def overview(self):
@@ -121,7 +121,7 @@ class Runner:
         return {folder: state for folder, state in self.states.items() if state != FINISHED}
 
     def run(self, executor):
-        """Run the plan. Afterwards `unfinished` returns the failed and skipped runs. The caller stops the executor."""
+        """Run the plan. Afterwards `unfinished` returns the failed and skipped runs. The caller closes the executor."""
         total, done = sum(self.length.values()), sum(self.done.values())
         with tqdm(total=total, initial=done, unit="epoch", disable=None, smoothing=0.05) as self.bar:
             while self.start_ready(executor) or RUNNING in self.states.values():
@@ -151,7 +151,7 @@ class Runner:
             return self.set_state(folder, f"failed: {error}")
         self.metrics_before[folder] = progress.time_logged(folder)
         executor.start(folder, self.length[folder])
-        if folder in self.busy:
+        if folder in self.busy:  # a repeated attempt is not printed
             self.states[folder] = RUNNING
         else:
             self.set_state(folder, RUNNING)

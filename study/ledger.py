@@ -54,7 +54,7 @@ class Recorded:
         summary = Summary()
         for seed, record in self.histories(wanted, part).items():
             accuracies = record[part]["acc"]
-            if "planned_epochs" in record:
+            if "planned_epochs" in record:  # a run that was stopped early
                 summary.unfinished.append(f"{len(accuracies)}/{record['planned_epochs']} epochs")
             else:
                 summary.best[seed], summary.last[seed] = max(accuracies), accuracies[-1]
@@ -161,7 +161,8 @@ def check_record(record):
     series = [values for part in PARTS for values in record.get(part, {}).values()]
     accuracies = record[scored_part(record)]["acc"]
     terms = [value for values in series for value in values if value is not None]
-    if not are_numbers([*terms, *accuracies, accuracies[-1], record.get("planned_epochs", 0)]):
+    accuracies[-1]  # raises IndexError if there is no epoch
+    if not are_numbers([*terms, *accuracies, record.get("planned_epochs", 0)]):
         raise ValueError("its metrics must be numbers")
     if len({len(values) for values in series}) != 1:
         raise ValueError("its metrics differ in length")

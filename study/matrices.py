@@ -37,13 +37,13 @@ def load_matrix(entry, common, rows, columns):
     check_names("rows", new_rows, entry["defences"], "defend")
     check_names("columns", new_columns, entry["attacks"], "attack")
     declared = {name: declared_keys(name) for name in (*new_rows, *new_columns)}
-    new_keys = {name: {key: common[key] for key in common if key in keys} for name, keys in declared.items()}
-    keys = {key for part in declared.values() for key in part}
-    common = check_common({key: value for key, value in common.items() if key not in keys}, keys)
+    new_keys = {key for fields in declared.values() for key in fields}
+    changes = {name: {key: common[key] for key in common if key in fields} for name, fields in declared.items()}
+    common = check_common({key: value for key, value in common.items() if key not in new_keys}, new_keys)
 
     defences = {name: {"student": student} for name, student in entry["defences"].items()}
-    defences |= {name: new_row(name, entry["template"], new_keys[name]) for name in new_rows}
-    attacks = entry["attacks"] | {name: new_column(name, entry, new_keys[name]) for name in new_columns}
+    defences |= {name: new_row(name, entry["template"], changes[name]) for name in new_rows}
+    attacks = entry["attacks"] | {name: new_column(name, entry, changes[name]) for name in new_columns}
     attacks = {name: attacks[name] for name in columns or attacks}
     cells = [(name, row_of_matrix(defences[name], attacks, common)) for name in rows or defences]
     alone = Cell(make_spec(entry["alone"], common=common))

@@ -57,7 +57,7 @@ def import_teacher(benchmark, file, network, data_dir, download=False):
     content = checkpoint.load(file)
     trained_with = content.get("params") if isinstance(content.get("params"), dict) else {}
     given, network = network, foreign.canonical(network or str(trained_with.get("model_name", "")))
-    if not network or (":" in network and not given):
+    if not network or (":" in network and not given):  # a checkpoint must not choose code to run
         raise UserError(f"--teacher {display_path(file)}: does not say which network it holds; name it with --model")
     device = engine.pick_device()
     dataset = data.load(student.dataset, data_dir, device, download=download, **data.options_in(student))

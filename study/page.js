@@ -2,7 +2,7 @@
 "use strict";
 document.documentElement.classList.add("js");
 
-/* Presets: a link shows its preset alone; an address with #few opens with that choice. */
+/* Presets: a link shows only its preset. An address that ends in #few opens the page with this preset. */
 const presets = [...document.querySelectorAll("section.preset")];
 const choose = (name) => {
   const known = presets.some((section) => section.id === name);
@@ -12,11 +12,12 @@ const choose = (name) => {
     else link.removeAttribute("aria-current");
   }
 };
-const chosen = () => choose(decodeURIComponent(location.hash.slice(1)));
-addEventListener("hashchange", chosen);
-chosen();
+const chooseFromAddress = () => choose(decodeURIComponent(location.hash.slice(1)));
+addEventListener("hashchange", chooseFromAddress);
+chooseFromAddress();
 
-/* Sorting: a header's button sorts the rows of its table; cells without a value stay last. */
+/* Sorting: a header's button sorts the cards of its table, numbers first from high to low, texts first from A to Z. A
+   second click reverses the order. Cards without a value stay last. */
 const sort = (header) => {
   const table = header.closest("table"), numeric = header.dataset.sort === "number";
   const first = numeric ? "descending" : "ascending", second = numeric ? "ascending" : "descending";

@@ -63,7 +63,9 @@ def section(preset, tables, axis, root):
     """The part of the page on one threat preset, with a table for each benchmark."""
     head = '<th role="columnheader" scope="col" data-sort="{}" aria-sort="{}"><span>{}</span>{}</th>'.format
     heads = [head("text", "none", name, "") for name in ("Defence", "Verdict")]
-    heads += [head("number", *("descending", n, svg(axis)) if n == "Score" else ("none", n, "")) for n in board.COLUMNS]
+    for name in board.COLUMNS:
+        order, ticks = ("descending", svg(axis)) if name == "Score" else ("none", "")
+        heads.append(head("number", order, name, ticks))
     verdicts = board.count([card for cards in tables.values() for card in cards])
     lines = [f'<section class="preset" id="{slug(preset)}"><h2>Preset <code>{esc(preset)}</code></h2>']
     lines.append(f"<p>{esc(board.about(preset))} <b>{esc(verdicts)}.</b></p>")

@@ -12,10 +12,10 @@ SCORED = ("test", "validation")  # images on which a run is scored in every epoc
 PARTS = ("train", *SCORED)  # items of a line of metrics.jsonl
 
 
-def is_scored(folder, raw, epochs):
-    """Whether the run in `folder` has a test.json, or does not need one after `epochs` epochs."""
+def lacks_test_scores(folder, raw, epochs):
+    """Whether the run in `folder` needs a test.json after `epochs` epochs, but has none."""
     due = raw.get("validation") and raw.get("test_at_end") and epochs == raw["num_epochs"]
-    return not due or (from_root(folder) / "test.json").exists()
+    return due and not (from_root(folder) / "test.json").exists()
 
 
 def epochs_done(folder):
@@ -29,7 +29,7 @@ def epochs_done(folder):
     state = checkpoint.peek(last)
     if not {"epoch", "best"} <= state.keys():
         return 0  # when this run is trained, an error states the problem
-    return state["epoch"] - best_is_outdated(state, best)
+    return state["epoch"] - best_is_outdated(state, best)  # the last epoch is not finished: best_model.tar lacks it
 
 
 def epochs_logged(folder):
@@ -51,9 +51,9 @@ def read_metrics(path):
     line N is not the line of epoch N.
     """
     *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    metrics = [
-        read_epoch(line, number, path) for number, line in enumerate(lines if is_cut(rest) else [*lines, rest], 1)
-    ]
+    if not is_cut(rest):
+        lines.append(rest)
+    metrics = [read_epoch(line, number, path) for number, line in enumerate(lines, 1)]
     if len({tuple(part in epoch for part in PARTS) for epoch in metrics}) > 1:
         raise UserError(f"{display_path(path)}: some lines lack one of {', '.join(PARTS)} that others have")
     return metrics
@@ -77,7 +77,7 @@ def read_epoch(line, number, path):
     if type(epoch.get("epoch")) is not int or epoch["epoch"] != number:
         raise UserError(f"{where}: must be the line of epoch {number}")
     for part in PARTS:
-        terms = epoch.get(part, {"acc": 0})
+        terms = epoch.get(part, {"acc": 0})  # a part may be missing
         if not isinstance(terms, dict) or not are_numbers(terms.values()) or ("acc" not in terms and part != "train"):
             raise UserError(f"{where}: {part}: must have numbers, and an accuracy")
     if not are_numbers([epoch.get(name, 0) for name in ("seconds", "queries")]):

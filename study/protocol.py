@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from study.intervals import half_width, mean
 
 VERSION = 1
-VALIDATION = 0.2  # share of a student's images that it holds back
+VALIDATION = 0.2  # share of a student's images that is held out for validation
 TEACHER = {"validation": 0.1}  # keys of all teachers and of the networks they depend on
 LARGEST_PRICE = 1.0  # points of accuracy that a teacher may lose
 # If a student with labels only is better than one with logits by more than MISSED points, the card has a flag.
@@ -16,7 +16,7 @@ LARGEST_PRICE = 1.0  # points of accuracy that a teacher may lose
 MISSED = 0.2
 PASSIVE = {"method": "kd", "temperature": 4, "alpha": 0.9}
 SMOOTHING = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-COMMON_SPACE = {"learning_rate": (0.5, 1, 2)}  # factors of the student's own value, with and without a teacher
+COMMON_SPACE = {"learning_rate": (0.5, 1, 2)}  # factors of the value in the student's params.json
 
 
 @dataclass(frozen=True)

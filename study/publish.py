@@ -22,6 +22,7 @@ DIGITS = 6  # significant digits of all numbers but accuracies
 def publish(target, **selection):
     """Write the finished local runs of a target to results/. Returns a report, one line per record.
 
+    selection: see `targets.load_table`.
     Raises UserError for a run whose code was modified, or whose parameters are not those of its definition.
     """
     local, records_of = Local(), {}
@@ -58,7 +59,7 @@ def make_record(run, folder):
         "environment": environment,
         "commit": commit,
         "command": state.get("command") or None,
-        "weights": {name: file_digest(folder / name) for name in ("best_model.tar", "last_model.tar")},
+        "weights": {name: digest_of_weights(folder / name) for name in ("best_model.tar", "last_model.tar")},
         "loaded": state.get("origins", {}),
     }
 
@@ -81,7 +82,7 @@ def rounded(term, value):
     return value if exact else float(f"{value:.{DIGITS}g}")
 
 
-def file_digest(path):
+def digest_of_weights(path):
     """The digest of the weights in a checkpoint."""
     return checkpoint.weights_digest(checkpoint.state_dict(checkpoint.load(path), path))
 

@@ -22,15 +22,15 @@ from utils.paths import ROOT
 
 ABOUT = (
     "{} accuracy in %. paper: published. here: the records of this repository. yours: run folders on this machine.\n"
-    "In brackets: minus the same student without a teacher, over the seeds that both have."
+    "In brackets: difference to the same student without a teacher, over the seeds that both have."
 )
 
 
 def render(target, style, output=None, **selection):
     """The results of a target as a string: a table, or the leaderboard of a benchmark.
 
-    output: the file to write, to which links are relative. selection: see `targets.load_table`; for a benchmark,
-    `columns` selects cards that were measured with these attacks only.
+    style: one of `formats.FORMATS`, or "html" for a benchmark. output: the file to write, to which links are relative.
+    selection: see `targets.load_table`; for a benchmark, `columns` is the argument `attacks` of `read_cards`.
     """
     if not is_benchmark(target):
         if style == "html":
@@ -79,7 +79,7 @@ def report_table(table, style, common, sources):
         for source, entries in zip(sources, by_source, strict=True):
             if any(entry and has_begun(entry) for entry in entries):
                 last = (entry and formats.plus_minus(entry["last"], entry["last_sd"]) for entry in entries)
-                block.append([f"{source.name} best", *(entry and formats.show_best(entry) for entry in entries)])
+                block.append([f"{source.name} best", *(entry and formats.show_accuracy(entry) for entry in entries)])
                 block.append(["last", *last])
         block = block or [["not yet run", *(cell and "–" for cell in cells)]]
         lines += [[name if i == 0 else "", *line] for i, line in enumerate(block)]
@@ -107,31 +107,32 @@ def report_matrix(matrix, style, common, sources):
     ]
     for i, (name, (cell, *_)) in enumerate(matrix.rows):
         above = len(lines)
-        for source, (_, smoothed, rows) in zip(sources, by_source, strict=True):
+        for source, (_, yardstick, rows) in zip(sources, by_source, strict=True):
             teacher, attacks = rows[i]
             if not any(map(has_begun, (teacher, *attacks))):
                 continue
             attack, best = strongest(matrix, rows)[i] or ("", None)
-            comparable = best and best["difference_n"] == smoothed["difference_n"]
-            over = best["difference"] - smoothed["difference"] if comparable else None
-            lines.append([name, source.name, formats.show_best(teacher, cell.epoch), *map(formats.show_gain, attacks)])
-            lines[-1] += [f"{attack} {formats.show_gain(best)}" if best else "", formats.signed(over)]
+            comparable = best and best["difference_n"] == yardstick["difference_n"]
+            over_yardstick = best["difference"] - yardstick["difference"] if comparable else None
+            accuracy = formats.show_accuracy(teacher, cell.epoch)
+            lines.append([name, source.name, accuracy, *map(formats.show_gain, attacks)])
+            lines[-1] += [f"{attack} {formats.show_gain(best)}" if best else "", formats.signed(over_yardstick)]
         if len(lines) == above:
             lines.append([name, "not yet run", *("–" for _ in matrix.columns), "", ""])
-    for source, (alone, smoothed, _) in zip(sources, by_source, strict=True):
+    for source, (alone, yardstick, _) in zip(sources, by_source, strict=True):
         if alone["n"]:
-            about.append(f"{source.name}: {without_teacher(matrix, source, alone, smoothed)}.")
+            about.append(f"{source.name}: {without_teacher(matrix, source, alone, yardstick)}.")
     headers = ["defence", "", *matrix.columns, "strongest attack", "minus yardstick"]
     return formats.titled(matrix, "\n".join(about), common, lines, headers, style)
 
 
-def without_teacher(matrix, source, alone, smoothed):
+def without_teacher(matrix, source, alone, yardstick):
     """The accuracies of the students without a teacher of a matrix, as text."""
-    parts = [f"alone {formats.show_best(alone)}"]
-    parts.append(f"yardstick ({changes(matrix.yardstick)}) {formats.show_best(smoothed)}")
+    parts = [f"alone {formats.show_accuracy(alone)}"]
+    parts.append(f"yardstick ({changes(matrix.yardstick)}) {formats.show_accuracy(yardstick)}")
     if matrix.control:
         control = entry_of(matrix.control, source, matrix.alone.spec)
-        parts.append(f"control of htc ({changes(matrix.control)}) {formats.show_best(control)}")
+        parts.append(f"control of htc ({changes(matrix.control)}) {formats.show_accuracy(control)}")
     return "; ".join(parts)
 
 
@@ -152,8 +153,8 @@ def report_folder(folder, style, common, sources, with_changed):
     entries = []
     for run in runs:
         cell = tables.Cell(run, numbers.get(run.experiment) if not run.changes else None)
-        both = [entry_of(cell, source) for source in sources]
-        entries += list(filter(has_begun, both)) or both[:1]
+        by_source = [entry_of(cell, source) for source in sources]
+        entries += list(filter(has_begun, by_source)) or by_source[:1]
     if style not in formats.STYLES:
         return formats.dump(entries, style)
     lines = [

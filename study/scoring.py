@@ -13,7 +13,7 @@ from study.cards import cards_path
 from study.intervals import mean
 from study.progress import read_metrics, test_scores
 from study.protocol import MISSED, VERSION, paired, verdict
-from study.publish import file_digest
+from study.publish import digest_of_weights
 from utils import checkpoint
 from utils.digest import digest
 from utils.paths import display_path, from_root
@@ -42,11 +42,11 @@ def make_cards(benchmark):
 def make_card(benchmark, row, preset):
     """The card of the defence `row` under a preset, without its verdict and digest."""
     case, seeds = Case(row, preset), benchmark.seeds
-    thief, passive = ([benchmark.finals(case, seed)[name] for seed in seeds] for name in ("thief", "passive"))
+    thief, passive = ([benchmark.finals(case, seed)[name] for seed in seeds] for name in ("chosen", "passive"))
     others = {
-        name: [benchmark.finals(Case(name, preset), seed)["thief"] for seed in seeds] for name in (ALONE, YARDSTICK)
+        name: [benchmark.finals(Case(name, preset), seed)["chosen"] for seed in seeds] for name in (ALONE, YARDSTICK)
     }
-    chosen, defence, attacks = benchmark.chosen[case], benchmark.defences[row], benchmark.smaller.get("attacks")
+    chosen, defence, attacks = benchmark.chosen[case], benchmark.defences[row], benchmark.replacements.get("attacks")
     return {
         "protocol": VERSION,
         "benchmark": benchmark.name,
@@ -65,7 +65,7 @@ def make_card(benchmark, row, preset):
         "gap": paired(accuracies(thief), accuracies(passive)),
         "flags": flags_of(benchmark, case, thief),
         "draws": benchmark.entry["draws"],
-        "records": display_path(cards_path(benchmark.name, *benchmark.own.values())),
+        "records": display_path(cards_path(benchmark.name, next(iter(benchmark.own.values()), None))),
         **({"attacks": attacks} if attacks else {}),
         **provenance(thief[0]),
     }
@@ -75,11 +75,11 @@ def flags_of(benchmark, case, thief):
     """The flags of a card that depend on its defence and its thief only. thief: the runs of the thief, one per seed."""
     row, chosen = case.row, benchmark.chosen[case]
     flags = [f"{name} is left out: {why}" for name, why in benchmark.left_out(case).items()]
-    if benchmark.smaller:
-        flags.append(f"not the published benchmark: {json.dumps(benchmark.smaller)}")
+    if benchmark.replacements:
+        flags.append(f"not the published benchmark: {json.dumps(benchmark.replacements)}")
     if row in benchmark.own:
         flags += [ONE_CHECKPOINT, *benchmark.own[row].flags]
-    if edges := [name for name in autosteal.at_edge(chosen) if name in chosen]:
+    if edges := autosteal.at_edge(chosen):
         flags.append(f"the thief's {', '.join(edges)} lies at the edge of its search space")
     if not deterministic(thief[0]):
         flags.append("equal images are answered differently: averaging may give a stronger attack")
@@ -100,7 +100,7 @@ def teacher_part(benchmark, case):
         "accuracy": accuracies(passive, "teacher_acc"),
         "undefended": accuracies(undefended, "teacher_acc"),
         "price": paired(accuracies(undefended, "teacher_acc"), accuracies(passive, "teacher_acc")),
-        "weights": [file_digest(from_root(run.raw["teacher_resume"])) for run in passive],
+        "weights": [digest_of_weights(from_root(run.raw["teacher_resume"])) for run in passive],
     }
 
 
@@ -115,7 +115,7 @@ def own_teacher_part(benchmark, row):
         "accuracy": [own.accuracy] * len(benchmark.seeds),
         "undefended": None,
         "price": None,
-        "weights": [file_digest(from_root(own.file))],
+        "weights": [digest_of_weights(from_root(own.file))],
     }
 
 

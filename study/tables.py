@@ -65,7 +65,7 @@ def read_target(name):
 
 
 def row_of_table(row, entry, common):
-    """The cells of a row of a table. common: {key: value} changed in all runs."""
+    """The cells of a row of a table. entry: only for `row_of_sweep`. common: {key: value} changed in all runs."""
     cells = row.get("cells") or [experiment and (experiment, None) for experiment in row["experiments"]]
     return [cell and Cell(make_in_row(row, cell[0], common), cell[1]) for cell in cells]
 
@@ -73,7 +73,7 @@ def row_of_table(row, entry, common):
 def make_in_row(row, experiment, common):
     """The Spec of an experiment in a row of a table, with the changes of the row."""
     changes, teacher, teacher_changes = row.get("changes", {}), row.get("teacher"), row.get("teacher_changes", {})
-    if "teacher_resume" not in spec.definition(f"experiments/{experiment}"):  # a teacher
+    if "teacher_resume" not in spec.definition(f"experiments/{experiment}"):  # a teacher, or a student without one
         return make_spec(experiment, changes=changes | teacher_changes, common=common)
     if teacher:
         file = teacher if teacher.endswith(".tar") else f"{teacher}/best_model.tar"

@@ -22,15 +22,16 @@ def add_matrix_flags(parser):
 def selected(args):
     """The arguments `common`, `rows` and `columns` of `load_table`, as a dictionary, from the flags."""
     changes = changed_keys(args)
-    new = args.rows or args.columns
-    return {"common": changes if new else check_common(changes), "rows": args.rows, "columns": args.columns}
+    if not (args.rows or args.columns):  # otherwise `load_matrix` checks the keys, because new files may declare some
+        changes = check_common(changes)
+    return {"common": changes, "rows": args.rows, "columns": args.columns}
 
 
 def load_table(name, common=None, rows=None, columns=None):
-    """The Table of a target.
+    """The Table of the entry `name` of experiments/tables.json.
 
     common: {key: value} changed in all of its runs. rows, columns: for a matrix, names of its defences and attacks, or
-    of new files in method/defend/ and method/attack/; default: all of its own. A key of `common` that a new file
+    of new files in method/defend/ and method/attack/; default: all that it has. A key of `common` that a new file
     declares is changed only where this file is used. Raises UserError for an unknown name.
     """
     entry, common = read_target(name), common or {}

@@ -301,8 +301,8 @@ def test_mistakes_of_a_benchmark(inside):
     with pytest.raises(UserError, match=r'no such defence; .* did you mean "nasty"'):
         benchmark.Benchmark("mini", None, ["nastu"])
     with pytest.raises(UserError, match=r"--columns htd: no such attack; .* did you mean"):
-        benchmark.Benchmark("mini", None, smaller={"attacks": ["htd"]})
-    without_data = benchmark.Benchmark("mini", None, presets=["no_data"], smaller={"attacks": ["htc"]})
+        benchmark.Benchmark("mini", None, replacements={"attacks": ["htd"]})
+    without_data = benchmark.Benchmark("mini", None, presets=["no_data"], replacements={"attacks": ["htc"]})
     with pytest.raises(UserError, match=r"none, no_data: no attack is possible: the preset allows dafl, .* only"):
         without_data.draws(benchmark.Case("none", "no_data"))
 

@@ -289,7 +289,7 @@ def test_positions():
 def test_labels_keep_apart():
     assert style.apart([5.0, 1.0], 1.0) == [5.0, 1.0]
     assert style.apart([2.0, 2.0, 9.0], 1.0) == [1.5, 2.5, 9.0]
-    words = tsne.apart([(0.5, 0.5), (0.5, 0.5), (0.5, 0.9)], ["cat", "dog", "ship"])
+    words = tsne.place_words([(0.5, 0.5), (0.5, 0.5), (0.5, 0.9)], ["cat", "dog", "ship"])
     assert words == [(0.5, 0.5), (0.5, 0.5 + tsne.WORD[1]), (0.5, 0.9)]
 
 

@@ -31,24 +31,25 @@ def curves(folders, labels=None):
         raise UserError(f"--labels: {len(labels)} labels for {len(runs)} experiments (all seeds count as one)")
     source = preferred(runs)
     histories = [read_history(run, source.histories(run)) for run in runs]
-    panels = list(dict.fromkeys(quantity for history in histories for quantity in history))
-    panels.sort(key=lambda panel: panel[0] != "test")
+    quantities = list(dict.fromkeys(quantity for history in histories for quantity in history))
+    quantities.sort(key=lambda quantity: quantity[0] != "test")
 
-    figure, axes = style.panels(len(panels), 3 if len(panels) > 4 else min(2, len(panels)), 1.65)
-    for panel, ax in zip(panels, axes, strict=True):
-        logged = {index: history[panel] for index, history in enumerate(histories) if panel in history}
+    count = len(quantities)
+    figure, axes = style.panels(count, 3 if count > 4 else min(2, count), 1.65)
+    for quantity, ax in zip(quantities, axes, strict=True):
+        logged = {index: history[quantity] for index, history in enumerate(histories) if quantity in history}
         for index, values in logged.items():
-            draw(ax, values, style.look(index), index / len(histories))
-        if panel[1].startswith("acc"):
+            draw_line(ax, values, style.look(index), index / len(histories))
+        if quantity[1].startswith("acc"):
             limit(ax, list(logged.values()))
-        style.name(ax, NAMES.get(panel) or " ".join(panel).replace("train ", "training "))
+        style.name(ax, NAMES.get(quantity) or " ".join(quantity).replace("train ", "training "))
         ax.xaxis.get_major_locator().set_params(integer=True)
     style.name_horizontal(axes, "epoch")
     style.legend(figure, [axes[0].plot([], [], **style.look(index))[0] for index in range(len(runs))], labels)
     return figure
 
 
-def draw(axes, values, look, offset):
+def draw_line(axes, values, look, offset):
     """Draw the mean of `values` (seeds, epochs), with a band of ± one standard deviation.
 
     offset: shift of the markers, as a part of their spacing.

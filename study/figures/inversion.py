@@ -20,7 +20,7 @@ MOST_CLASSES = 10  # largest number of rows
 MOST_IMAGES = 10  # largest number of images in a row, for all teachers together
 GAP = 2  # pixels between images
 LARGEST = 0.6  # inches: maximum size of an image
-NAMES, BETWEEN = 0.9, 0.14  # inches: width of the class names, and space between panels
+NAME_WIDTH, PANEL_GAP = 0.9, 0.14  # inches: width of the class names, and space between panels
 LETTER, LINE = 0.075, 0.14  # inches: width and height of a letter in a title
 
 
@@ -31,7 +31,7 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
     folder of a defended teacher, its adversarial network f_A is drawn too. labels: titles of the panels; default:
     folders. per_class: number of images in a row; default: as many as fit. settings: arguments of `invert`.
     """
-    folders = with_original(*folders) if len(folders) == 1 else folders
+    folders = with_adversarial(*folders) if len(folders) == 1 else folders
     titles = labels or curves.short_names([Path(folder).absolute() for folder in folders])
     if len(titles) != len(folders):
         raise UserError(f"--labels: {len(titles)} labels for {len(folders)} teachers")
@@ -59,24 +59,24 @@ def inversion(folders, labels=None, per_class=None, batch_size=256, seed=0, **se
         )
         by_class = images[: columns * classes].unflatten(0, (columns, classes)).transpose(0, 1)[:MOST_CLASSES]
         panels.append(pixels(by_class, spec).clamp(0, 1).cpu())
-    return draw(panels, titles, teachers.class_names(dataset))
+    return draw_panels(panels, titles, teachers.class_names(dataset))
 
 
-def with_original(folder):
+def with_adversarial(folder):
     """For a defended teacher, [run folder of its adversarial network, folder]. Otherwise [folder]."""
-    path = params.load(folder).__dict__.get("adversarial_resume")
+    path = vars(params.load(folder)).get("adversarial_resume")
     return [from_root(path).parent, folder] if path else [folder]
 
 
-def draw(panels, titles, names):
+def draw_panels(panels, titles, names):
     """Draw panels side by side. panels: images from 0 to 1, (classes, columns, 3, H, W), one tensor per panel."""
     rows, columns, _, height, _ = panels[0].shape
-    room = style.WIDTH - NAMES - BETWEEN * (len(panels) - 1)
+    room = style.WIDTH - NAME_WIDTH - PANEL_GAP * (len(panels) - 1)
     side = min(LARGEST, room / (columns * len(panels)))
     titles = [wrap(title, columns * side) for title in titles]
     lines = 1 + max(title.count("\n") for title in titles)
     figure, [axes] = style.grid(1, len(panels), 0.15 + LINE * lines + rows * side)
-    figure.set_layout_engine("compressed", w_pad=BETWEEN / 2)  # for axes with a fixed aspect ratio
+    figure.set_layout_engine("compressed", w_pad=PANEL_GAP / 2)  # for axes with a fixed aspect ratio
     for ax, images, title in zip(axes, panels, titles, strict=True):
         picture = make_grid(images.flatten(0, 1), columns, GAP, pad_value=1)[:, GAP:-GAP, GAP:-GAP]
         ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="none")  # a PDF then holds the original pixels

@@ -11,7 +11,9 @@ from study.matrices import Matrix
 from study.targets import is_benchmark, load_table
 from utils.errors import UserError, suggest
 
-MAP = "PuOr"  # orange: the student gains; violet: it loses. Colour-blind readers can tell these colours apart.
+# Colours of the negative gains. Orange: the student gains; violet: it loses. Colour-blind readers can tell these
+# colours apart.
+MAP = "PuOr"
 
 
 def matrix(target):

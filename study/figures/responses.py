@@ -20,7 +20,7 @@ def responses(normal, nasty, data_dir="data", download=False, images=None, tempe
     if bad := [number for number in index.tolist() if not 0 <= number < len(dataset.test)]:
         raise UserError(f"--images {bad[0]}: {dataset.name} has {len(dataset.test)} test images, numbered from 0")
     softened = [(teachers.outputs(network, dataset, index)[1] / temperature).softmax(1) for network in networks]
-    return draw(dataset, index, softened, temperature)
+    return draw_rows(dataset, index, softened, temperature)
 
 
 def first_of_classes(labels, count):
@@ -28,8 +28,8 @@ def first_of_classes(labels, count):
     return [int((labels == label).nonzero()[0]) for label in labels.unique()[:count]]
 
 
-def draw(dataset, index, softened, temperature):
-    """Draw the images `index`, and the probabilities (N, C) of each teacher in `softened`."""
+def draw_rows(dataset, index, softened, temperature):
+    """Draw the test images `index`, and the probabilities (N, C) of each teacher in `softened`."""
     names, true = teachers.class_names(dataset.name), dataset.test.labels[index].tolist()
     rows = len(index)
     figure, axes = style.grid(rows, 3, 0.65 + 0.85 * rows, gridspec_kw={"width_ratios": [1, 2.6, 2.6]})

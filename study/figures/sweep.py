@@ -25,16 +25,16 @@ KEYS = {
 }
 MOST_LINES = 6  # in one panel
 BASELINE = "student baseline"
-ALONE = {"linestyle": (0, (4, 2)), "linewidth": 0.9}
+DASHED = {"linestyle": (0, (4, 2)), "linewidth": 0.9}
 
 
 @dataclass
 class Line:
     """A row of a sweep.
 
-    student: Spec of the row's baseline, or of the row's experiment if there is no baseline. title: the first words of
-    the row's name, which it shares with all rows of the same student. role: the other words. accuracies: {value:
-    accuracies of all seeds}. alone: accuracies of the baseline.
+    student: identifies the student: the Spec of its baseline, or of the row's experiment if there is no baseline.
+    title: the first words of the row's name, which all rows of the same student share. role: the other words.
+    accuracies: {value: accuracies of all seeds}. alone: accuracies of the baseline.
     """
 
     name: str
@@ -86,7 +86,7 @@ def read_lines(target, entry):
     rows = load_table(target).rows
     source = preferred([cell.spec for _, cells in rows for cell in cells])
     runs = [spec.make(cells[0].spec.experiment) for _, cells in rows]
-    students = [baseline(run) or run if "teacher_resume" in run.raw else run for run in runs]
+    students = [(baseline(run) or run) if "teacher_resume" in run.raw else run for run in runs]
     lines = []
     for (name, cells), run, student, (title, role) in zip(
         rows, runs, students, split_names(rows, students), strict=True
@@ -138,13 +138,13 @@ def positions(values):
 
 
 def one_panel(lines, x):
-    """Draw all lines in one panel, each with its name at its right end: (figure, axes)."""
+    """Draw all lines in one panel, each with its name at its right end: (figure, axes). x: from `positions`."""
     figure, [ax] = style.panels(1, 1, 2.6)
     looks = [style.look(index) for index in range(len(lines))]
-    draw(ax, lines, looks, x)
+    draw_lines(ax, lines, looks, x)
     style.name(ax, "test accuracy (%)")
     if any(line.alone for line in lines):
-        dashed = ax.plot([], [], color=style.GREY, **ALONE)
+        dashed = ax.plot([], [], color=style.GREY, **DASHED)
         ax.legend(dashed, [BASELINE], loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
     low, high = ax.get_ylim()
     ends = [(x[list(line.accuracies)[-1]], line.means[-1]) for line in lines]
@@ -164,16 +164,16 @@ def panels(lines, x):
     figure, axes = style.panels(len(students), min(2, len(students)), 1.5)
     for student, ax in zip(students, axes, strict=True):
         lines_of_student = [line for line in lines if line.student == student]
-        draw(ax, lines_of_student, [looks[line.role] for line in lines_of_student], x)
+        draw_lines(ax, lines_of_student, [looks[line.role] for line in lines_of_student], x)
         style.name(ax, lines_of_student[0].title)
     handles = [axes[0].plot([], [], **look)[0] for look in looks.values()]
-    handles += axes[0].plot([], [], color=style.GREY, **ALONE)
+    handles += axes[0].plot([], [], color=style.GREY, **DASHED)
     style.legend(figure, handles, [*roles, BASELINE])
     figure.supylabel("test accuracy (%)")
     return figure, axes
 
 
-def draw(axes, lines, looks, x):
+def draw_lines(axes, lines, looks, x):
     """Draw lines with error bars over seeds. A baseline that several lines share is grey."""
     drawn = Counter(line.student for line in lines)
     for line, look in zip(lines, looks, strict=True):
@@ -182,5 +182,5 @@ def draw(axes, lines, looks, x):
         axes.errorbar(xs, line.means, line.deviations, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2)
         if line.alone:
             colour = look["color"] if drawn[line.student] == 1 else style.GREY
-            axes.axhline(statistics.mean(line.alone), color=colour, **ALONE, zorder=1)
+            axes.axhline(statistics.mean(line.alone), color=colour, **DASHED, zorder=1)
     axes.margins(x=0.04)

@@ -27,18 +27,15 @@ def load(normal, nasty, data_dir="data", download=False):
 
 
 def networks(folders, device):
-    """(name of the data set, float32 networks of the run folders). The data set itself is not read."""
+    """(name of the data set, float32 networks of the run folders). The data set is not read. Errors: see `load`."""
     settings = [params.load(folder) for folder in folders]
     first = settings[0].dataset
     if first == data.OWN:
         raise UserError(f"{display_path(folders[0])}: this figure cannot be drawn for the data set {first}")
     for folder, setting in zip(folders, settings, strict=True):
         if setting.dataset != first:
-            one, other = (
-                f"{display_path(folders[0])} is trained on {first}",
-                f"{display_path(folder)} on {setting.dataset}",
-            )
-            raise UserError(f"{one}, {other}: a figure compares teachers of one data set")
+            pair = f"{display_path(folders[0])} is trained on {first}, {display_path(folder)} on {setting.dataset}"
+            raise UserError(f"{pair}: a figure compares teachers of one data set")
     zoo, files = Zoo(data.DATASETS[first], device), [Path(folder).absolute() / "best_model.tar" for folder in folders]
     with suggest_command():
         return first, [zoo.frozen(setting.model_name, file) for setting, file in zip(settings, files, strict=True)]

@@ -54,7 +54,7 @@ def scatter(axes, points, labels, names):
     halo = [withStroke(linewidth=2.2, foreground="white")]
     low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
     middles = [(medoid(points[labels == label]) - low) / (high - low) for label in classes]
-    for (x, y), label in zip(apart(middles, [names[label] for label in classes]), classes, strict=True):
+    for (x, y), label in zip(place_words(middles, [names[label] for label in classes]), classes, strict=True):
         options = {"ha": "center", "va": "center", "weight": "bold", "path_effects": halo}
         axes.text(x, y, names[label], transform=axes.transAxes, **options)
 
@@ -64,7 +64,7 @@ def medoid(points):
     return points[np.linalg.norm(points[:, None] - points[None], axis=2).sum(1).argmin()]
 
 
-def apart(middles, words):
+def place_words(middles, words):
     """Positions (x, y) of words, as fractions of the axes: `middles`, or higher if words would overlap."""
     placed = {}
     for index in sorted(range(len(words)), key=lambda index: middles[index][1]):
