@@ -49,6 +49,8 @@ class Benchmark:
         self.entry = published | self.replacements
         if "attacks" in self.replacements:
             known, names = published["more_attacks"] | published["attacks"], self.replacements["attacks"]
+            if not names:
+                raise UserError('"attacks" of a benchmark must name at least one')
             matrices.check_names("columns", [attack for attack in names if attack not in known], known, "attack")
             self.entry["attacks"] = {attack: known.get(attack, {}) for attack in names}
         self.defences = dict(self.entry["defences"])

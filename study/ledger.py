@@ -110,10 +110,13 @@ class Local:
         return summary
 
 
-def preferred(specs):
-    """The source of the numbers in figures: the local runs if there are any of `specs`, otherwise the records."""
+def preferred(specs, part="test"):
+    """The source of the numbers in figures: the local runs if there are any of `specs`, otherwise the records.
+
+    part: as in `Recorded.histories`.
+    """
     local = Local()
-    return local if any(local.histories(wanted) for wanted in specs) else Recorded()
+    return local if any(local.histories(wanted, part) for wanted in specs) else Recorded()
 
 
 def records_file(experiment):

@@ -12,7 +12,7 @@ const choose = (name) => {
     else link.removeAttribute("aria-current");
   }
 };
-const chooseFromAddress = () => choose(decodeURIComponent(location.hash.slice(1)));
+const chooseFromAddress = () => choose(presets.find((section) => location.hash === "#" + encodeURI(section.id))?.id);
 addEventListener("hashchange", chooseFromAddress);
 chooseFromAddress();
 

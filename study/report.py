@@ -15,7 +15,7 @@ from study.leaderboard import make_markdown
 from study.ledger import Local, Recorded
 from study.matrices import Matrix
 from study.page import make_html
-from study.targets import NO_MATRIX, experiments_below, is_benchmark, is_folder, load_table_to_print, located
+from study.targets import NO_MATRIX, is_benchmark, is_folder, load_table_to_print, specs_of
 from training import spec
 from utils.errors import UserError
 from utils.paths import ROOT
@@ -145,11 +145,11 @@ def report_folder(folder, style, common, sources, with_changed):
     """A table of the runs of the experiments in `folder`, as a string. All seeds of a run are in one line."""
     numbers = tables.published()
     runs = {}
-    for experiment in experiments_below(folder) or [spec.of_folder(located(folder)).experiment]:
-        runs[spec.make(experiment, common=common).any_seed] = None
-        if with_changed and not common:
-            changed = {run for source in sources for run in source.runs_of(experiment)}
-            runs |= dict.fromkeys(sorted(changed, key=lambda run: run.folder))
+    for run in specs_of(folder, common):
+        runs[run.any_seed] = None
+        if with_changed and spec.is_definition(run.folder):
+            changed = {other for source in sources for other in source.runs_of(run.experiment)}
+            runs |= dict.fromkeys(sorted(changed, key=lambda other: other.folder))
     entries = []
     for run in runs:
         cell = tables.Cell(run, numbers.get(run.experiment) if not run.changes else None)

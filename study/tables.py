@@ -64,6 +64,18 @@ def read_target(name):
     return targets[name] if isinstance(targets[name], dict) else targets[targets[name]]
 
 
+def find_entry(name, kind, is_kind):
+    """The entry of the target `name`, for which `is_kind` is true. Raises UserError with all names if there is none.
+
+    kind: what such an entry is, in one word.
+    """
+    targets = read_targets()
+    names = [other for other in targets if is_kind(read_target(other))]
+    if name not in names:
+        raise UserError(f'"{name}" is not a {kind}; there are {", ".join(names)}{suggest(name, names)}')
+    return read_target(name)
+
+
 def row_of_table(row, entry, common):
     """The cells of a row of a table. entry: only for `row_of_sweep`. common: {key: value} changed in all runs."""
     cells = row.get("cells") or [experiment and (experiment, None) for experiment in row["experiments"]]

@@ -95,7 +95,6 @@ def specs_of(target, common=None, rows=None, columns=None):
         return [cell.spec for cell in load_table(target, common, rows, columns).cells()]
     if rows or columns:
         raise UserError(NO_MATRIX.format(target))
-    experiments = experiments_below(target)
-    if not experiments:  # the folder of a run with changed keys
-        return [spec.of_folder(display_path(path)) for path in folders_below(target)]
-    return [spec.make(experiment, common=common) for experiment in experiments]
+    # If there are no experiments, the target is the folder of a run with changed keys.
+    folders = experiments_below(target) or [display_path(path) for path in folders_below(target)]
+    return [spec.make(folder, common=common) for folder in folders]

@@ -2,14 +2,13 @@
 
 import numpy as np
 
-from study import tables
 from study.entries import read_matrix, strongest
 from study.figures import style
 from study.formats import signed
 from study.ledger import preferred
-from study.matrices import Matrix
-from study.targets import is_benchmark, load_table
-from utils.errors import UserError, suggest
+from study.tables import find_entry
+from study.targets import load_table
+from utils.errors import UserError
 
 # Colours of the negative gains. Orange: the student gains; violet: it loses. Colour-blind readers can tell these
 # colours apart.
@@ -24,7 +23,8 @@ def matrix(target):
     """
     from matplotlib.colors import SymLogNorm
 
-    data = find_matrix(target)
+    find_entry(target, "matrix", lambda entry: "defences" in entry and "presets" not in entry)
+    data = load_table(target)
     source = preferred([cell.spec for _, (_, *attacks) in data.rows for cell in attacks])
     alone, yardstick, rows = read_matrix(data, source)
     gains = np.array([[entry["difference"] for entry in attacks] for _, attacks in rows], dtype=float)
@@ -80,13 +80,3 @@ def frame(ax, row, column):
 
     corner = column - 0.5, row - 0.5
     ax.add_patch(Rectangle(corner, 1, 1, fill=False, linewidth=1.6, edgecolor="black", clip_on=False))
-
-
-def find_matrix(target):
-    """The Matrix of this name. Raises UserError with the names of all matrices if there is none."""
-    targets = tables.read_targets()
-    matrices = [name for name, data in targets.items() if "defences" in data and "presets" not in data]
-    table = load_table(target) if target in targets and not is_benchmark(target) else None
-    if not isinstance(table, Matrix):
-        raise UserError(f'"{target}" is not a matrix; there are {", ".join(matrices)}{suggest(target, matrices)}')
-    return table

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from study import tables
 from study.entries import baseline
 from study.figures import style
 from study.ledger import preferred
+from study.tables import find_entry
 from study.targets import load_table
 from training import spec
 from training.spec import Spec
-from utils.errors import UserError, suggest
+from utils.errors import UserError
 
 KEYS = {
     "weight": "weight ω of the nasty teacher",
@@ -55,43 +55,39 @@ class Line:
 
 
 def sweep(target):
-    """Draw the best test accuracy over the values of a key, with a line for each row of `target`.
+    """Draw the best accuracy over the values of a key, with a line for each row of `target`.
 
     Error bars are standard deviations over seeds. Dashed lines show the student without a teacher. If there are many
     rows, each student has its own panel. Values with a missing or unfinished run are printed.
     """
-    data = read_sweep(target)
-    lines = [line for line in read_lines(target, data) if line.accuracies]
+    data = find_entry(target, "sweep", lambda entry: "values" in entry)
+    part = data.get("part", "test")
+    lines = [line for line in read_lines(target, data, part) if line.accuracies]
     if not lines:
         raise UserError(f"{target}: no run has finished; train the runs with: python reproduce.py {target}")
     x = positions(data["values"])
-    figure, axes = one_panel(lines, x) if len(lines) <= MOST_LINES else panels(lines, x)
+    draw = one_panel if len(lines) <= MOST_LINES else panels
+    figure, axes = draw(lines, x, f"{part} accuracy (%)")
     for ax in axes:
         ax.set_xticks(list(x.values()), [f"{value:g}" if is_number(value) else str(value) for value in x])
     style.name_horizontal(axes, KEYS.get(data["key"], data["key"]))
     return figure
 
 
-def read_sweep(target):
-    """The entry of a sweep in experiments/tables.json. Raises UserError with all names if there is none."""
-    targets = tables.read_targets()
-    sweeps = {name: data for name, data in targets.items() if "values" in data}
-    if target not in sweeps:
-        raise UserError(f'"{target}" is not a sweep; there are {", ".join(sweeps)}{suggest(target, sweeps)}')
-    return sweeps[target]
+def read_lines(target, entry, part):
+    """A Line for each row, with the accuracies of its finished runs on the images `part`.
 
-
-def read_lines(target, entry):
-    """A Line for each row, with the accuracies of its finished runs. Prints values with a missing or unfinished run."""
+    Prints values with a missing or unfinished run.
+    """
     rows = load_table(target).rows
-    source = preferred([cell.spec for _, cells in rows for cell in cells])
+    source = preferred([cell.spec for _, cells in rows for cell in cells], part)
     runs = [spec.make(cells[0].spec.experiment) for _, cells in rows]
     students = [(baseline(run) or run) if "teacher_resume" in run.raw else run for run in runs]
     lines = []
     for (name, cells), run, student, (title, role) in zip(
         rows, runs, students, split_names(rows, students), strict=True
     ):
-        summaries = {value: source.summary(cell.spec) for value, cell in zip(entry["values"], cells, strict=True)}
+        summaries = {value: source.summary(cell.spec, part) for value, cell in zip(entry["values"], cells, strict=True)}
         accuracies = {value: list(summary.best.values()) for value, summary in summaries.items() if summary.best}
         missing = [
             f"{value} ({', '.join(summary.unfinished) or 'not yet run'})"
@@ -100,7 +96,7 @@ def read_lines(target, entry):
         ]
         if accuracies and missing:
             print(f"missing in {name}: {entry['key']} {', '.join(missing)}")
-        alone = [] if student == run else list(source.summary(student).best.values())
+        alone = [] if student == run else list(source.summary(student, part).best.values())
         lines.append(Line(name, student, title, role, accuracies, alone))
     return lines
 
@@ -137,12 +133,12 @@ def positions(values):
     return {value: logarithms.get(value, low - 0.2 * (high - low)) for value in values}
 
 
-def one_panel(lines, x):
+def one_panel(lines, x, label):
     """Draw all lines in one panel, each with its name at its right end: (figure, axes). x: from `positions`."""
     figure, [ax] = style.panels(1, 1, 2.6)
     looks = [style.look(index) for index in range(len(lines))]
     draw_lines(ax, lines, looks, x)
-    style.name(ax, "test accuracy (%)")
+    style.name(ax, label)
     if any(line.alone for line in lines):
         dashed = ax.plot([], [], color=style.GREY, **DASHED)
         ax.legend(dashed, [BASELINE], loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
@@ -156,7 +152,7 @@ def one_panel(lines, x):
     return figure, [ax]
 
 
-def panels(lines, x):
+def panels(lines, x, label):
     """Draw a panel for each student, with the same style for lines of the same role: (figure, axes)."""
     students = list(dict.fromkeys(line.student for line in lines))
     roles = list(dict.fromkeys(line.role for line in sorted(lines, key=lambda line: not line.alone)))
@@ -169,7 +165,7 @@ def panels(lines, x):
     handles = [axes[0].plot([], [], **look)[0] for look in looks.values()]
     handles += axes[0].plot([], [], color=style.GREY, **DASHED)
     style.legend(figure, handles, [*roles, BASELINE])
-    figure.supylabel("test accuracy (%)")
+    figure.supylabel(label)
     return figure, axes
 
 
