@@ -1,4 +1,9 @@
-"""The interface between a method and the training engine. The name of a method is the name of its file."""
+"""The interface between a method and the training engine, and functions that find a method by the name of its file.
+
+Symbols in the headers of method files: x is an image, y its label, C the number of classes, and σ the softmax. CE is
+the cross-entropy and KL the Kullback-Leibler divergence, both averaged over a batch. Networks return logits. OURS marks
+what is not published and was chosen here.
+"""
 
 import functools
 import importlib
@@ -11,15 +16,16 @@ from utils.errors import UserError, suggest
 from utils.keys import shorten
 from utils.metrics import evaluate
 
-KINDS = ("defend", "attack")
+FOLDERS = ("defend", "attack")
 
 
 class Method:
     """The base class of methods. `self.model` is the network that is trained, evaluated and saved.
 
     params: the checked keys of params.json, including those in `Params`. zoo: builds networks for the data set and
-    device of this run. `zoo.fresh(name, **options)` returns a network with random weights, and
-    `zoo.frozen(name, checkpoint)` one with the weights of a checkpoint, in eval mode and without gradients.
+    device of this run. `zoo.trained(params)` returns the network to train, `zoo.fresh(name, **options)` a network with
+    random weights, and `zoo.frozen(name, checkpoint)` one with the weights of a checkpoint, in eval mode and without
+    gradients.
     """
 
     @dataclass
@@ -69,11 +75,11 @@ class Method:
 
 
 def kind(name):
-    """The kind of the method `name`: "scratch", "defend" or "attack". Raises UserError if there is no such method."""
+    """The kind of the file `name`: "scratch", "defend" or "attack". Raises UserError if there is no such file."""
     for kind, members in files().items():
         if name in members:
             return kind
-    known = sorted(name for members in names().values() for name in members)
+    known = sorted(method for methods in names().values() for method in methods)
     raise UserError(f'unknown method "{shorten(name)}"; there are {", ".join(known)}{suggest(name, known)}')
 
 
@@ -114,7 +120,7 @@ def files():
     """{kind: [names of files]}, read from the folders once. Do not modify the dictionary."""
     here = Path(__file__).parent
     return {"scratch": ["scratch"]} | {
-        kind: sorted(module.name for module in pkgutil.iter_modules([here / kind])) for kind in KINDS
+        kind: sorted(module.name for module in pkgutil.iter_modules([here / kind])) for kind in FOLDERS
     }
 
 

@@ -65,11 +65,11 @@ class DataFree(Attack):
 
         images: float (N, 3, H, W). 0 is black and 1 is white.
         """
-        from torchvision.utils import save_image  # see utils/datasets.py
+        from torchvision.utils import save_image  # imported here because importing torchvision takes seconds
 
-        every, done = self.params.grid_every, epoch + 1
-        if self.folder and every and (done % every == 0 or done == self.params.num_epochs):
-            write_file(self.image_file(f"epoch{done:04}.png"), partial(save_image, images[:64], format="png"))
+        every, finished = self.params.grid_every, epoch + 1
+        if self.folder and every and (finished % every == 0 or finished == self.params.num_epochs):
+            write_file(self.image_file(f"epoch{finished:04}.png"), partial(save_image, images[:64], format="png"))
 
     def image_file(self, name):
         """The path of a file in the folder `images` of the run folder."""
@@ -87,8 +87,8 @@ class Generating(DataFree):
     """An attack that trains a generator, `self.generator`, alternately with the student.
 
     The batches are noise. `losses` makes images from the noise, calls `train_generator`, and returns the student's
-    terms. The generator's step is part of `losses`, so that one CUDA graph contains both steps. `self.images` are the
-    images of the last step.
+    loss and `self.generator_terms`. The generator's step is part of `losses`, so that one CUDA graph contains both
+    steps. `self.images` are the images of the last step of the student.
     """
 
     student_steps = 1  # steps of the student per iteration
@@ -113,20 +113,21 @@ class Generating(DataFree):
         options = params.noise_size, params.generator_channels, params.generator_eps
         generator = Generator(zoo.spec.image_size, *options)
         self.generator = zoo.place(generator)
-        self.weights = list(self.generator.parameters())
-        self.optimizer = torch.optim.Adam(self.weights, params.generator_learning_rate, fused=True)
+        self.generator_parameters = list(self.generator.parameters())
+        rate = params.generator_learning_rate
+        self.generator_optimizer = torch.optim.Adam(self.generator_parameters, rate, fused=True)
         self.generator_terms, self.images = {}, None
 
     def extra(self):
-        return {"generator": self.generator, "generator_optimizer": self.optimizer}
+        return {"generator": self.generator, "generator_optimizer": self.generator_optimizer}
 
     def batches(self, loader):
-        return Batches(self.epoch(loader.epoch), self.params.iterations_per_epoch * self.student_steps)
+        return Batches(self.epoch_batches(loader.epoch), self.params.iterations_per_epoch * self.student_steps)
 
-    def epoch(self, epoch):
+    def epoch_batches(self, epoch):
         p = self.params
         rate = get_lr(p.generator_learning_rate, p.schedule, p.generator_gamma, epoch)
-        self.optimizer.param_groups[0]["lr"] = rate
+        self.generator_optimizer.param_groups[0]["lr"] = rate
         for _ in range(p.iterations_per_epoch):
             yield from self.iteration()
         self.save_grid(epoch, pixels(self.images, self.zoo.spec))
@@ -140,8 +141,8 @@ class Generating(DataFree):
         return torch.randn(self.params.batch_size, self.params.noise_size, device=self.zoo.device)
 
     def train_generator(self, terms):
-        """Make one optimizer step on terms["generator"]. All `terms` are logged together with the student's terms."""
-        self.optimizer.zero_grad(set_to_none=True)
-        terms["generator"].backward(inputs=self.weights)
-        self.optimizer.step()
+        """Make one optimizer step on terms["generator"]. `self.generator_terms` are all `terms` without gradients."""
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        terms["generator"].backward(inputs=self.generator_parameters)
+        self.generator_optimizer.step()
         self.generator_terms = {name: value.detach() for name, value in terms.items()}

@@ -1,12 +1,14 @@
 """Make images from the batch-norm statistics of a network: the first half of DeepInversion, Yin et al., CVPR 2020.
 
-min_x  CE(t(x), y) + a_tv TV(x) + a_l2 ‖x‖₂ + a_f Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ ) + a_c (1 − JS(s(x), t(x)))
+min_x  CE(σ(t(x)), y) + a_tv TV(x) + a_l2 ‖x‖₂ + a_f Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ )
+       + a_c ( 1 − JS( σ_T(s(x)), σ_T(t(x)) ) )
 
 x     a batch of normalised images, randomly shifted in each step, and flipped if `flip` is true
 y     the classes of the images        m_l, v_l   running mean and variance of batch norm l
 t     the network that is inverted     μ_l, σ²_l  mean and variance of the input of batch norm l for x
 s     a student of t, or none          TV         total variation: norms of the differences between neighbouring pixels
-a_…   weights                          JS         Jensen-Shannon divergence of the softmax at temperature T
+T     temperature                      JS         Jensen-Shannon divergence
+a_…   weights                          σ, σ_T     softmax, softmax(·/T)
 
 As in the released script for CIFAR, images are shifted and not flipped by default. JS differs from the released code;
 see docs/deviations.md.

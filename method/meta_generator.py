@@ -1,6 +1,6 @@
 """Make a batch of images with a generator in a few steps: the synthesis of Fast-DFKD, Fang et al., AAAI 2022.
 
-    L(x, ŷ) = a_bn Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ ) + a_oh CE(t(x), ŷ) − a_adv A(x)
+    L(x, ŷ) = a_bn Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ ) + a_oh CE(σ(t(x)), ŷ) − a_adv A(x)
     A(x)    = mean over the images of KL( σ(t(x)) ‖ σ(s(x)) ) · 1[ argmax s(x) = argmax t(x) ]
     G' ← G;  k times: (G', z) ← Adam on L(G'(z), ŷ);  G ← Adam on Σ_k ∇_{G'} L            (first-order MAML)
 
@@ -20,7 +20,7 @@ from method.inversion import batch_norm_distances
 from utils.losses import cross_entropy
 
 BETAS = 0.5, 0.999
-TERMS = "synthesis", "bn", "one_hot", "adversarial"
+TERMS = "synthesis", "bn", "one_hot", "adversarial"  # L, the sum over l, CE and A
 
 
 def synthesis_loss(logits, student_logits, labels, bn, a_bn, a_oh, a_adv):
@@ -33,7 +33,7 @@ def synthesis_loss(logits, student_logits, labels, bn, a_bn, a_oh, a_adv):
 
 
 def meta_optimizer(generator, learning_rate, steps):
-    """The optimizer of G. As in the release, its learning rate is `steps` times `learning_rate`, that of G'."""
+    """The optimizer of G. As in the released code, its learning rate is `steps` times that of G', `learning_rate`."""
     return torch.optim.Adam(generator.parameters(), learning_rate * steps, BETAS, fused=True)
 
 
@@ -47,24 +47,25 @@ def synthesise(
     generator: G. optimizer: the `meta_optimizer` of G. network, student: networks in eval mode. z: noise
     (N, noise_size). labels: ŷ (N,). learning_rate: that of G'. noise_learning_rate: that of z.
     """
-    fast, z = copy.deepcopy(generator), z.clone().requires_grad_()
-    weights, best, values = list(fast.parameters()), None, None
-    inner = torch.optim.Adam([{"params": weights}, {"params": [z], "lr": noise_learning_rate}], learning_rate, BETAS)
+    inner_generator, z = copy.deepcopy(generator), z.clone().requires_grad_()
+    weights, best, values = list(inner_generator.parameters()), None, None
+    groups = [{"params": weights}, {"params": [z], "lr": noise_learning_rate}]
+    inner_optimizer = torch.optim.Adam(groups, learning_rate, BETAS)
     totals = [torch.zeros_like(weight) for weight in weights]
     with batch_norm_distances(network) as distances:
         for _ in range(steps):
             distances.clear()
-            images = fast(z)
+            images = inner_generator(z)
             logits, student_logits = network(images), student(images)
             bn = sum(distances)
             loss, *terms = synthesis_loss(logits, student_logits, labels, bn, a_bn, a_oh, a_adv)
             new = torch.stack((loss, bn, *terms)).detach()
             if values is None or new[0] < values[0]:
                 best, values = images.detach(), new
-            inner.zero_grad()
+            inner_optimizer.zero_grad()
             loss.backward(inputs=[*weights, z])
             torch._foreach_add_(totals, [weight.grad for weight in weights])
-            inner.step()
+            inner_optimizer.step()
     for weight, total in zip(generator.parameters(), totals, strict=True):
         weight.grad = total
     optimizer.step()

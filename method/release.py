@@ -13,7 +13,7 @@ import torch.nn.functional as F
 # The value of a logit that is not released. −∞ is not used, because −∞ − (−∞) is NaN. In float32 such a class has the
 # probability 0 at any temperature below 9e6, and adds exactly 0 to KL( teacher ‖ student ).
 WITHHELD = -1e9
-SMALLEST = 1e-12  # rules with `straight_through` replace smaller probabilities by this value
+SMALLEST = 1e-12  # smaller probabilities are replaced by this value, so that their logarithms are finite
 
 
 def straight_through(logits, perturb):

@@ -2,6 +2,8 @@
 
     min_f  CE(σ(f(x)), y)
 
+    f  the network trained        σ  softmax        y  the label
+
 With label smoothing ε > 0, the target probability is 1 − ε + ε/C for the label and ε/C for every other class, where C
 is the number of classes (Szegedy et al., CVPR 2016).
 """

@@ -2,8 +2,8 @@
 
 A constructor takes the number of classes. Its keyword-only arguments are keys of params.json. A class that accepts only
 one image size has the attribute `image_size`. A file with `DEPTHS` defines one network for each depth: "resnet18" is
-depth 18 of resnet.py. The depth is then the first argument of the constructor. A file that can build other depths, too,
-has a function `constructor(depth)`, which returns the constructor of a network with this depth.
+depth 18 of resnet.py. The first argument of its class is the depth, unless the file has a function
+`constructor(depth)`. This function returns the constructor for a depth, and may accept depths that are not in `DEPTHS`.
 """
 
 import importlib

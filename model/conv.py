@@ -83,9 +83,9 @@ class SideBySide(torch.autograd.Function):
             wide = to_wide(x, gap(x, ctx.stride))
             wide_width = x.shape[3] + gap(x, ctx.stride)
             wide_grad = to_wide(grad, wide_width // ctx.stride - width)
-            wide_grad, weight_grad, bias_grad = gradients(wide_grad, wide, *mask)
+            wide_x_grad, weight_grad, bias_grad = gradients(wide_grad, wide, *mask)
             if mask[0]:
-                x_grad = from_wide(wide_grad, len(x), x.shape[3])
+                x_grad = from_wide(wide_x_grad, len(x), x.shape[3])
         if wants_weight:
             weight_grad = weight_grad.to(ctx.weight_dtype, memory_format=torch.channels_last)
         return x_grad, weight_grad, bias_grad, None

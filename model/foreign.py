@@ -35,7 +35,7 @@ class Foreign(Network):
 
     def forward(self, images, with_features=False):
         if with_features:
-            self.features(images)
+            self.features(images)  # raises UserError
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             answers = self.module(images)
         if not torch.is_tensor(answers):

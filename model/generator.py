@@ -1,13 +1,13 @@
 """The image generator of DAFL (Chen et al., ICCV 2019) and DFAD (Fang et al., 2019).
 
-For images of S×S pixels and w = 64 the layers are: linear to 2w×S/4×S/4, batch norm, upsampling ×2, convolution to 2w
-channels, batch norm, leaky ReLU, upsampling ×2, convolution to w channels, batch norm, leaky ReLU, convolution to 3
-channels, tanh, batch norm. The last batch norm has no weights, so each channel of a batch has mean 0 and variance 1,
-like normalised training images. The output is therefore a *normalised* image, as teacher and student expect. To view
+For images of S×S pixels and c = `channels` the layers are: linear to c×S/4×S/4, batch norm, upsampling ×2, convolution
+to c channels, batch norm, leaky ReLU, upsampling ×2, convolution to c/2 channels, batch norm, leaky ReLU, convolution
+to 3 channels, tanh, batch norm. The last batch norm has no weights, so each channel of a batch has mean 0 and variance
+1, like normalised training images. The output is therefore a *normalised* image, as teacher and student expect. To view
 it, compute `x * std + mean`.
 
-The batch norms after the first two convolutions have the argument `eps`: 0.8 in DAFL's release, PyTorch's default in
-DFAD's release. The first and the last batch norm have the default.
+The batch norms after the first two convolutions have the argument `eps`: 0.8 in the released code of DAFL, PyTorch's
+default in that of DFAD. The first and the last batch norm have the default.
 """
 
 import torch

@@ -69,7 +69,7 @@ DEPTHS = {
 
 
 def stage(block, in_channels, width, count, stride):
-    """A sequence of `count` blocks. The first one changes the shape."""
+    """A sequence of `count` blocks. Only the first one may change the shape."""
     channels = block.expansion * width
     shapes = [(in_channels, width, stride)] + [(channels, width, 1)] * (count - 1)
     return nn.Sequential(*(block(*shape) for shape in shapes))

@@ -371,7 +371,7 @@ def test_the_generator_learns_with_a_schedule_of_its_own(run, trained):
     losses = []
     for _ in range(30):
         torch.manual_seed(1)
-        learner.losses(*next(iter(learner.epoch(0))))
+        learner.losses(*next(iter(learner.epoch_batches(0))))
         losses.append(float(learner.generator_terms["generator"]))
     assert losses[-1] < losses[0]
     after = [list(network.parameters()) for network in networks(learner)]
@@ -380,8 +380,8 @@ def test_the_generator_learns_with_a_schedule_of_its_own(run, trained):
     assert all(p.grad is None for p in after[0] + after[1])
     rates = []
     for epoch in (1, 2):
-        next(iter(learner.epoch(epoch)))
-        rates.append(learner.optimizer.param_groups[0]["lr"])
+        next(iter(learner.epoch_batches(epoch)))
+        rates.append(learner.generator_optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-4, 1e-4 * {"dafl": 1.0, "dfad": 0.1}[run]])
 
 

@@ -474,13 +474,13 @@ def test_light_trains_the_last_layer_only(variant, keys, trained):
     if variant == "light_deep":
         images = next(iter(loader))[0]
         features = learner.model.features(images)
-        torch.testing.assert_close(learner.model(images), learner.layers(features))
+        torch.testing.assert_close(learner.model(images), learner.new_layers(features))
         assert torch.linalg.matrix_rank(learner.model.fc2.weight) == 5
 
 
 def test_light_deep_is_as_wide_as_there_are_classes(trained):
     learner = build(trained, variant="light_deep")[0]
-    assert [layer.out_features for layer in learner.layers] == [10, 10]
+    assert [layer.out_features for layer in learner.new_layers] == [10, 10]
 
 
 @pytest.mark.parametrize("variant", ["light", "light_deep"])

@@ -165,7 +165,7 @@ def test_the_loss_of_a_batch_falls(name, keys, frozen):
     learner, loader, optimizer = build(name, keys, frozen)
     batch = next(iter(learner.batches(loader)))
     if isinstance(learner, Generating):
-        learner.optimizer.param_groups[0]["lr"] = 0.0  # so that the images stay the same
+        learner.generator_optimizer.param_groups[0]["lr"] = 0.0  # so that the images stay the same
     losses = [float(terms["loss"]) for terms in steps(learner, optimizer, [batch] * 12)]
     assert losses[-1] < losses[0]
 
@@ -211,7 +211,7 @@ def assert_same(one, other):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-@pytest.mark.parametrize("name", [f"{kind}.{name}" for kind in method.KINDS for name in method.files()[kind]])
+@pytest.mark.parametrize("name", [f"{kind}.{name}" for kind in method.FOLDERS for name in method.files()[kind]])
 def test_header_says_paper_and_equation(name):
     header = importlib.import_module(f"method.{name}").__doc__
     assert re.search(r"\b(19|20)\d\d\b", header), "no paper with its year"

@@ -52,7 +52,7 @@ def test_names_in_params_select_from_what_exists(key, name, tmp_path, monkeypatc
     folder = experiment(tmp_path / "x", **with_teacher(tmp_path / "t", **{key: name}))
     with pytest.raises(UserError):
         params.load(folder)
-    there_are = {f"method.{kind}.{name}" for kind in method.KINDS for name in method.files()[kind]}
+    there_are = {f"method.{kind}.{name}" for kind in method.FOLDERS for name in method.files()[kind]}
     assert set(imported) <= there_are | {"method.scratch"} | {f"model.{file}" for file in model.files()}
 
 

@@ -1,6 +1,6 @@
 """DAFL, Data-Free Learning of Student Networks: Chen et al., ICCV 2019.
 
-min_G  a_oh CE(t(Gz), argmax t(Gz)) + a_ie Σ_k p̄_k log₁₀ p̄_k − a_act mean|features_t(Gz)|
+min_G  a_oh CE(σ(t(Gz)), argmax t(Gz)) + a_ie Σ_k p̄_k log₁₀ p̄_k − a_act mean|features_t(Gz)|
 min_s  KL( σ(t(Gz)) ‖ σ(s(Gz)) ),  without a gradient to G
 
 G    the generator of normalised images              features_t  the teacher's features: the input of its classifier
@@ -9,7 +9,7 @@ s    the student, trained                            σ           softmax
 t    the teacher, frozen                             a_…         weights: one-hot, information entropy, activation
 
 Generator and student make one step each per iteration, on the same images. The default weights are those published for
-CIFAR-10. As in the release, two batch norms of the generator have eps 0.8.
+CIFAR-10. As in the released code, two batch norms of the generator have eps 0.8.
 """
 
 from dataclasses import dataclass

@@ -59,9 +59,10 @@ class DeepInversion(DataFree):
 
     def batches(self, loader):
         count = min(self.params.image_batches, (loader.epoch + 1) * self.params.new_batches)
-        return Batches(self.epoch(loader.epoch, count), count)
+        return Batches(self.epoch_batches(loader.epoch, count), count)
 
-    def epoch(self, epoch, count):
+    def epoch_batches(self, epoch, count):
+        """Make batches of images until there are `count`, and yield all of them in random order, augmented."""
         p, spec, device = self.params, self.zoo.spec, self.zoo.device
         for number in range(len(self.pool), count):
             batch = self.read(number) or self.make(number, epoch)
@@ -85,15 +86,16 @@ class DeepInversion(DataFree):
         p, name = self.params, f"{number:04}.tar"
         if p.a_c > 0 and number < epoch * p.new_batches:
             raise UserError(
-                f"images/{name} is missing and cannot be made again, because the student has changed; "
-                "move the *.tar files away to train from scratch"
+                f"images/{name} is missing or was made with other settings. It cannot be made again, because the "
+                "student has changed; move the *.tar files away to train from scratch"
             )
         seed = derive_seed(p.seed, number, IMAGES)
         labels = torch.arange(number * p.batch_size, (number + 1) * p.batch_size) % self.zoo.spec.num_classes
         title = f"Images {number + 1}/{p.image_batches}"
         options = self.settings() | {"student": self.model.eval(), "seed": seed, "title": title}
         options["log"] = (lambda line: self.log(f"{title}: {line}")) if p.cuda_graph and self.folder else None
-        x, terms = invert(self.teacher.teacher, labels.to(self.zoo.device), **options)
+        network = self.teacher.teacher  # without the release rule
+        x, terms = invert(network, labels.to(self.zoo.device), **options)
         self.model.train()
         terms = {name: value.item() for name, value in terms.items()}
         batch = {"terms": terms, "made_from": self.made_from()}
@@ -104,7 +106,7 @@ class DeepInversion(DataFree):
         return batch
 
     def settings(self):
-        """The arguments of `invert` that are keys of the run."""
+        """The arguments of `invert` that are the same for all batches."""
         p = self.params
         settings = {"image_size": self.zoo.spec.image_size, "flip": bool(p.flip), "T": p.temperature}
         settings |= {"steps": p.inversion_steps, "learning_rate": p.inversion_learning_rate, "jitter": p.jitter}

@@ -5,7 +5,7 @@
 s      the student, trained                      β_t  `beta_target`, the paper's α
 t      the teacher, frozen                       β_n  `beta_others`, the paper's β: from 2 to 8
 b_t    (P_y, 1 − P_y) of σ_T(t(x)); b_s: of s    P_y  probability of the label y
-n_t    softmax over all classes k ≠ y            T    temperature
+n_t    softmax over all classes k ≠ y            T    temperature;  σ_T  softmax(·/T)
        of t(x)_k / T; n_s: of s                  w    weight that rises to 1; epochs are counted from 1
 
 In plain distillation β_n is 1 − P_y of the teacher. So the wrong classes have little weight if the teacher is

@@ -7,7 +7,7 @@ The generator G is meta-trained: its weights are a good initialisation, from whi
 images. A round trains a copy G' of G to make one batch. Then the student is trained for `student_steps` steps. Before
 the first epoch there are `warm_up_rounds` rounds with a_adv = 0 and without steps of the student. Each batch is saved
 in the run folder as images/N.tar. As in deepinversion.py, images are made without the release rule, and the student
-learns from the rule's answers. docs/methods.md lists the differences from the release.
+learns from the rule's answers. docs/methods.md lists the differences from the released code.
 """
 
 import itertools
@@ -60,11 +60,11 @@ class FastDataFree(DataFree):
         super().__init__(params, zoo)
         p = params
         self.generator = zoo.place(Generator(zoo.spec.image_size, p.noise_size, p.generator_channels))
-        self.optimizer = meta_optimizer(self.generator, p.generator_learning_rate, p.generator_steps)
+        self.generator_optimizer = meta_optimizer(self.generator, p.generator_learning_rate, p.generator_steps)
         self.pool = []  # the images of all batches, float16 (N, H, W, 3), 0 to 255 without clipping
 
     def extra(self):
-        return {"generator": self.generator, "generator_optimizer": self.optimizer}
+        return {"generator": self.generator, "generator_optimizer": self.generator_optimizer}
 
     def losses(self, images, labels, values=()):
         """values: TERMS of the last round, which are logged. labels: not used."""
@@ -73,14 +73,16 @@ class FastDataFree(DataFree):
         return {"loss": T**2 * divergence} | dict(zip(TERMS, values, strict=False))
 
     def batches(self, loader):
-        return Batches(self.epoch(loader.epoch), self.params.rounds_per_epoch * self.params.student_steps)
+        return Batches(self.epoch_batches(loader.epoch), self.params.rounds_per_epoch * self.params.student_steps)
 
-    def epoch(self, epoch):
+    def epoch_batches(self, epoch):
         p = self.params
-        done = p.warm_up_rounds + epoch * p.rounds_per_epoch if epoch else 0
-        self.pool += [self.read(number) for number in range(len(self.pool), done)]
-        for _ in range(0 if epoch else p.warm_up_rounds):
-            self.round(0.0)
+        if epoch == 0:
+            for _ in range(p.warm_up_rounds):
+                self.round(0.0)
+        else:  # if the run was interrupted, the images of earlier rounds are read
+            earlier_rounds = p.warm_up_rounds + epoch * p.rounds_per_epoch
+            self.pool += [self.read(number) for number in range(len(self.pool), earlier_rounds)]
         for number in range(epoch * p.rounds_per_epoch, (epoch + 1) * p.rounds_per_epoch):
             values = self.round(p.a_adv)
             for images, labels in itertools.islice(self.passes(number), p.student_steps):
@@ -88,7 +90,10 @@ class FastDataFree(DataFree):
         self.save_grid(epoch, self.pool[-1].permute(0, 3, 1, 2) / 255)
 
     def passes(self, number):
-        """An endless iterator over batches of all images so far. number: the current round."""
+        """An endless iterator over batches of all images so far. number: the current round, without the warm-up.
+
+        Each pass over the images has another order. A round has at most `student_steps` passes.
+        """
         images, spec = torch.cat(self.pool), self.zoo.spec
         split = data.Split(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
         augmentation = spec.augmentation if self.params.augmentation else ()
@@ -104,7 +109,8 @@ class FastDataFree(DataFree):
         labels = torch.randint(self.zoo.spec.num_classes, (p.batch_size,), device=device)
         rates = {"learning_rate": p.generator_learning_rate, "noise_learning_rate": p.noise_learning_rate}
         weights = {"a_bn": p.a_bn, "a_oh": p.a_oh, "a_adv": a_adv}
-        networks = self.generator, self.optimizer, self.teacher.teacher, self.model.eval()
+        network, student = self.teacher.teacher, self.model.eval()  # the network without the release rule
+        networks = self.generator, self.generator_optimizer, network, student
         images, values = synthesise(*networks, z, labels, steps=p.generator_steps, **rates, **weights)
         self.model.train()
         images = (255 * pixels(images, self.zoo.spec)).permute(0, 2, 3, 1).half().contiguous()

@@ -5,7 +5,7 @@ and the Top-1 attack of Tang et al. (ModelGuard), USENIX Security 2024.
     min_s  CE( σ(s(x)), (1 − ε) onehot(c(x)) + ε/C )
 
 s  the student, trained        ε  `label_smoothing`
-t  the teacher, frozen         C  number of classes
+t  the teacher, frozen         C  number of classes        σ  softmax
 
 The true labels are not used for training. A defence that never changes the most likely class does not change the
 student.

@@ -9,8 +9,8 @@ y    the label                   σ_T  softmax(·/T); the student has temperatur
 A high temperature flattens the false peaks in the answers of a nasty teacher. Only the idea is published. The
 temperatures and this form of the loss are OURS. The factor T² of kd.py is left out, because the student's gradient does
 not shrink with T. At T = 50 the teacher's answer is nearly uniform. The loss is then close to cross-entropy with label
-smoothing ε ≈ α; for α = 0.9, ε is about 0.89. So the matrices also print the accuracy of a control experiment: a
-student without a teacher, trained with label smoothing 0.89.
+smoothing ε ≈ α; for α = 0.9, ε is about 0.89. So the tables of defences × attacks also have the accuracy of a control
+experiment: a student without a teacher, trained with label smoothing 0.89.
 """
 
 from method.attack.kd import KD

@@ -13,10 +13,10 @@ T  temperature                 sg             stops the gradient
 C  number of classes           I              identity matrix
 
 The matrices have their own Adam optimizer. `diagonal` selects the initial values. If `diagonal` is null, the initial
-values are those of the released CMIM code of the same group: a_c = 1, and U and V are sampled from a uniform
-distribution. M_c is then nearly uniform. If `diagonal` is a number β, a_c = log(β (C − 1) / (1 − β)) and V = 0, so the
-diagonal of M_c is β. OURS: the learning rate of the matrices is constant, and each row of M_c is normalised. The CMIM
-code normalises the columns, so that M_c is not a Markov kernel.
+values are those of the released code of CMIM (defend/cmim.py), by the same group: a_c = 1, and U and V are sampled from
+a uniform distribution. M_c is then nearly uniform. If `diagonal` is a number β, a_c = log(β (C − 1) / (1 − β)) and V =
+0, so the diagonal of M_c is β. OURS: the learning rate of the matrices is constant, and each row of M_c is normalised.
+The CMIM code normalises the columns, so that M_c is not a Markov kernel.
 """
 
 import math
@@ -30,21 +30,22 @@ from utils import distributed
 from utils.keys import key
 from utils.losses import cross_entropy, kl
 
-FLOOR = math.log(1e-6)  # lower bound of log p_T in the metric `change`, which withheld logits would make infinite
+# Lower bound of log p_T in the metric `change`, KL( p̃ ‖ p_T ), which withheld logits would make very large
+FLOOR = math.log(1e-6)
 
 
 def markov(teacher_logits, a, U, V, T):
     """(log p̃, log p_T), both (N, C), for logits (N, C). a (N,), U and V (N, C, n): those of each image's label."""
     log_p = (teacher_logits / T).log_softmax(1)
-    logits = U @ V.mT + torch.diag_embed(a[:, None].expand_as(log_p))
-    return (log_p[:, :, None] + logits.log_softmax(2)).logsumexp(1), log_p
+    matrix_logits = U @ V.mT + torch.diag_embed(a[:, None].expand_as(log_p))
+    return (log_p[:, :, None] + matrix_logits.log_softmax(2)).logsumexp(1), log_p
 
 
 def mkd_loss(logits, log_target, labels, T, alpha):
     """(loss of the student, loss of the matrices, T² KL, cross-entropy), scalars. log_target: log p̃ (N, C)."""
     distillation, ce = T**2 * kl(log_target.detach(), logits / T), cross_entropy(logits, labels)
-    matrices = alpha * T**2 * kl(log_target, logits.detach() / T)
-    return alpha * distillation + (1 - alpha) * ce, matrices, distillation, ce
+    matrices_loss = alpha * T**2 * kl(log_target, logits.detach() / T)
+    return alpha * distillation + (1 - alpha) * ce, matrices_loss, distillation, ce
 
 
 class Matrices(nn.Module):
@@ -75,17 +76,18 @@ class MKD(KD):
     def __init__(self, params, zoo):
         super().__init__(params, zoo)
         self.matrices = Matrices(zoo.spec.num_classes, params.rank, params.diagonal).to(zoo.device)
-        self.optimizer = torch.optim.Adam(self.matrices.parameters(), params.matrix_learning_rate, fused=True)
+        rate = params.matrix_learning_rate
+        self.matrices_optimizer = torch.optim.Adam(self.matrices.parameters(), rate, fused=True)
 
     def extra(self):
-        return {"matrices": self.matrices, "matrices_optimizer": self.optimizer}
+        return {"matrices": self.matrices, "matrices_optimizer": self.matrices_optimizer}
 
     def losses(self, images, labels):
         T, alpha, m = self.params.temperature, self.params.alpha, self.matrices
         logits, teacher_logits = self.model(images), self.teacher(images)
         log_target, log_p = markov(teacher_logits, m.a[labels], m.U[labels], m.V[labels], T)
-        loss, matrices, distillation, ce = mkd_loss(logits, log_target, labels, T, alpha)
-        self.step_matrices(matrices)
+        loss, matrices_loss, distillation, ce = mkd_loss(logits, log_target, labels, T, alpha)
+        self.step_matrices(matrices_loss)
         target = log_target.detach().exp()
         change = (target * (log_target.detach() - log_p.clamp_min(FLOOR))).sum(1).mean()
         on_label = target.gather(1, labels[:, None]).mean()
@@ -96,4 +98,4 @@ class MKD(KD):
         weights = list(self.matrices.parameters())
         for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
             weight.grad = distributed.sum_over_processes(gradient) / distributed.WORLD_SIZE
-        self.optimizer.step()
+        self.matrices_optimizer.step()

@@ -8,12 +8,13 @@ s   the student, trained                D  the release rule, which the attacker 
 t'  the teacher with its release rule   q̂  the `prior`: q, or the student's σ(s(x)); an attacker has both
 T   temperature                         C  number of classes
 α   weight of the distillation term     c  `concentration`
+y   the label                           σ  softmax;  σ_T  softmax(·/T)
 
 r(q) estimates the unperturbed answer. r(q)^(1/T) is normalised to the sum 1. D is `Release.answer` of the rule, so the
-attack works against any rule that is a function of the logits. The release samples one table around the *unperturbed*
-answers, which an attacker does not have. OURS: the choice between two priors; a small table for each image, which is
-sampled again in each step; and q as an additional row of the table, so that r(q) is close to q if the rule changes
-nothing.
+attack works against any rule that is a function of the logits. The released code samples one table around the
+*unperturbed* answers, which an attacker does not have. OURS: the choice between two priors; a small table for each
+image, which is sampled again in each step; and q as an additional row of the table, so that r(q) is close to q if the
+rule changes nothing.
 """
 
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ class Recover(KD):
 
     def table(self, q, prior):
         """The table (N, 1 + samples, C): q, and samples around `prior`. q, prior: (N, C)."""
-        counts = (self.params.concentration * q.shape[1] * prior).clamp_min(1e-3)
-        samples = Gamma(counts, torch.ones_like(counts), validate_args=False).sample((self.params.samples,))
+        concentrations = (self.params.concentration * q.shape[1] * prior).clamp_min(1e-3)
+        gamma = Gamma(concentrations, torch.ones_like(concentrations), validate_args=False)
+        samples = gamma.sample((self.params.samples,))
         samples = samples / samples.sum(2, keepdim=True)  # normalised Gamma samples have a Dirichlet distribution
         return torch.cat((q[None], samples)).movedim(0, 1).clamp_min(SMALLEST)

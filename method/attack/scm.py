@@ -7,15 +7,17 @@ t    the teacher, frozen                                T    temperature
 y    the label                                          α    weight of the distillation term
 G    `generations`                                      sg   stops the gradient
 
-`acc`, `loss` and the checkpoint are those of s_G, so that they can be compared with every other attack. `acc_ensemble`
-is the accuracy of the mean of the probabilities of all students. An ensemble gains accuracy even without a teacher, so
-compare `acc_ensemble` with other ensembles only. The other students are under "extra" in the checkpoint.
+In the evaluation, `acc` and `loss` are those of s_G, so that they can be compared with every other attack.
+`acc_ensemble` is the accuracy of the mean of the probabilities of all students. An ensemble gains accuracy even without
+a teacher, so compare `acc_ensemble` with other ensembles only. The checkpoint is that of s_G, with the other students
+under "extra".
 
-The paper's equations are not public. The only public implementation is unofficial (edaylmz). It first trains a network
-with the nasty loss and the nasty teacher as adversarial network. Here this step is an experiment of the method nasty,
-`CIFAR10/kd_nastier_resnet18`. Then each network teaches the next one, and the ensemble predicts. OURS: the equation,
-and that all students train at the same time. In each step s_g learns from the current s_{g−1}, which is in train mode.
-So each student is trained for the whole schedule, and a run costs G times as much as one student.
+The paper's equations are not public. The only public implementation, by the GitHub user edaylmz, is unofficial. It
+first trains a network with the nasty loss and the nasty teacher as adversarial network. Here this step is an experiment
+of the method nasty, `CIFAR10/kd_nastier_resnet18`. Then each network teaches the next one, and the ensemble predicts.
+OURS: the equation, and that all students train at the same time. In each step s_g learns from the current s_{g−1},
+which is in train mode. So each student is trained for the whole schedule, and a run costs G times as much as one
+student.
 """
 
 from dataclasses import dataclass

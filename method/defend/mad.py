@@ -15,7 +15,8 @@ C  number of      e_k  the one-hot vector of class k
 
 So Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. For C ≤ 10 all 2^{C−1} sets are compared. For
 more classes, the set grows greedily, as in the release: the class that increases the deviation most is added, with at
-most 1024 comparisons. OURS: probabilities of 0 and the gradient are treated as in modelguard.py.
+most 1024 comparisons. OURS: a probability of 0 is replaced by 1e-12. For attacks without data, the gradient of the rule
+is replaced by that of the identity.
 """
 
 from dataclasses import dataclass

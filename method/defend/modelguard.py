@@ -5,8 +5,8 @@ Security 2024. This is a release rule, which needs no training.
 
 p  σ(t(x)), of the teacher t        top  the most likely class of p    ε  `epsilon`, at most 2
 
-The release solves this linear program for one query at a time. Here it is solved for a batch of queries. For a fixed
-p'_top the optimum moves probability from the most to the least likely of the other classes (`fill`). The optimal
+The released code solves this linear program for one query at a time. Here it is solved for a batch of queries. For a
+fixed p'_top the optimum moves probability from the most to the least likely of the other classes (`fill`). The optimal
 cost is convex in p'_top, so golden-section search finds p'_top. OURS: a probability of 0 is replaced by 1e-12. For
 attacks without data, the gradient of the rule is replaced by that of the identity, because the gradient of a linear
 program is 0 almost everywhere.

@@ -12,7 +12,7 @@ a    `strength`, in units of the logits               top  if the noise makes an
 Images with equal bits always get equal answers, so repeated queries do not average out the noise. A cropped or flipped
 image is another query. Without augmentation a student learns from the same noise in every epoch. With augmentation the
 noise is new in every epoch, and the student averages over it. An attacker who repeats queries with invisible changes
-can also average over the noise. So deterministic noise only increases the number of queries.
+can also average over the noise. So deterministic noise only increases the number of queries that an attacker needs.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from utils.keys import key
 
 
 def scramble(words):
-    """Replace each int64 number by a hash of it: the finaliser of SplitMix64 (Steele et al., 2014)."""
+    """Replace each int64 number by a hash: the finaliser of SplitMix64 (Steele et al., 2014) with arithmetic shifts."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         words = (words ^ (words >> shift)) * factor  # wraps around
     return words ^ (words >> 31)

@@ -10,8 +10,8 @@ classes by a binary probability. The equation is not public. This equation and i
     f_A  the original network: normally   N       the classes other than the label y
          trained, then frozen             p_N     softmax over N of f(x)/T
     T    temperature                      q_N     softmax over N of z/T. z: f_A's logits of N in reversed order, so
-    β_t  `beta_target`                            the class with the lowest value gets the highest
-    β_n  `beta_others`
+    σ_T  softmax(·/T)                             the class with the lowest value gets the highest
+    β_t  `beta_target`                    β_n     `beta_others`
 
 If f_A is wrong on x, b_A contradicts the label, so x has no β_t term. Two variants of the last term are also ours. With
 `order` "flat", q_N is uniform. With `order` "away", the term is − β_n T² KL( p_N ‖ softmax over N of f_A(x)/T ).
@@ -24,29 +24,30 @@ import torch
 from method import Method
 from utils.keys import key
 from utils.losses import cross_entropy, kl
-from utils.metrics import evaluate
+from utils.metrics import accuracy, evaluate
 
 
 def possessive_loss(logits, adversary_logits, labels, T, beta_target, beta_others, order="reversed"):
     """(loss, cross-entropy, T² KL of b, T² KL over N), four scalars. Both logits: (N, C). labels: (N,)."""
     ce = cross_entropy(logits, labels)
-    p, b = split_wrong_classes(logits, labels, T)
-    a, b_A = split_wrong_classes(adversary_logits, labels, T)
+    wrong, b = split_wrong_classes(logits, labels, T)
+    wrong_A, b_A = split_wrong_classes(adversary_logits, labels, T)
     correct = adversary_logits.argmax(1) == labels
     target = T**2 * (correct * (b_A.exp() * (b_A - b)).sum(1)).mean()
     if order == "away":
-        others = -(T**2) * kl(p, a, T)
+        others = -(T**2) * kl(wrong, wrong_A, T)
     else:
-        others = T**2 * kl(reverse(a) if order == "reversed" else torch.zeros_like(a), p, T)
+        goal = reverse(wrong_A) if order == "reversed" else torch.zeros_like(wrong_A)
+        others = T**2 * kl(goal, wrong, T)
     return ce + beta_target * target + beta_others * others, ce, target, others
 
 
 def split_wrong_classes(logits, labels, T):
-    """(logits of the other classes (N, C − 1), log (P_y, 1 − P_y) of softmax(logits/T), (N, 2))."""
+    """(logits of the wrong classes (N, C − 1), log (P_y, 1 − P_y) of softmax(logits/T), (N, 2))."""
     classes = torch.arange(logits.shape[1] - 1, device=logits.device)
-    others = logits.gather(1, classes + (classes >= labels[:, None]))
-    both = torch.stack((logits.gather(1, labels[:, None])[:, 0] / T, (others / T).logsumexp(1)), 1)
-    return others, both.log_softmax(1)
+    wrong = logits.gather(1, classes + (classes >= labels[:, None]))
+    both = torch.stack((logits.gather(1, labels[:, None])[:, 0] / T, (wrong / T).logsumexp(1)), 1)
+    return wrong, both.log_softmax(1)
 
 
 def reverse(logits):
@@ -96,6 +97,5 @@ class Possessive(Method):
 
     def compare(self, images, labels, logits):
         original = self.adversary(images)
-        agreement = 100 * (logits.argmax(1) == original.argmax(1)).double().mean()
-        others = (split_wrong_classes(z, labels, 1.0)[0] for z in (logits, original))
-        return {"rank_correlation": rank_correlation(*others), "agreement": agreement}
+        wrong = (split_wrong_classes(z, labels, 1.0)[0] for z in (logits, original))
+        return {"rank_correlation": rank_correlation(*wrong), "agreement": accuracy(logits, original.argmax(1))}

@@ -6,9 +6,9 @@ perturbations"). This is a release rule, which needs no training.
 t  the teacher        S  logistic function        β  `beta`: 0.21 on CIFAR-10, 0.02 on CIFAR-100
 σ  softmax            S⁻¹ its inverse             γ  `sharpness`: 0.2
 
-The equation and the values are those of the ModelGuard release (Tang et al., USENIX Security 2024), which does not clip
-p'. For β ≤ 1, p' is positive. For small p, p' decreases with p, so the order of unlikely classes is reversed. The most
-likely class may change if β is large or if all probabilities are small. OURS: inside S⁻¹, p is clipped to
+The equation and the values are those of the released code of ModelGuard (Tang et al., USENIX Security 2024), which does
+not clip p'. For β ≤ 1, p' is positive. For small p, p' decreases with p, so the order of unlikely classes is reversed.
+The most likely class may change if β is large or if all probabilities are small. OURS: inside S⁻¹, p is clipped to
 [1e-6, 1 − 1e-6].
 """
 

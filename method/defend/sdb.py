@@ -12,7 +12,8 @@ f    the network trained                                 λ, w, η  `mix`, `weig
 f_A  a normally trained network, frozen                  T        temperature
 f_R  a network of f's architecture with random weights,  M        mean squared error
      frozen                                              s        +1 or −1, `eta_sign`
-sg   stops the gradient
+K    the key, an image                                   σ_T      softmax(·/T)
+y    the label                                           sg       stops the gradient
 
 The paper prints s = −1. This sign moves f(x_k) towards f_R and away from f_A. The purpose of the term is the opposite.
 So the default `eta_sign` "purpose" is +1, and "printed" is −1. With +1 the loss has no lower bound and f(x_k) can
@@ -45,7 +46,7 @@ from utils.metrics import accuracy, evaluate
 from utils.paths import display_path, from_root
 
 
-def sdb_loss(logits, keyed, adversary, random, labels, T, weight, eta, sign, mse="sum"):
+def sdb_loss(logits, key_logits, adversary_logits, random_logits, labels, T, weight, eta, sign, mse="sum"):
     """Return (loss, embedding, disturbance, preservation, augmentation), scalars.
 
     The first four arguments are the logits of f(x), f(x_k), f_A(x) and f_R(x), each of shape (N, C). The terms are
@@ -53,10 +54,10 @@ def sdb_loss(logits, keyed, adversary, random, labels, T, weight, eta, sign, mse
     "mean"; the result is averaged over images.
     """
     scale = logits.shape[1] if mse == "sum" else 1
-    embedding = 2 * cross_entropy(logits, labels) + cross_entropy(keyed, labels)
-    disturbance = T**2 * kl(logits, adversary, T) - kl(logits, keyed.detach())
-    preservation = scale * F.mse_loss((keyed / T).softmax(1), (adversary / T).softmax(1))
-    near, far = (scale * F.mse_loss(keyed.relu(), other.relu()) for other in (adversary, random))
+    embedding = 2 * cross_entropy(logits, labels) + cross_entropy(key_logits, labels)
+    disturbance = T**2 * kl(logits, adversary_logits, T) - kl(logits, key_logits.detach())
+    preservation = scale * F.mse_loss((key_logits / T).softmax(1), (adversary_logits / T).softmax(1))
+    near, far = (scale * F.mse_loss(key_logits.relu(), other.relu()) for other in (adversary_logits, random_logits))
     augmentation = 0.01 * near - far
     loss = embedding - weight * disturbance + preservation + sign * eta * augmentation
     return loss, embedding, disturbance, preservation, augmentation
@@ -95,10 +96,10 @@ class SDB(Method):
             checkpoint.save(run.folder / "key.tar", {"extra": extra, "params": {"mix": self.params.mix}})
 
     def losses(self, images, labels):
-        p, batches = self.params, (images, self.key(images))
-        logits, keyed = self.model(torch.cat(batches)).chunk(2) if p.joint else map(self.model, batches)
+        p, inputs = self.params, (images, self.key(images))
+        logits, key_logits = self.model(torch.cat(inputs)).chunk(2) if p.joint else map(self.model, inputs)
         settings = p.temperature, p.weight, p.eta, 1 if p.eta_sign == "purpose" else -1, p.mse
-        terms = sdb_loss(logits, keyed, self.adversary(images), self.random(images), labels, *settings)
+        terms = sdb_loss(logits, key_logits, self.adversary(images), self.random(images), labels, *settings)
         return dict(zip(("loss", "embedding", "disturbance", "preservation", "augmentation"), terms, strict=True))
 
     def evaluate(self, loader):

@@ -4,7 +4,7 @@
 
 t  the teacher    C  number of classes    ρ  `rho`: 0.2 on CIFAR-10, 0.1 on CIFAR-100 and Tiny-ImageNet
 
-The published students train at T = 20, α = 0.9.
+The published students have T = 20 and α = 0.9 in the loss of kd.py.
 """
 
 import math
