@@ -32,8 +32,8 @@ class Release:
     """The base class of rules. It is also the rule "logits", which returns the teacher's logits (N, C) for images.
 
     teacher: the frozen network. params: the student's keys, including those in `Params`. images: (N, 3, H, W). Other
-    rules override `query`, which changes the images, or `answer`, which changes the logits. Rules whose answer depends
-    on the image and on the logits override `__call__`.
+    rules override `query`, which changes the images, `answer`, which changes the logits, or `respond`, if the answer also
+    depends on the image.
     """
 
     @dataclass
@@ -54,12 +54,16 @@ class Release:
     def answer(self, logits):
         return logits
 
+    def respond(self, images, logits):
+        """The answer to a query: `images` are those of the query, `logits` those of the teacher."""
+        return self.answer(logits)
+
     def __call__(self, images, with_features=False):
         """Return logits, or (features, logits) if `with_features` is true, for attacks that have the network."""
         if not with_features:
-            return self.answer(self.teacher(self.query(images)))
+            return self.respond(images, self.teacher(self.query(images)))
         features, logits = self.teacher(self.query(images), with_features=True)
-        return features, self.answer(logits)
+        return features, self.respond(images, logits)
 
 
 class LabelOnly:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from test_losses import LABELS, check, logits, softmax
-from test_methods import NAMES, build, steps
+from test_methods import NAMES, build, rules, steps
 from torch.nn.functional import normalize
 
 import method
@@ -357,6 +357,16 @@ def test_every_attack_meets_every_rule(attack, name, frozen):
     learner, loader, optimizer = build(attack, {"release": name}, frozen)
     terms = next(steps(learner, optimizer, learner.batches(loader)))
     assert all(abs(value) < 1e4 for value in terms.values())
+
+
+@pytest.mark.parametrize("name", [*rules(), "logits"])
+def test_a_rule_asks_for_logits_only(name, frozen):
+    """A network of other code has no features."""
+    learner, loader, _ = build("kd", {"release": name}, frozen)
+    batch = next(iter(loader))
+    expected, network = learner.losses(*batch), learner.teacher.teacher
+    learner.teacher.teacher = lambda images: network(images)
+    assert learner.losses(*batch) == expected
 
 
 BAD = [

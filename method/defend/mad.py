@@ -82,9 +82,7 @@ class MAD(Release):
             torch.default_generator.manual_seed(seed_for(self.params.seed, "surrogate"))
             self.surrogate = zoo.freeze(zoo.fresh(self.params.surrogate_model))
 
-    def __call__(self, images, with_features=False):
-        features, logits = self.teacher(images, with_features=True)
+    def respond(self, images, logits):
         with torch.no_grad():
             q = self.surrogate(images).double().softmax(1)
-        logits = straight_through(logits, lambda p: mad(p, q, self.params.epsilon))
-        return (features, logits) if with_features else logits
+        return straight_through(logits, lambda p: mad(p, q, self.params.epsilon))

@@ -53,7 +53,6 @@ class Perturb(Release):
         strength: float = key("a, standard deviation of the noise, in units of the logits", low=0)
         noise_seed: int = key("seed of the noise, which the defender keeps secret", default=0, low=0, below=2**31)
 
-    def __call__(self, images, with_features=False):
-        p, (features, logits) = self.params, super().__call__(images, with_features=True)
-        logits = keep_top(logits + p.strength * noise(images, logits.shape[1], p.noise_seed), logits)
-        return (features, logits) if with_features else logits
+    def respond(self, images, logits):
+        p = self.params
+        return keep_top(logits + p.strength * noise(images, logits.shape[1], p.noise_seed), logits)

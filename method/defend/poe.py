@@ -34,7 +34,5 @@ class PoE(Release):
     def prepare(self, zoo):
         self.proxy = zoo.frozen(self.params.proxy_model, self.params.proxy_resume)
 
-    def __call__(self, images, with_features=False):
-        features, logits = self.teacher(images, with_features=True)
-        logits = product(logits, self.proxy(images), self.params.proxy_share)
-        return (features, logits) if with_features else logits
+    def respond(self, images, logits):
+        return product(logits, self.proxy(images), self.params.proxy_share)
