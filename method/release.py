@@ -32,8 +32,8 @@ class Release:
     """The base class of rules. It is also the rule "logits", which returns the teacher's logits (N, C) for images.
 
     teacher: the frozen network. params: the student's keys, including those in `Params`. images: (N, 3, H, W). Other
-    rules override `query`, which changes the images, `answer`, which changes the logits, or `respond`, if the answer also
-    depends on the image.
+    rules override `query`, which changes the images, `answer`, which changes the logits, or `respond`, if the answer
+    also depends on the image.
     """
 
     @dataclass

@@ -22,6 +22,7 @@ VERDICTS = {
 }
 OF_OWN_TEACHERS = "holds, price unknown"
 READING = {
+    "Defence": "none is the undefended teacher.",
     "Score": "accuracy of the yardstick minus accuracy of the thief, in percentage points, paired by seed. Brackets "
     "and whiskers show the 95 % t-interval over n seeds. Above 0, the thief is worse than a student without a teacher.",
     "Price": "test accuracy that the teacher loses by the defence, in points.",

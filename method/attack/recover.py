@@ -13,8 +13,8 @@ y   the label                           σ  softmax;  σ_T  softmax(·/T)
 r(q) estimates the unperturbed answer. r(q)^(1/T) is normalised to the sum 1. D is `Release.answer` of the rule, so the
 attack works against any rule that is a function of the logits. The released code samples one table around the
 *unperturbed* answers, which an attacker does not have. OURS: the choice between two priors; a small table for each
-image, which is sampled again in each step; and q as an additional row of the table, so that r(q) is close to q if the
-rule changes nothing.
+image, which is sampled again in each step; Dirichlet parameters of at least 1e-3; and q as an additional row of the
+table, so that r(q) is close to q if the rule changes nothing.
 """
 
 from dataclasses import dataclass

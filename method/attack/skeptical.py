@@ -12,12 +12,12 @@ o_l  the listener, the head that learns from t; l =      α    weight of the KL 
      `loc`                                               D    `kd_delay`; epochs are counted from 0
 h    the heads o_1 and o_l
 
-o_0 learns from the labels, and o_1 learns from the labels and from o_0. The teacher affects o_0 only through the
-shallow layers that o_0 and o_l share. From the released code: the loss, in which the KL divergence of o_1 has no factor
-T² and a gradient to both o_0 and o_1; `kd_delay`; `loc`; and heads of separable convolutions behind an attention gate.
-OURS: the widths of the heads; the nearest-neighbour interpolation of the gate, which is deterministic on a GPU; the
-stages of networks other than ResNets; and that `loc` counts from the deepest stage. The heads are used in training
-only. The checkpoint is an ordinary checkpoint of the student, with the heads under "extra".
+o_0 and o_1 learn from the labels and from each other. The teacher affects o_0 only through the shallow layers that o_0
+and o_l share. From the released code: the loss, in which the KL divergence of o_1 has no factor T² and a gradient to
+both o_0 and o_1; `kd_delay`; `loc`; and heads of separable convolutions behind an attention gate. OURS: the widths of
+the heads; the nearest-neighbour interpolation of the gate, which is deterministic on a GPU; the stages of networks
+other than ResNets; and that `loc` counts from the deepest stage. The heads are used in training only. The checkpoint is
+an ordinary checkpoint of the student, with the heads under "extra".
 """
 
 from dataclasses import dataclass

@@ -9,9 +9,9 @@ y    the label of x             Ŷ  the predicted class, distributed as P_x^T
 σ_T  softmax(·/T)               λ  `weight`
 
 If CMI_T is 0, all images of a class get the same answer, so an answer contains only the label. The paper defines P, Q
-and CMI, and uses a range of temperatures. OURS: the set of temperatures; the weight T² of each, as in a distillation
-loss; the default of λ; and the estimate of Q, an exponential moving average over batches that is weighted by the number
-of images of each class and has no gradient.
+and CMI, and uses a range of temperatures. The file of this method in the public code is empty. OURS: the set of
+temperatures; the weight T² of each, as in a distillation loss; the default of λ; and the estimate of Q, an exponential
+moving average over batches that is weighted by the number of images of each class and has no gradient.
 """
 
 from dataclasses import dataclass
