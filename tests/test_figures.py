@@ -19,6 +19,7 @@ from study import cards
 from study.entries import baseline
 from study.figures import adaptive, curves, inversion, matrix, responses, style, sweep, teachers, tsne
 from study.ledger import preferred, read_metrics
+from study.tables import read_target
 from training import engine, spec
 from utils import checkpoint, data
 
@@ -55,7 +56,9 @@ def empty(tmp_path, monkeypatch):
     grid = {"alone": "mini/baseline/student", "yardstick": {"label_smoothing": 0.1}, "defences": defences}
     grid |= {"template": {"defended": defences["nasty"], "undefended": defences["normal"]}}
     grid |= {"title": "", "source": "", "attacks": {"kd": {}, "cold": {"temperature": 2}, "hot": {"temperature": 8}}}
-    targets = {"temper": temper, "many": many, "word": "temper", "grid": grid, "other": "grid"}
+    mini = grid | {"presets": ["few"], "draws": 3, "seeds": [0, 1], "tuning_seed": 2}
+    mini["defences"] = {kind: {"student": name} for kind, name in defences.items()}
+    targets = {"temper": temper, "many": many, "word": "temper", "grid": grid, "other": "grid", "mini": mini}
     (tmp_path / "experiments/tables.json").write_text(json.dumps(targets))
     return root
 
@@ -128,7 +131,7 @@ def test_figures_draw_records_where_nothing_has_run(empty):
     fill(recorded)
     with style.sheet():
         assert lines_of(curves.curves([empty / "kd_nasty/student"])) == [[55.5, 59.5]]  # means over both seeds
-    assert sweep.read_lines("temper", sweep.read_sweep("temper"))[1].accuracies == {2: [51.0, 52.0], 4: [59.0, 61.0]}
+    assert sweep.read_lines("temper", read_target("temper"))[1].accuracies == {2: [51.0, 52.0], 4: [59.0, 61.0]}
     with style.sheet():
         ax = matrix.matrix("grid").axes[0]
     assert {text.get_text() for text in ax.texts} == {"+9.00", "+1.00", "−11.00", "−19.00"}
@@ -140,7 +143,7 @@ def test_figures_draw_local_runs_instead_of_records(empty):
     with style.sheet():
         assert lines_of(curves.curves([empty / "kd_nasty/student"])) == [[30.0, 20.0]]
         assert lines_of(curves.curves([empty / "kd_normal/student"])) == [[75.5, 79.5]]
-    assert [line.accuracies for line in sweep.read_lines("temper", sweep.read_sweep("temper"))] == [{}, {4: [30.0]}]
+    assert [line.accuracies for line in sweep.read_lines("temper", read_target("temper"))] == [{}, {4: [30.0]}]
 
 
 def test_a_line_that_is_being_written(project):
@@ -253,8 +256,23 @@ def test_titles_fit_their_panels():
         assert inversion.wrap(title, 5) == title
 
 
+def test_a_sweep_on_validation_images(empty):
+    targets = json.loads((empty.parent / "tables.json").read_text())
+    targets["temper"]["part"] = "validation"
+    (empty.parent / "tables.json").write_text(json.dumps(targets))
+    folder = local("experiments/mini/kd_nasty/student", 30.0, 20.0)
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"test"', '"validation"'))
+    with style.sheet():
+        figure = sweep.sweep("temper")
+    assert lines_of(figure)[0] == [30.0]
+    assert "validation accuracy (%)" in {
+        text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))
+    }
+
+
 def test_sweep_numbers(project, capsys):
-    lines = sweep.read_lines("temper", sweep.read_sweep("temper"))
+    lines = sweep.read_lines("temper", read_target("temper"))
     assert [(line.title, line.role, line.alone) for line in lines] == [
         ("CNN", "normal teacher", [70.0]),
         ("CNN", "nasty teacher", [70.0]),
@@ -323,7 +341,8 @@ def test_labels_keep_apart():
         (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--a_tv", "nan"], "must be at least 0, not nan"),
         (["inversion", "--teacher", "{trained}/kd_nasty/nasty", "--a_l2", "few"], "invalid float value"),
         (["sweep", "tempr"], 'did you mean "temper"'),
-        (["sweep", "word"], "not a sweep"),
+        (["sweep", "grid"], "not a sweep; there are temper, many, word"),
+        (["adaptive", "grid"], "not a benchmark; there are mini"),
         (["sweep", "temper"], "python reproduce.py temper"),
     ],
 )

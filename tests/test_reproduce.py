@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, experiment, files, grow, metrics, same_weights, script, train, with_teacher
 from processes import start, unlocked, waited
-from projects import copy_code, set_root
+from projects import copy_code, grid, set_root
 
 from study import executors, tables, targets
 from study.formats import FORMATS
@@ -186,6 +186,9 @@ def test_a_student_with_the_teacher_of_another_seed_is_another_run(trained, tmp_
     assert found[f"{tmp_path}/x,seed=1"] == [f"{trained}/baseline/teacher,seed=1"] and last.startswith("2 runs, 2 of")
     found, last = planned(tmp_path / "x,seed=1,teacher.seed=0")
     assert found[f"{tmp_path}/x,seed=1,teacher.seed=0"] == [f"{trained}/baseline/teacher"] and "0 epochs" in last
+    assert len(grid(script("results.py", tmp_path / "x,seed=1,teacher.seed=0", "--format", "markdown").out)) == 3
+    _, last = planned(tmp_path / "x,seed=1,teacher.seed=0", "--set", "gamma=0.5")
+    assert last.startswith("2 runs, 2 of")
 
 
 def conflict(folder, **changes):

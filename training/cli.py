@@ -59,7 +59,7 @@ def at_least(low, kind=int):
 
     def number(text):
         if not low <= kind(text) < 2**63:
-            limit = f"at least {low:d}" if kind(text) < 2**63 else "below 2^63"
+            limit = "below 2^63" if kind(text) >= low else f"at least {low:d}"
             raise argparse.ArgumentTypeError(f"must be {limit}, not {text}")
         return kind(text)
 

@@ -61,25 +61,21 @@ def sweep(target):
     rows, each student has its own panel. Values with a missing or unfinished run are printed.
     """
     data = find_entry(target, "sweep", lambda entry: "values" in entry)
-    part = data.get("part", "test")
-    lines = [line for line in read_lines(target, data, part) if line.accuracies]
+    lines = [line for line in read_lines(target, data) if line.accuracies]
     if not lines:
         raise UserError(f"{target}: no run has finished; train the runs with: python reproduce.py {target}")
     x = positions(data["values"])
     draw = one_panel if len(lines) <= MOST_LINES else panels
-    figure, axes = draw(lines, x, f"{part} accuracy (%)")
+    figure, axes = draw(lines, x, f"{data.get('part', 'test')} accuracy (%)")
     for ax in axes:
         ax.set_xticks(list(x.values()), [f"{value:g}" if is_number(value) else str(value) for value in x])
     style.name_horizontal(axes, KEYS.get(data["key"], data["key"]))
     return figure
 
 
-def read_lines(target, entry, part):
-    """A Line for each row, with the accuracies of its finished runs on the images `part`.
-
-    Prints values with a missing or unfinished run.
-    """
-    rows = load_table(target).rows
+def read_lines(target, entry):
+    """A Line for each row, with the accuracies of its finished runs. Prints values with a missing or unfinished run."""
+    rows, part = load_table(target).rows, entry.get("part", "test")
     source = preferred([cell.spec for _, cells in rows for cell in cells], part)
     runs = [spec.make(cells[0].spec.experiment) for _, cells in rows]
     students = [(baseline(run) or run) if "teacher_resume" in run.raw else run for run in runs]
