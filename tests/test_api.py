@@ -60,6 +60,8 @@ def test_mistakes(tmp_path, monkeypatch):
         UserError, match='"epochs" cannot be replaced in a benchmark; allowed are attacks, draws, seeds, changes'
     ):
         study.run("mini", epochs=3)
+    with pytest.raises(UserError, match='"attacks" of a benchmark must name at least one'):
+        study.run("mini", attacks=[])
 
 
 @pytest.mark.slow
