@@ -37,7 +37,7 @@ class Benchmark:
     execute: a function that trains the runs in a list of (Spec, epoch to stop after or None). rows, presets: names of
     defences and of threat presets; default: all. own: an OwnTeacher; the only other row is then the undefended teacher,
     unless `rows` names more. replacements: {name: value}, values that replace `attacks` (names), `draws`, `seeds` or
-    `changes` (keys of all runs) of the entry. Raises UserError for an unknown name.
+    `changes` (keys of all runs) of the entry. Raises UserError for an unknown name, and for invalid keys of a defence.
     """
 
     def __init__(self, name, execute, rows=None, presets=None, own=None, replacements=None):
@@ -69,6 +69,11 @@ class Benchmark:
         self.seeds, self.tuning_seed = self.entry["seeds"], self.entry["tuning_seed"]
         self.chosen_strengths = {row: {} for row in self.rows}  # {defence: keys of its teacher, or of its release rule}
         self.chosen = {}  # {Case: changed keys of the student that the search chose}
+        for case in (Case(row, preset) for row in self.rows if row not in self.own for preset in self.presets):
+            strength, passive = (self.strengths(case.row) or [{}])[0], autosteal.passive(self.attacks(case))
+            student = self.student(case, passive, self.tuning_seed, strength=strength)
+            for run in (*student.sources.values(), student):
+                params.check(run.raw, case.row)
 
     def run(self):
         """Run all steps in order. Finished runs are not repeated."""

@@ -302,9 +302,10 @@ def test_mistakes_of_a_benchmark(inside):
         benchmark.Benchmark("mini", None, ["nastu"])
     with pytest.raises(UserError, match=r"--columns htd: no such attack; .* did you mean"):
         benchmark.Benchmark("mini", None, replacements={"attacks": ["htd"]})
-    without_data = benchmark.Benchmark("mini", None, presets=["no_data"], replacements={"attacks": ["htc"]})
     with pytest.raises(UserError, match=r"none, no_data: no attack is possible: the preset allows dafl, .* only"):
-        without_data.draws(benchmark.Case("none", "no_data"))
+        benchmark.Benchmark("mini", None, presets=["no_data"], replacements={"attacks": ["htc"]})
+    with pytest.raises(UserError, match='mad: missing key "surrogate_model"'):
+        benchmark.Benchmark("mini", None, ["mad"])
 
 
 @pytest.fixture(scope="module")
