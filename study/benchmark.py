@@ -69,6 +69,10 @@ class Benchmark:
         self.seeds, self.tuning_seed = self.entry["seeds"], self.entry["tuning_seed"]
         self.chosen_strengths = {row: {} for row in self.rows}  # {defence: keys of its teacher, or of its release rule}
         self.chosen = {}  # {Case: changed keys of the student that the search chose}
+        self.check_keys()
+
+    def check_keys(self):
+        """Check the keys of each defence's teacher and passive thief, before anything is trained."""
         for case in (Case(row, preset) for row in self.rows if row not in self.own for preset in self.presets):
             strength, passive = (self.strengths(case.row) or [{}])[0], autosteal.passive(self.attacks(case))
             student = self.student(case, passive, self.tuning_seed, strength=strength)

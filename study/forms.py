@@ -39,6 +39,7 @@ DEFENDED = ABOUT | {"alone": str, "attacks": {...: CHANGES}, "template": {"defen
 MATRIX = DEFENDED | {"yardstick": CHANGES, "?control": CHANGES, "defences": {...: str}}
 BENCHMARK = DEFENDED | {"presets": [str], "draws": int, "seeds": [int], "tuning_seed": int, "defences": {...: DEFENCE}}
 BENCHMARK |= {"?more_attacks": {...: CHANGES}}
+FORMS = {"benchmark": BENCHMARK, "matrix": MATRIX, "sweep": SWEEP, "table": TABLE}
 WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", NULL: "null"}
 
 
@@ -51,16 +52,17 @@ def check_entries(entries, where):
         if isinstance(entry, str):
             problem = None if isinstance(entries.get(entry), dict) else f": there is no entry {json.dumps(entry)}"
         else:
-            problem = misfit(entry, form_of(entry)) or inconsistent(entry)
+            problem = misfit(entry, FORMS[kind_of(entry)]) or inconsistent(entry)
         if problem:
             raise UserError(f'{where}: "{shorten(name)}"{problem}')
     return entries
 
 
-def form_of(entry):
-    """The form that `entry` should have, depending on the names in it."""
+def kind_of(entry):
+    """The kind of an entry, a name in FORMS. It depends on the names in the entry."""
     names = entry if isinstance(entry, dict) else ()
-    return BENCHMARK if "presets" in names else MATRIX if "defences" in names else SWEEP if "values" in names else TABLE
+    telling = {"presets": "benchmark", "defences": "matrix", "values": "sweep"}
+    return next((kind for name, kind in telling.items() if name in names), "table")
 
 
 def misfit(value, form):

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 
-from study.forms import check_entries
+from study.forms import check_entries, kind_of
 from training import spec
 from training.spec import Spec
 from utils.errors import UserError, suggest
@@ -56,24 +56,29 @@ def check_file(path, version):
     check_entries(read_json(path), display_path(path))
 
 
+def read_entries():
+    """{name: entry}, like `read_targets`, but the name of another entry is replaced by that entry."""
+    targets = read_targets()
+    return {name: entry if isinstance(entry, dict) else targets[entry] for name, entry in targets.items()}
+
+
 def read_target(name):
     """The entry of the target `name`. Raises UserError with all names if there is none."""
-    targets = read_targets()
-    if name not in targets:
-        raise UserError(f'unknown target "{name}"; there are {", ".join(targets)}{suggest(name, targets)}')
-    return targets[name] if isinstance(targets[name], dict) else targets[targets[name]]
+    entries = read_entries()
+    if name not in entries:
+        raise UserError(f'unknown target "{name}"; there are {", ".join(entries)}{suggest(name, entries)}')
+    return entries[name]
 
 
-def find_entry(name, kind, is_kind):
-    """The entry of the target `name`, for which `is_kind` is true. Raises UserError with all names if there is none.
+def find_entry(name, kind):
+    """The entry of the target `name`, which must be of this kind, a name in `forms.FORMS`.
 
-    kind: what such an entry is, in one word.
+    Raises UserError with the names of all such entries if there is none.
     """
-    targets = read_targets()
-    names = [other for other in targets if is_kind(read_target(other))]
-    if name not in names:
-        raise UserError(f'"{name}" is not a {kind}; there are {", ".join(names)}{suggest(name, names)}')
-    return read_target(name)
+    entries = {other: entry for other, entry in read_entries().items() if kind_of(entry) == kind}
+    if name not in entries:
+        raise UserError(f'"{name}" is not a {kind}; there are {", ".join(entries)}{suggest(name, entries)}')
+    return entries[name]
 
 
 def row_of_table(row, entry, common):

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from study.forms import kind_of
 from study.matrices import load_matrix
 from study.tables import Table, read_target, row_of_sweep, row_of_table
 from training import spec
 from training.changes import check_common
 from training.cli import changed_keys
 from utils.errors import UserError
-from utils.paths import canonical_path, display_path, from_root
+from utils.paths import display_path, from_root
 
 NO_MATRIX = "--rows and --columns need a matrix; {} is not a matrix"
 
@@ -35,13 +36,14 @@ def load_table(name, common=None, rows=None, columns=None):
     declares is changed only where this file is used. Raises UserError for an unknown name.
     """
     entry, common = read_target(name), common or {}
-    if "presets" in entry:
+    kind = kind_of(entry)
+    if kind == "benchmark":
         raise UserError(f"{name} is a benchmark, not a table")
-    if "defences" in entry:
+    if kind == "matrix":
         return load_matrix(entry, common, rows, columns)
     if rows or columns:
         raise UserError(NO_MATRIX.format(name))
-    make_row = row_of_sweep if "values" in entry else row_of_table
+    make_row = row_of_sweep if kind == "sweep" else row_of_table
     headers = entry.get("columns") or [f"{entry['key']} {value}" for value in entry["values"]]
     named_rows = [(row["name"], make_row(row, entry, common)) for row in entry["rows"]]
     return Table(entry["title"], entry["source"], headers, named_rows, entry.get("conclusion", {}))
@@ -50,7 +52,7 @@ def load_table(name, common=None, rows=None, columns=None):
 def load_table_to_print(name, common=None, rows=None, columns=None):
     """Like `load_table`, but if all selected rows (or columns) are new, those of the matrix are printed before them."""
     entry = read_target(name)
-    if "defences" in entry and not (rows and columns):
+    if kind_of(entry) == "matrix" and not (rows and columns):
         rows, columns = add_new(entry["defences"], rows), add_new(entry["attacks"], columns)
     return load_table(name, common, rows, columns)
 
@@ -70,11 +72,6 @@ def is_folder(target):
     return located(target).is_dir()
 
 
-def experiments_below(folder):
-    """The experiments in `folder` and below, as specs name them. Runs with changed keys are not experiments."""
-    return [canonical_path(path) for path in folders_below(folder) if spec.is_definition(path)]
-
-
 def folders_below(folder):
     """All folders with a params.json in `folder` and below. Raises UserError if there is none."""
     folder = located(folder).resolve()
@@ -86,7 +83,7 @@ def folders_below(folder):
 
 def is_benchmark(target):
     """Whether a target is the name of a benchmark. Raises UserError if it is neither a folder nor a known name."""
-    return not is_folder(target) and "presets" in read_target(target)
+    return not is_folder(target) and kind_of(read_target(target)) == "benchmark"
 
 
 def specs_of(target, common=None, rows=None, columns=None):
@@ -95,6 +92,7 @@ def specs_of(target, common=None, rows=None, columns=None):
         return [cell.spec for cell in load_table(target, common, rows, columns).cells()]
     if rows or columns:
         raise UserError(NO_MATRIX.format(target))
+    folders = folders_below(target)
+    experiments = [folder for folder in folders if spec.is_definition(folder)]
     # If there are no experiments, the target is the folder of a run with changed keys.
-    folders = experiments_below(target) or [display_path(path) for path in folders_below(target)]
-    return [spec.make(folder, common=common) for folder in folders]
+    return [spec.make(folder, common=common) for folder in experiments or folders]

@@ -11,7 +11,7 @@ def adaptive(target):
 
     Defences are ordered by their score against the passive thief. Whiskers: 95 % t-intervals over seeds.
     """
-    find_entry(target, "benchmark", lambda entry: "presets" in entry)
+    find_entry(target, "benchmark")
     cards = read_cards(target)
     presets = [preset for preset in PRESETS if any(card["preset"] == preset for card in cards)]
     most = max(sum(card["preset"] == preset for card in cards) for preset in presets)

@@ -23,7 +23,7 @@ def matrix(target):
     """
     from matplotlib.colors import SymLogNorm
 
-    find_entry(target, "matrix", lambda entry: "defences" in entry and "presets" not in entry)
+    find_entry(target, "matrix")
     data = load_table(target)
     source = preferred([cell.spec for _, (_, *attacks) in data.rows for cell in attacks])
     alone, yardstick, rows = read_matrix(data, source)

@@ -60,7 +60,7 @@ def sweep(target):
     Error bars are standard deviations over seeds. Dashed lines show the student without a teacher. If there are many
     rows, each student has its own panel. Values with a missing or unfinished run are printed.
     """
-    data = find_entry(target, "sweep", lambda entry: "values" in entry)
+    data = find_entry(target, "sweep")
     lines = [line for line in read_lines(target, data) if line.accuracies]
     if not lines:
         raise UserError(f"{target}: no run has finished; train the runs with: python reproduce.py {target}")
