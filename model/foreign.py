@@ -39,7 +39,7 @@ class Foreign(Network):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             answers = self.module(images)
         if not torch.is_tensor(answers):
-            raise UserError(f"{self.name}: returns a {type(answers).__name__}, not a tensor of logits")
+            raise UserError(f"{self.name}: returns {type(answers).__name__}, not a tensor of logits")
         logits = at_least_float32(answers)
         return logits.clamp_min(SMALLEST).log() if self.probabilities else logits
 
@@ -81,7 +81,7 @@ def make(name, num_classes):
         except Exception as error:
             raise UserError(f"{name}({num_classes}) failed: {one_line(error)}") from None
     if not isinstance(module, nn.Module):
-        raise UserError(f"{name}({num_classes}): returned a {type(module).__name__}, not a torch.nn.Module")
+        raise UserError(f"{name}({num_classes}): returned {type(module).__name__}, not a torch.nn.Module")
     if next(module.parameters(), None) is None:
         raise UserError(f"{name}({num_classes}): returned a module without weights")
     return module

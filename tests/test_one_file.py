@@ -270,8 +270,8 @@ def test_the_method_tests_cover_the_new_files(project):
     (project / "tests").mkdir()
     for name in ("conftest.py", "processes.py", "test_methods.py"):
         shutil.copy(ROOT / "tests" / name, project / "tests")
-    names = "three_steps and (free or against or rule or thief)"  # the other tests have the same cases
+    names = "falls and (free or against or rule or thief)"  # the other tests have the same cases
     done = command(project, "-m", "pytest", "-n", "0", "tests/test_methods.py", "-k", names, "-rA")
     assert done.status == 0, done.out
     for name in "free", "against", "rule", "thief":
-        assert re.search(rf"PASSED .*test_three_steps\[.*\b{name}\b", done.out), name
+        assert re.search(rf"PASSED .*test_the_loss_of_a_batch_falls\[(kd )?{name}\b", done.out), name

@@ -9,7 +9,6 @@ from conftest import grow, script
 from processes import command
 from projects import copy_code, set_root
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 import model
 from study import autosteal, benchmark, cards, own_teacher, protocol, scoring
@@ -34,26 +33,26 @@ MINI = {
 CODE = '''"""Networks of another project."""
 
 import torch
-from helper import small_resnet  # a file beside this one
+from helper import Small  # a file beside this one
 from torch import nn
 
 
 def network(num_classes):
-    return small_resnet(num_classes)
+    return Small(num_classes)
 
 
 def with_softmax(num_classes):
-    return nn.Sequential(small_resnet(num_classes), nn.Softmax(1))
+    return nn.Sequential(Small(num_classes), nn.Softmax(1))
 
 
 def always_a_thousand(num_classes):
-    return small_resnet(1000)
+    return Small(1000)
 
 
 class Wrapped(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
-        self.inner = small_resnet(num_classes)
+        self.inner = Small(num_classes)
 
     def forward(self, images):
         return self.inner(images)
@@ -62,7 +61,7 @@ class Wrapped(nn.Module):
 class Restless(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
-        self.inner = small_resnet(num_classes)
+        self.inner = Small(num_classes)
 
     def forward(self, images):
         return self.inner.train()(images)
@@ -92,22 +91,30 @@ class Broken(nn.Module):
 def nothing(num_classes):
     return num_classes
 '''
-HELPER = """from torchvision.models.resnet import BasicBlock, ResNet
+HELPER = """from torch import nn
 
 
-def small_resnet(num_classes):
-    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=num_classes)
+class Small(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 16, 5, stride=2), nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16 * 14 * 14, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.bn(self.conv(images)).relu().flatten(1))
 """
+FOREIGN = {}  # the classes of HELPER
+exec(HELPER, FOREIGN)
 
 
 @pytest.fixture(scope="module")
 def foreign_weights():
-    """A torchvision network that a plain loop of PyTorch has trained on digits, without code of this project."""
+    """A network that a plain loop of PyTorch has trained on digits, without code of this project."""
     digits = data.load("digits", "", "cpu", subset_percent=0.4)
     mean, std = torch.tensor(DIGITS.mean), torch.tensor(DIGITS.std)
     images = ((digits.train.images / 255 - mean) / std).permute(0, 3, 1, 2)
     torch.manual_seed(0)
-    network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
+    network = FOREIGN["Small"](10)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in range(4):
         for batch in torch.randperm(len(images)).split(32):
@@ -250,10 +257,10 @@ def test_probabilities_become_logits(foreign_weights, inside):
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        ("other/nets.py:always_a_thousand", r"weights do not fit .*fc.weight is \(10, 512\), not \(1000, 512\)"),
+        ("other/nets.py:always_a_thousand", r"weights do not fit .*fc.weight is \(10, 3136\), not \(1000, 3136\)"),
         ("other/nets.py:Flat", "weights do not fit"),
         ("other/nets.py:Broken", "failed: OSError: no such device"),
-        ("other/nets.py:nothing", "returned a int, not a torch.nn.Module"),
+        ("other/nets.py:nothing", "returned int, not a torch.nn.Module"),
         ("other/nets.py:netwrok", 'has no function netwrok; did you mean "network"'),
         ("other/nests.py:network", "there is no file .*other/nests.py"),
         ("no_such_package.nets:network", "cannot be imported: ModuleNotFoundError"),
@@ -272,7 +279,7 @@ def test_networks_that_do_not_fit(network, words, inside):
     [
         ("always_a_thousand", r"answers of shape \(64, 1000\), not \(64, 10\): digits has 10 classes"),
         ("Restless", "answers an image differently in another batch, .* in train mode"),
-        ("Dictionary", "returns a dict, not a tensor of logits"),
+        ("Dictionary", "returns dict, not a tensor of logits"),
         ("Flat", "fails for images of 3x32x32: RuntimeError"),
     ],
 )
@@ -299,12 +306,12 @@ def test_weights_that_are_nan(foreign_weights, inside):
 
 
 def test_a_teacher_that_guesses_is_flagged(foreign_weights, inside):
-    found = accuracy_of(foreign_weights | {"fc.weight": torch.zeros(10, 512)})
+    found = accuracy_of(foreign_weights | {"fc.weight": torch.zeros(10, 3136)})
     assert "hardly better than a guess" in found.flags[0]
 
 
 def test_whole_modules_are_not_unpickled(inside):
-    torch.save(ResNet(BasicBlock, [1, 1, 1, 1]), "other/given.pt")
+    torch.save(nn.Sequential(nn.Linear(2, 2)), "other/given.pt")
     with pytest.raises(UserError, match="holds more than plain tensors; not loaded"):
         take("other/given.pt")
 
