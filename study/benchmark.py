@@ -10,6 +10,7 @@ The strength of a defence is a value of one of its keys; tables.json lists the v
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 from study import autosteal, matrices
 from study.progress import validation_accuracy
@@ -74,7 +75,7 @@ class Benchmark:
     def check_keys(self):
         """Check the keys of each defence's teacher and passive thief, before anything is trained."""
         for case in (Case(row, preset) for row in self.rows if row not in self.own for preset in self.presets):
-            strength, passive = (self.strengths(case.row) or [{}])[0], autosteal.passive(self.attacks(case))
+            strength, passive = self.strengths(case.row)[0], autosteal.passive(self.attacks(case))
             student = self.student(case, passive, self.tuning_seed, strength=strength)
             for run in (*student.sources.values(), student):
                 params.check(run.raw, case.row)
@@ -94,38 +95,38 @@ class Benchmark:
         teachers = set()
         for row in self.rows:
             if row not in self.own:
-                options = self.strengths(row) or [{}]
-                teachers |= {self.teacher(row, self.tuning_seed, option) for option in options}
+                strengths = self.strengths(row)
+                teachers |= {self.teacher(row, self.tuning_seed, strength) for strength in strengths}
                 # the strength of the final teachers is not chosen yet; the number is the same with any strength
-                teachers |= {self.teacher(row, seed, options[0]) for seed in self.seeds}
+                teachers |= {self.teacher(row, seed, strengths[0]) for seed in self.seeds}
         return (
             f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {len(teachers)} "
             f"teachers, {cases} searches of {draws} draws, {finals} final students"
         )
 
     def strengths(self, row):
-        """The strengths that a defence declares, from strong to weak, as dictionaries {key: value}."""
-        return [{key: value} for key, values in self.defences[row].get("strengths", {}).items() for value in values]
+        """The strengths that a defence declares, from strong to weak, as dictionaries {key: value}; default: [{}]."""
+        declared = self.defences[row].get("strengths", {})
+        return [{key: value} for key, values in declared.items() for value in values] or [{}]
 
     def choose_strengths(self):
-        """For each defence with `strengths`, choose the first whose teacher loses at most LARGEST_PRICE points.
+        """For each defence, choose the first strength whose teacher loses at most LARGEST_PRICE points.
 
         If all lose more, the last is chosen.
         """
-        options = {row: self.strengths(row) for row in self.rows}
         teachers = {
-            (row, number): self.teacher(row, self.tuning_seed, option)
-            for row, strengths in options.items()
-            for number, option in enumerate(strengths)
+            row: [self.teacher(row, self.tuning_seed, strength) for strength in self.strengths(row)]
+            for row in self.rows
+            if row not in self.own
         }
-        undefended = self.teacher(UNDEFENDED, self.tuning_seed)
-        self.execute([(teacher, None) for teacher in (undefended, *teachers.values())])
+        self.execute([(teacher, None) for teacher in dict.fromkeys(chain.from_iterable(teachers.values()))])
+        (undefended,) = teachers[UNDEFENDED]
         lowest = validation_accuracy(undefended, epoch=self.loaded_epoch(UNDEFENDED)) - LARGEST_PRICE
-        for row, strengths in options.items():
+        for row, candidates in teachers.items():
             epoch = self.loaded_epoch(row)
-            accuracies = [validation_accuracy(teachers[row, i], epoch=epoch) for i in range(len(strengths))]
-            accurate = [option for option, acc in zip(strengths, accuracies, strict=True) if acc >= lowest]
-            self.chosen_strengths[row] = (accurate or strengths[-1:] or [{}])[0]
+            accurate = [validation_accuracy(teacher, epoch=epoch) >= lowest for teacher in candidates]
+            number = accurate.index(True) if any(accurate) else -1
+            self.chosen_strengths[row] = self.strengths(row)[number]
 
     def search(self, cases):
         """Choose a student for each case by successive halving, all cases at the same time."""

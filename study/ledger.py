@@ -154,7 +154,7 @@ def read_records(path, version):
         try:
             check_record(record)
             records.setdefault(spec.from_json(record).any_seed, []).append(record)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, StopIteration, UserError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, StopIteration, UserError) as error:
             raise UserError(f"{where}: {error}") from None
     return records
 
@@ -164,7 +164,8 @@ def check_record(record):
     series = [values for part in PARTS for values in record.get(part, {}).values()]
     accuracies = record[scored_part(record)]["acc"]
     terms = [value for values in series for value in values if value is not None]
-    accuracies[-1]  # raises IndexError if there is no epoch
+    if not accuracies:
+        raise ValueError("it has no epoch")
     if not are_numbers([*terms, *accuracies, record.get("planned_epochs", 0)]):
         raise ValueError("its metrics must be numbers")
     if len({len(values) for values in series}) != 1:
