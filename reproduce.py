@@ -40,8 +40,8 @@ def main():
             return run_benchmark(args)
         if args.teacher or args.model:
             raise UserError(f"--teacher and --model need a benchmark; {args.target[0]} is not a benchmark")
-        specs = [spec for target in args.target for spec in specs_of(target, **selection)]
-        runner = Runner(Plan(spec if seed is None else spec.with_seed(seed) for seed in args.seeds for spec in specs))
+        pairs = [(seed, target) for seed in args.seeds for target in args.target]
+        runner = Runner(Plan(spec for seed, target in pairs for spec in specs_of(target, seed, **selection)))
         if args.dry_run:
             print(runner.overview())
             return

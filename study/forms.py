@@ -5,7 +5,8 @@ one of
 - a table: `columns`, and `rows` with `cells` [experiment, published accuracy in percent or null]. A row may have
   `experiments` instead of cells. The `changes` of a row are made in its experiments, and its `teacher_changes` in their
   teachers. The `teacher` of a row, an experiment or a checkpoint, replaces the teacher of all of its students.
-  `conclusion` has the numbers of three rows, which a text below the table compares;
+  `conclusion` has the numbers of three rows, which a text below the table compares. With a `teacher_seed`, all students
+  learn from teachers with this seed, whatever their own seeds are;
 - a sweep: a `key`, its `values`, and `rows`, each with an experiment. `change` says where the key is changed: "own", in
   the experiment, or "teacher", in its teacher. A row may have other `changes` and `teacher_changes`. With `part`
   "validation", the accuracy on validation images is shown;
@@ -33,7 +34,8 @@ ROWS = (ROW | {"cells": [(NULL, [(str, int, float, NULL)])]}, ROW | {"experiment
 SWEEP_ROW = {"name": str, "experiment": str, "change": str, "?changes": CHANGES, "?teacher_changes": CHANGES}
 DEFENCE = {"student": str, "?changes": CHANGES, "?teacher_changes": CHANGES, "?strengths": {...: [object]}}
 ABOUT = {"title": str, "source": str}
-TABLE = ABOUT | {"columns": [str], "rows": [ROWS], "?conclusion": {"alone": int, "normal": int, "nasty": int}}
+TABLE = ABOUT | {"columns": [str], "rows": [ROWS], "?teacher_seed": int}
+TABLE |= {"?conclusion": {"alone": int, "normal": int, "nasty": int}}
 SWEEP = ABOUT | {"key": str, "values": [object], "rows": [SWEEP_ROW], "?part": str}
 DEFENDED = ABOUT | {"alone": str, "attacks": {...: CHANGES}, "template": {"defended": str, "undefended": str}}
 MATRIX = DEFENDED | {"yardstick": CHANGES, "?control": CHANGES, "defences": {...: str}}

@@ -145,7 +145,7 @@ def report_folder(folder, style, common, sources, with_changed):
     """A table of the runs of the experiments in `folder`, as a string. All seeds of a run are in one line."""
     numbers = tables.published()
     runs = {}
-    for run in specs_of(folder, common):
+    for run in specs_of(folder, common=common):
         runs[run.any_seed] = None
         if with_changed and spec.is_definition(run.folder):
             changed = {other for source in sources for other in source.runs_of(run.experiment)}

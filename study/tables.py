@@ -5,7 +5,7 @@ forms.py describes the file. matrices.py makes matrices, and targets.py makes th
 
 import dataclasses
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from study.forms import check_entries, kind_of
 from training import spec
@@ -19,13 +19,19 @@ class Cell:
     """The runs of one cell of a table: those of a Spec, with all seeds.
 
     published: accuracy in percent. epoch: the epoch whose accuracy is shown, "best" or "last". part: the images of the
-    accuracy, "test" or "validation".
+    accuracy, "test" or "validation". only_seed: the seed with which the cell is reproduced; None: any seed.
     """
 
     spec: Spec
     published: float | None = None
     epoch: str = "best"
     part: str = "test"
+    only_seed: int | None = None
+
+    def with_seed(self, seed):
+        """The Spec of the run that reproduces the cell with `seed`; None: the seed of its definition."""
+        seed = seed if self.only_seed is None else self.only_seed
+        return self.spec if seed is None else self.spec.with_seed(seed)
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,22 @@ def find_entry(name, kind):
 
 
 def row_of_table(row, entry, common):
-    """The cells of a row of a table. entry: only for `row_of_sweep`. common: {key: value} changed in all runs."""
+    """The cells of a row of a table. common: {key: value} changed in all runs."""
     cells = row.get("cells") or [experiment and (experiment, None) for experiment in row["experiments"]]
-    return [cell and Cell(make_in_row(row, cell[0], common), cell[1]) for cell in cells]
+    return [cell and Cell(make_in_row(row, entry, cell[0], common), cell[1]) for cell in cells]
 
 
-def make_in_row(row, experiment, common):
+def with_seeds_of_teachers(rows, seed):
+    """`rows` of a Table, in which the cells of teachers are reproduced with this seed only."""
+    students = [cell.spec for _, cells in rows for cell in cells if cell]
+    teachers = {source.any_seed for student in students for source in student.sources.values()}
+    return [
+        (name, [replace(cell, only_seed=seed) if cell and cell.spec.any_seed in teachers else cell for cell in cells])
+        for name, cells in rows
+    ]
+
+
+def make_in_row(row, entry, experiment, common):
     """The Spec of an experiment in a row of a table, with the changes of the row."""
     changes, teacher, teacher_changes = row.get("changes", {}), row.get("teacher"), row.get("teacher_changes", {})
     if "teacher_resume" not in spec.definition(f"experiments/{experiment}"):  # a teacher, or a student without one
@@ -95,6 +111,8 @@ def make_in_row(row, experiment, common):
     if teacher:
         file = teacher if teacher.endswith(".tar") else f"{teacher}/best_model.tar"
         changes = changes | {"teacher_resume": f"experiments/{file}"}
+    if "teacher_seed" in entry:
+        teacher_changes = {"seed": entry["teacher_seed"]} | teacher_changes
     return make_spec(experiment, changes=changes, teacher_changes=teacher_changes, common=common)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from study.forms import kind_of
 from study.matrices import load_matrix
-from study.tables import Table, read_target, row_of_sweep, row_of_table
+from study.tables import Cell, Table, read_target, row_of_sweep, row_of_table, with_seeds_of_teachers
 from training import spec
 from training.changes import check_common
 from training.cli import changed_keys
@@ -46,6 +46,8 @@ def load_table(name, common=None, rows=None, columns=None):
     make_row = row_of_sweep if kind == "sweep" else row_of_table
     headers = entry.get("columns") or [f"{entry['key']} {value}" for value in entry["values"]]
     named_rows = [(row["name"], make_row(row, entry, common)) for row in entry["rows"]]
+    if "teacher_seed" in entry:
+        named_rows = with_seeds_of_teachers(named_rows, entry["teacher_seed"])
     return Table(entry["title"], entry["source"], headers, named_rows, entry.get("conclusion", {}))
 
 
@@ -86,13 +88,13 @@ def is_benchmark(target):
     return not is_folder(target) and kind_of(read_target(target)) == "benchmark"
 
 
-def specs_of(target, common=None, rows=None, columns=None):
-    """The specs of a target, each with its own seed. Other arguments: see `load_table`."""
+def specs_of(target, seed=None, common=None, rows=None, columns=None):
+    """The specs of a target. seed: default: that of each definition. Other arguments: see `load_table`."""
     if not is_folder(target):
-        return [cell.spec for cell in load_table(target, common, rows, columns).cells()]
+        return [cell.with_seed(seed) for cell in load_table(target, common, rows, columns).cells()]
     if rows or columns:
         raise UserError(NO_MATRIX.format(target))
     folders = folders_below(target)
     experiments = [folder for folder in folders if spec.is_definition(folder)]
     # If there are no experiments, the target is the folder of a run with changed keys.
-    return [spec.make(folder, common=common) for folder in experiments or folders]
+    return [Cell(spec.make(folder, common=common)).with_seed(seed) for folder in experiments or folders]

@@ -321,6 +321,17 @@ class Copycat(KD):
 '''
 
 
+def test_one_seed_for_all_teachers(tmp_path, monkeypatch):
+    set_root(monkeypatch, tmp_path)
+    grow(tmp_path / "experiments/mini", Path("experiments/mini"))
+    (tmp_path / "experiments/tables.json").write_text(json.dumps({"mini": TABLE | {"teacher_seed": 3}}))
+    alone, teacher, student, nasty, nasty_student = targets.specs_of("mini", 1)
+    assert [run.seed for run in (alone, teacher, student, nasty, nasty_student)] == [1, 3, 1, 3, 1]
+    assert student.sources["teacher_resume"] == teacher and nasty_student.sources["teacher_resume"] == nasty
+    assert nasty.sources["adversarial_resume"] == teacher
+    assert [run.seed for run in targets.specs_of("mini")] == [0, 3, 0, 3, 0]
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     root = copy_code(tmp_path_factory.mktemp("project"))
