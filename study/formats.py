@@ -81,8 +81,10 @@ def conclude(table, source, rows):
     if not table.conclusion:
         return None
     alone, normal, nasty = (rows[table.conclusion[name]] for name in ("alone", "normal", "nasty"))
-    wanted = [*alone[1:], *normal, *nasty]
+    wanted, students = [*alone[1:], *normal, *nasty], [*normal[1:], *nasty[1:]]
     if any(entry is None or entry["best"] is None for entry in wanted):
+        return None
+    if any(entry["difference"] is None for entry in students):  # no seed in common with the student alone
         return None
     seeds = min(entry["n"] for entry in wanted)
     price = normal[0]["last"] - nasty[0]["last"]
