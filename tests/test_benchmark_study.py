@@ -304,6 +304,17 @@ def test_mistakes_of_a_benchmark(inside):
         benchmark.Benchmark("mini", None, replacements={"attacks": ["htd"]})
     with pytest.raises(UserError, match=r"none, no_data: no attack is possible: the preset allows dafl, .* only"):
         benchmark.Benchmark("mini", None, presets=["no_data"], replacements={"attacks": ["htc"]})
+    for replaced, words in (
+        ({"attacks": []}, '"attacks" of a benchmark must name at least one'),
+        ({"seeds": []}, '"seeds" of a benchmark must name at least one'),
+        (
+            {"changes": {"num_epochs": 1, "validation": 0}},
+            '"changes" .* must not have "validation", which the protocol',
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            benchmark.Benchmark("mini", None, replacements=replaced)
+    assert benchmark.Benchmark("mini", None, presets=["insider"] * 2).presets == ["insider"]
     with pytest.raises(UserError, match='mad: missing key "surrogate_model"'):
         benchmark.Benchmark("mini", None, ["mad"])
 
