@@ -111,7 +111,7 @@ def with_method(raw):
     """A copy of `raw` with new names of keys and an explicit "method". Raises UserError for an unknown method."""
     raw = with_new_names(raw)
     if "method" in raw and not isinstance(raw["method"], str):
-        raise UserError(f'"method": must be a string, not {shorten(json.dumps(raw["method"]))}')
+        raise UserError(f'"method": must be a string, not {shorten(json.dumps(raw["method"], default=repr))}')
     return {"method": DEFAULT_METHODS[kind_of(raw)]} | raw
 
 
