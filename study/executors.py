@@ -124,6 +124,8 @@ class InProcess:
         self.ended.append((folder, error))
 
     def wait(self, seconds):
+        if not self.ended:  # another process trains the run that the Runner waits for
+            time.sleep(seconds)
         ended, self.ended = self.ended, []
         return ended
 

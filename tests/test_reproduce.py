@@ -441,6 +441,12 @@ def test_one_file_makes_a_method(inside):
     assert not same_weights(inside.parent / "new/student/last_model.tar", inside / "kd_normal/student/last_model.tar")
 
 
+def test_waiting_for_another_process_takes_time(monkeypatch):
+    slept = []
+    monkeypatch.setattr(executors.time, "sleep", slept.append)
+    assert executors.InProcess("data").wait(1) == [] and slept == [1]
+
+
 def test_threads_of_a_run(monkeypatch):
     monkeypatch.setattr(executors.os, "cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
