@@ -146,6 +146,16 @@ def test_a_kill_before_the_renaming_leaves_the_old_file(tmp_path, monkeypatch):
     assert checkpoint.load(path) == {"epoch": 1}
 
 
+def test_a_file_without_permission_is_not_called_damaged(tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    checkpoint.save(tmp_path / "x.tar", {"epoch": 1})
+    monkeypatch.setattr(checkpoint, "open", denied, raising=False)
+    with pytest.raises(UserError, match=r"x\.tar: cannot be read: Permission denied"):
+        checkpoint.load(tmp_path / "x.tar")
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
 def test_truncated_anywhere(tmp_path, legacy):
     path, rng = tmp_path / "x.tar", random.Random(0)
