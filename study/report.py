@@ -29,13 +29,16 @@ def render(target, style, output=None, **selection):
     """The results of a target as a string: a table, or the leaderboard of a benchmark.
 
     style: one of `formats.FORMATS`, or "html" for a benchmark. output: the file to write, to which links are relative.
-    selection: see `targets.load_table`; for a benchmark, `columns` is the argument `attacks` of `read_cards`.
+    selection: see `targets.load_table`; for a benchmark, `columns` is the argument `attacks` of `read_cards`, and
+    `common` must be empty.
     """
     if not is_benchmark(target):
         if style == "html":
             raise UserError(f"--format html: {target} is not a benchmark")
         return report(target, style, **selection)
-    cards = read_cards(target, selection.get("columns"))
+    if selection.get("common"):
+        raise UserError(f"--set: {target} is a benchmark, whose cards have no changed keys")
+    cards = read_cards(target, selection.get("columns"), selection.get("rows"))
     root = os.path.relpath(ROOT, Path(output or "page").absolute().parent)
     root = "" if root == "." else f"{root}/"
     if style == "html":

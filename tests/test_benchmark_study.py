@@ -13,7 +13,7 @@ from processes import KILLS, command, commands, kill_and_restart, start
 from projects import copy_code, set_root
 
 from method.attack import Attack
-from study import autosteal, benchmark, cards, launch, protocol
+from study import autosteal, benchmark, cards, launch, protocol, report
 from training import experiment as runs
 from training import params, spec
 from utils.errors import UserError
@@ -181,6 +181,12 @@ def test_cards_are_written_and_read(written):
     assert [card["score"]["mean"] for card in cards.read_cards("mine")] == [0.1 + 0.2, 7]
 
 
+def test_cards_of_some_defences(written):
+    assert [card["defence"] for card in cards.read_cards("mine", rows=["none"])] == ["none"]
+    with pytest.raises(UserError, match=r"there are no such cards; .* python reproduce\.py mine --rows stingy$"):
+        cards.read_cards("mine", rows=["stingy"])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -314,6 +320,8 @@ def test_mistakes_of_a_benchmark(inside):
     ):
         with pytest.raises(UserError, match=words):
             benchmark.Benchmark("mini", None, replacements=replaced)
+    with pytest.raises(UserError, match="--set: mini is a benchmark, whose cards have no changed keys"):
+        report.render("mini", "text", common={"num_epochs": 1})
     assert benchmark.Benchmark("mini", None, presets=["insider"] * 2).presets == ["insider"]
     with pytest.raises(UserError, match='mad: missing key "surrogate_model"'):
         benchmark.Benchmark("mini", None, ["mad"])

@@ -207,6 +207,7 @@ def test_a_repeated_audit_trains_nothing(audit, project):
         ("mini --teacher other/mine.pt", "does not say which network it holds; name it with --model"),
         ("mini --model net", "--model needs --teacher"),
         ("experiments/mini --teacher other/mine.pt", "--teacher and --model need a benchmark"),
+        ("experiments/mini --presets insider", "--presets, --teacher and --model need a benchmark"),
     ],
 )
 def test_flags(flags, words, inside):
