@@ -44,7 +44,7 @@ def export(target, name=None, data_dir="data", download=False):
     network.load_state_dict(half)
     if count_correct(network, dataset) == correct:
         weights = half
-    options = {key: params[key] for key in model.options(params["model_name"]) if key in params}
+    options = model.options_in(params, params["model_name"])
     card = {
         "about": f"{params['model_name']}, trained by the method {params['method']} on {dataset.name}",
         "model_name": params["model_name"],

@@ -61,8 +61,8 @@ def import_teacher(benchmark, file, network, data_dir, download=False):
         raise UserError(f"--teacher {display_path(file)}: does not say which network it holds; name it with --model")
     device = engine.pick_device()
     dataset = data.load(student.dataset, data_dir, device, download=download, **data.options_in(student))
-    options = {name: trained_with[name] for name in model.options(network) if name in trained_with}
-    module = model.build(network, dataset.spec.num_classes, dataset.spec.image_size, **options)
+    options = model.options_in(trained_with, network)
+    module = Zoo(dataset.spec, device).without_weights(network, options, file)
     checkpoint.load_weights(module, content, file)
     module.to(device).eval()
     images = next(iter(dataset.test_loader(CHECKED_IMAGES)))[0]

@@ -331,6 +331,14 @@ def test_a_checkpoint_of_this_project_says_its_network(inside):
     assert (found.name, found.network) == ("other", "net")
 
 
+@pytest.mark.parametrize("channels", ["many", -4, [4], torch.ones(2)], ids=str)
+def test_options_that_fit_no_network(channels, inside):
+    weights, options = model.build("net", 10, num_channels=4).state_dict(), {"num_channels": channels}
+    torch.save({"state_dict": weights, "params": {"model_name": "net"} | options}, "other/given.pt")
+    with pytest.raises(UserError, match=r"given\.pt: no net can be built with its params .*num_channels"):
+        take("other/given.pt", None)
+
+
 def test_the_copy_depends_on_the_weights_the_name_and_the_code(foreign_weights, inside):
     files = [take("other/mine.pt").file, take("other/mine.pt", "other/../other/nets.py:network").file]
     assert files[0] == files[1]
