@@ -122,7 +122,7 @@ def write_copy(file, network, module, options):
     if not from_root(path).is_file():
         make_folder(from_root(path).parent)
         content = {"state_dict": weights, "params": {"model_name": network} | options, "source": display_path(file)}
-        checkpoint.save(from_root(path), content)
+        checkpoint.save(from_root(path), content, shared=True)  # another process may import the same teacher
     return path
 
 

@@ -1,6 +1,7 @@
 """An audit of a teacher that other code has trained, and networks of other code: what works and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -329,6 +330,19 @@ def test_a_checkpoint_of_this_project_says_its_network(inside):
     checkpoint.save(inside / "other/best_model.tar", {"state_dict": network.state_dict(), "params": params_of})
     found = take("other/best_model.tar", None)
     assert (found.name, found.network) == ("other", "net")
+
+
+def test_two_processes_copy_one_teacher(inside, monkeypatch):
+    """The second process writes its copy while the first has not renamed its own."""
+    arguments = inside / "other/shared.pt", "net", model.build("net", 10), {}
+
+    def other_process(_):
+        monkeypatch.setattr(os, "fsync", lambda file: None)
+        own_teacher.write_copy(*arguments)
+
+    monkeypatch.setattr(os, "fsync", other_process)
+    copy = inside / own_teacher.write_copy(*arguments)
+    assert checkpoint.load(copy)["params"] == {"model_name": "net"} and list(copy.parent.iterdir()) == [copy]
 
 
 @pytest.mark.parametrize("channels", ["many", -4, [4], torch.ones(2)], ids=str)
