@@ -60,7 +60,7 @@ def import_teacher(benchmark, file, network, data_dir, download=False):
     if not network or (":" in network and not given):  # a checkpoint must not choose code to run
         raise UserError(f"--teacher {display_path(file)}: does not say which network it holds; name it with --model")
     device = engine.pick_device()
-    dataset = data.load(student.dataset, data_dir, device, download=download, **data.options_in(student))
+    dataset = data.load(student.dataset, data_dir, device, download=download, **data.options_in(vars(student)))
     options = model.options_in(trained_with, network)
     module = Zoo(dataset.spec, device).without_weights(network, options, file)
     checkpoint.load_weights(module, content, file)

@@ -37,7 +37,7 @@ def store_answers(attack, loader, environment, log):
     rule = getattr(owner, attribute)
     if p.stored_answers_gib == 0 or p.cuda_graph or not rule.deterministic:
         return loader
-    content = describe(rule, p, environment) | {name: getattr(p, name) for name in data.options_in(p)}
+    content = describe(rule, p, environment) | data.options_in(vars(p))
     if p.dataset == data.OWN:
         content["images"] = attack.zoo.origins[data.OWN]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
