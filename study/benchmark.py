@@ -146,7 +146,7 @@ class Benchmark:
             self.execute(list(trials.values()))
             for case in cases:
                 scored = {n: validation_accuracy(*trials[case, n]) for n in alive[case]}
-                alive[case] = autosteal.most_accurate(scored, len(scored))
+                alive[case] = autosteal.ranked(scored)
         self.chosen = {case: draws[case][numbers[0]] for case, numbers in alive.items()}
 
     def draws(self, case):

@@ -30,24 +30,21 @@ def listed(changes):
     return ", ".join(f"{name} {value}" for name, value in changes.items())
 
 
-def plus_minus(value, deviation=None):
-    """ "94.56 ± 0.12", or "" without a value."""
+def plus_minus(value, deviation=None, sign=""):
+    """ "94.56 ± 0.12", or "" without a value. sign: "+" writes the sign of positive numbers."""
     if value is None:
         return ""
-    return f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
+    return f"{value:{sign}.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
 
 
-def signed(value):
-    """ "+1.20", or "" without a value."""
-    return "" if value is None else f"{value:+.2f}"
+def signed(value, deviation=None):
+    """ "+1.20 ± 0.12", or "" without a value."""
+    return plus_minus(value, deviation, "+")
 
 
 def show_gain(entry):
     """ "-1.48 ± 0.33": the gain over the student alone; without a finished run, the progress."""
-    if entry["difference"] is None:
-        return entry["unfinished"] or "–"
-    spread = entry["difference_sd"]
-    return signed(entry["difference"]) + (f" ± {spread:.2f}" if spread is not None else "")
+    return signed(entry["difference"], entry["difference_sd"]) or entry["unfinished"] or "–"
 
 
 def show_accuracy(entry, epoch="best"):

@@ -67,7 +67,7 @@ def test_rungs_by_hand(count, epochs, expected):
 
 
 def test_ties_go_to_the_earlier_draw():
-    assert autosteal.most_accurate({2: 50.0, 0: 50.0, 1: 60.0, 3: 50.0}, 3) == [1, 0, 2]
+    assert autosteal.ranked({2: 50.0, 0: 50.0, 1: 60.0, 3: 50.0}) == [1, 0, 2, 3]
 
 
 def test_values_at_the_edge_of_the_space():
