@@ -13,9 +13,10 @@ from processes import KILLS, command, commands, kill_and_restart, start
 from projects import copy_code, set_root
 
 from method.attack import Attack
-from study import autosteal, benchmark, cards, launch, protocol, report
+from study import autosteal, benchmark, cards, launch, protocol, report, scoring
 from training import experiment as runs
 from training import params, spec
+from utils import checkpoint
 from utils.errors import UserError
 
 STUDENT = {"learning_rate": 0.001, "num_epochs": 9}
@@ -171,6 +172,18 @@ def test_cards_of_modified_code_are_not_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="mine: cards not written: nasty: measured with modified code"):
         cards.write_cards("mine", [{"defence": "nasty", "preset": "few", "commit": "0123456789-dirty"}])
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_the_commit_of_a_card_is_dirty_if_that_of_a_teacher_is(tmp_path, monkeypatch):
+    set_root(monkeypatch, tmp_path)
+    grow(tmp_path / "experiments/mini", Path("experiments/mini"), num_epochs=1)
+    students = [spec.make(f"experiments/mini/{name}/student") for name in ("baseline", "kd_normal")]
+    file = {"epoch": 1, "best": (0, 50.0), "params": {}, "optim_dict": {}, "environment": "torch, commit 0123456789"}
+    for name, tag in (("baseline/student", ""), ("kd_normal/student", ""), ("baseline/teacher", "-dirty")):
+        content = file | {"environment": file["environment"] + tag}
+        checkpoint.save(tmp_path / f"experiments/mini/{name}/last_model.tar", content)
+    assert scoring.provenance(students[:1]) == {"commit": "0123456789", "environment": "torch, commit 0123456789"}
+    assert scoring.provenance(students)["commit"] == "0123456789-dirty"
 
 
 def test_cards_are_written_and_read(written):
