@@ -38,8 +38,8 @@ def main():
         selection = selected(args)
         if is_benchmark(args.target[0]):
             return run_benchmark(args)
-        if args.teacher or args.model:
-            raise UserError(f"--teacher and --model need a benchmark; {args.target[0]} is not a benchmark")
+        if args.teacher or args.model or args.presets:
+            raise UserError(f"--presets, --teacher and --model need a benchmark; {args.target[0]} is not a benchmark")
         pairs = [(seed, target) for seed in args.seeds for target in args.target]
         runner = Runner(Plan(spec for seed, target in pairs for spec in specs_of(target, seed, **selection)))
         if args.dry_run:

@@ -38,6 +38,10 @@ def main():
     with one_line_errors():
         if args.name and not (args.export and len(args.target) == 1):
             raise UserError("--name needs --export and one target")
+        if args.export + args.publish + bool(args.output or args.format != "text") > 1:
+            raise UserError("use only one of --export, --publish, and --format with --output")
+        if args.export and (args.set or args.rows or args.columns):
+            raise UserError("--export takes a run folder, and none of --set, --rows and --columns")
         if len(args.target) > 1 and (args.output or args.format in ("csv", "json")):
             raise UserError("--output and the formats csv and json take one target at a time")
         for target in args.target:

@@ -64,9 +64,9 @@ def options(model_name):
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def options_in(params):
-    """The values in `params` of the options of the network `params.model_name`, such as `num_channels` of `net`."""
-    return {name: getattr(params, name) for name in options(params.model_name)}
+def options_in(params, model_name):
+    """The items of the dictionary `params` that are options of a network, such as `num_channels` of `net`."""
+    return {name: params[name] for name in options(model_name) if name in params}
 
 
 def find(model_name):

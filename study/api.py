@@ -8,6 +8,7 @@ from study.executors import InProcess
 from study.launch import execute_with
 from study.own_teacher import import_teacher
 from study.scoring import make_cards
+from utils.errors import UserError
 
 
 def run(benchmark, teacher=None, network=None, rows=None, presets=None, data_dir="data", **replacements):
@@ -18,6 +19,8 @@ def run(benchmark, teacher=None, network=None, rows=None, presets=None, data_dir
     `changes` (keys of all runs) of the benchmark; its cards then have a flag, because they cannot be compared with
     others. No card is written to a file. Raises UserError for an unknown name, and if a run fails.
     """
+    if network and not teacher:
+        raise UserError("network needs a teacher")
     own = import_teacher(benchmark, teacher, network, data_dir) if teacher else None
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         runs = Benchmark(benchmark, execute_with(InProcess(data_dir)), rows, presets, own, replacements)

@@ -76,12 +76,9 @@ def rungs(count, epochs):
     return [(n, max(1, epochs // KEEP ** (len(steps) - 1 - i))) for i, n in enumerate(steps)]
 
 
-def most_accurate(scored, count):
-    """The numbers of the `count` draws with the highest accuracy, best first. In a tie, the lower number is first.
-
-    scored: {number of a draw: validation accuracy}.
-    """
-    return sorted(scored, key=lambda number: (-scored[number], number))[:count]
+def ranked(scored):
+    """The numbers of the draws in `scored`, {number: validation accuracy}, best first. In a tie, the lower is first."""
+    return sorted(scored, key=lambda number: (-scored[number], number))
 
 
 def at_edge(thief):

@@ -22,6 +22,7 @@ from utils.errors import UserError, suggest
 ALONE, YARDSTICK = "alone", "yardstick"  # students without a teacher; YARDSTICK has label smoothing
 UNDEFENDED = "none"
 REPLACEABLE = ("attacks", "draws", "seeds", "changes")  # items of the entry in tables.json
+PROTOCOL_KEYS = ("validation", "test_at_end")  # `changes` must not have them
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,17 @@ class Benchmark:
 
     def __init__(self, name, execute, rows=None, presets=None, own=None, replacements=None):
         self.name, self.execute, self.replacements = name, execute, replacements or {}
-        for item in self.replacements:
+        for item, value in self.replacements.items():
             if item not in REPLACEABLE:
                 raise UserError(f'"{item}" cannot be replaced in a benchmark; allowed are {", ".join(REPLACEABLE)}')
+            if item in ("attacks", "seeds") and not value:
+                raise UserError(f'"{item}" of a benchmark must name at least one')
+            if fixed := [key for key in PROTOCOL_KEYS if item == "changes" and key in value]:
+                raise UserError(f'"changes" of a benchmark must not have "{fixed[0]}", which the protocol sets')
         published = {"changes": {}, "more_attacks": {}} | read_target(name)
         self.entry = published | self.replacements
         if "attacks" in self.replacements:
             known, names = published["more_attacks"] | published["attacks"], self.replacements["attacks"]
-            if not names:
-                raise UserError('"attacks" of a benchmark must name at least one')
             matrices.check_names("columns", [attack for attack in names if attack not in known], known, "attack")
             self.entry["attacks"] = {attack: known.get(attack, {}) for attack in names}
         self.defences = dict(self.entry["defences"])
@@ -62,7 +65,7 @@ class Benchmark:
         self.own = {f"{own.name} (own)" if own.name in self.defences else own.name: own} if own else {}
         self.defences |= {row: teacher.defence(self.entry["template"]) for row, teacher in self.own.items()}
         self.rows = list(dict.fromkeys([UNDEFENDED, *(rows or ([] if own else self.defences)), *self.own]))
-        self.presets = presets or self.entry["presets"]
+        self.presets = list(dict.fromkeys(presets or self.entry["presets"]))
         for preset in self.presets:
             if preset not in PRESETS:
                 known = ", ".join(PRESETS)
@@ -143,7 +146,7 @@ class Benchmark:
             self.execute(list(trials.values()))
             for case in cases:
                 scored = {n: validation_accuracy(*trials[case, n]) for n in alive[case]}
-                alive[case] = autosteal.most_accurate(scored, len(scored))
+                alive[case] = autosteal.ranked(scored)
         self.chosen = {case: draws[case][numbers[0]] for case, numbers in alive.items()}
 
     def draws(self, case):

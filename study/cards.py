@@ -37,11 +37,11 @@ def write_cards(name, cards, own=None):
     write_file(path, lambda file: file.write(content.encode()), shared=True)
 
 
-def read_cards(name, attacks=None):
+def read_cards(name, attacks=None, rows=None):
     """The cards of the benchmark `name`. Raises UserError if there are none, or if one was edited.
 
     attacks: names of attacks. The cards are those of searches that were restricted to all or some of these attacks;
-    default: those of searches that were not restricted.
+    default: those of searches that were not restricted. rows: names of defences; default: all.
     """
     path = cards_path(name)
     restricted, wanted = bool(attacks), set(attacks or ())
@@ -49,9 +49,11 @@ def read_cards(name, attacks=None):
         card
         for card in (read_file(path) if path.exists() else [])
         if ("attacks" in card) == restricted and set(card.get("attacks", ())) <= wanted
+        if not rows or card["defence"] in rows
     ]
     if not cards:
-        command = " ".join([f"python reproduce.py {name}", *(["--columns", *attacks] if attacks else [])])
+        flags = [word for flag, names in (("--rows", rows), ("--columns", attacks)) if names for word in (flag, *names)]
+        command = " ".join([f"python reproduce.py {name}", *flags])
         raise UserError(f"{display_path(path)}: there are no such cards; make them with: {command}")
     return cards
 

@@ -23,7 +23,7 @@ def entry_of(cell, source, alone=None):
     teacher = raw.get("teacher_resume") or raw.get("adversarial_resume")  # a defended teacher has the latter
     if alone is None and "teacher_resume" in raw:
         alone = baseline(cell.spec)
-    gains = summary.gains(source.summary(alone)) if alone else []
+    gains = summary.gains(source.summary(alone, cell.part)) if alone else []
     return {
         "experiment": cell.spec.folder.removeprefix("experiments/"),
         "source": source.name,

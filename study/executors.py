@@ -73,6 +73,7 @@ class Processes:
         self.idle, self.busy = [], {}  # [worker] and {pipe: (worker, folder)}; a worker is (process, pipe, gpu)
 
     def start(self, folder, until=None):
+        self.idle = [worker for worker in self.idle if worker[0].is_alive()]  # the system may have killed one
         worker = self.idle.pop() if self.idle else self.new_worker()
         worker[1].send((folder, until))
         self.busy[worker[1]] = worker, folder
@@ -124,6 +125,8 @@ class InProcess:
         self.ended.append((folder, error))
 
     def wait(self, seconds):
+        if not self.ended:  # another process trains the run that the Runner waits for
+            time.sleep(seconds)
         ended, self.ended = self.ended, []
         return ended
 

@@ -35,8 +35,7 @@ def export(target, name=None, data_dir="data", download=False):
     path = from_root(f"{WEIGHTS}/{name.replace('/', '-')}.pt")
     if taken := [other for other, card in cards().items() if other != name and from_root(card["file"]) == path]:
         raise UserError(f"--name {name}: {display_path(path)} is the file of {taken[0]}; choose another name")
-    data_options = {key: params[key] for key in ("image_size", "augmentations") if key in params}
-    dataset = data.load(params["dataset"], data_dir, "cpu", download=download, **data_options)
+    dataset = data.load(params["dataset"], data_dir, "cpu", download=download, **data.options_in(params))
     network = Zoo(dataset.spec, torch.device("cpu")).frozen(params["model_name"], file)
     weights = {key: weight.clone() for key, weight in network.state_dict().items()}
     half = {key: weight.half() if weight.is_floating_point() else weight for key, weight in weights.items()}
@@ -44,7 +43,7 @@ def export(target, name=None, data_dir="data", download=False):
     network.load_state_dict(half)
     if count_correct(network, dataset) == correct:
         weights = half
-    options = {key: params[key] for key in model.options(params["model_name"]) if key in params}
+    options = model.options_in(params, params["model_name"])
     card = {
         "about": f"{params['model_name']}, trained by the method {params['method']} on {dataset.name}",
         "model_name": params["model_name"],

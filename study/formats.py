@@ -30,24 +30,21 @@ def listed(changes):
     return ", ".join(f"{name} {value}" for name, value in changes.items())
 
 
-def plus_minus(value, deviation=None):
-    """ "94.56 ± 0.12", or "" without a value."""
+def plus_minus(value, deviation=None, sign=""):
+    """ "94.56 ± 0.12", or "" without a value. sign: "+" writes the sign of positive numbers."""
     if value is None:
         return ""
-    return f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
+    return f"{value:{sign}.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
 
 
-def signed(value):
-    """ "+1.20", or "" without a value."""
-    return "" if value is None else f"{value:+.2f}"
+def signed(value, deviation=None):
+    """ "+1.20 ± 0.12", or "" without a value."""
+    return plus_minus(value, deviation, "+")
 
 
 def show_gain(entry):
     """ "-1.48 ± 0.33": the gain over the student alone; without a finished run, the progress."""
-    if entry["difference"] is None:
-        return entry["unfinished"] or "–"
-    spread = entry["difference_sd"]
-    return signed(entry["difference"]) + (f" ± {spread:.2f}" if spread is not None else "")
+    return signed(entry["difference"], entry["difference_sd"]) or entry["unfinished"] or "–"
 
 
 def show_accuracy(entry, epoch="best"):
@@ -81,8 +78,10 @@ def conclude(table, source, rows):
     if not table.conclusion:
         return None
     alone, normal, nasty = (rows[table.conclusion[name]] for name in ("alone", "normal", "nasty"))
-    wanted = [*alone[1:], *normal, *nasty]
+    wanted, students = [*alone[1:], *normal, *nasty], [*normal[1:], *nasty[1:]]
     if any(entry is None or entry["best"] is None for entry in wanted):
+        return None
+    if any(entry["difference"] is None for entry in students):  # no seed in common with the student alone
         return None
     seeds = min(entry["n"] for entry in wanted)
     price = normal[0]["last"] - nasty[0]["last"]

@@ -71,8 +71,6 @@ class Plan:
             return str(error)
         stored = checkpoint.peek(last).get("params") if last.exists() and not lines else None
         if stored:
-            if wanted["precision"] == "auto":  # the checkpoint has the resolved value
-                wanted["precision"] = stored.get("precision", "fp32")
             lines = differences_to_run(stored, wanted)
         return f"holds a run with other parameters: {'; '.join(lines)}" if lines else None
 

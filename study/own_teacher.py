@@ -60,9 +60,9 @@ def import_teacher(benchmark, file, network, data_dir, download=False):
     if not network or (":" in network and not given):  # a checkpoint must not choose code to run
         raise UserError(f"--teacher {display_path(file)}: does not say which network it holds; name it with --model")
     device = engine.pick_device()
-    dataset = data.load(student.dataset, data_dir, device, download=download, **data.options_in(student))
-    options = {name: trained_with[name] for name in model.options(network) if name in trained_with}
-    module = model.build(network, dataset.spec.num_classes, dataset.spec.image_size, **options)
+    dataset = data.load(student.dataset, data_dir, device, download=download, **data.options_in(vars(student)))
+    options = model.options_in(trained_with, network)
+    module = Zoo(dataset.spec, device).without_weights(network, options, file)
     checkpoint.load_weights(module, content, file)
     module.to(device).eval()
     images = next(iter(dataset.test_loader(CHECKED_IMAGES)))[0]
@@ -122,7 +122,7 @@ def write_copy(file, network, module, options):
     if not from_root(path).is_file():
         make_folder(from_root(path).parent)
         content = {"state_dict": weights, "params": {"model_name": network} | options, "source": display_path(file)}
-        checkpoint.save(from_root(path), content)
+        checkpoint.save(from_root(path), content, shared=True)  # another process may import the same teacher
     return path
 
 

@@ -43,8 +43,6 @@ def make_record(run, folder):
     state = checkpoint.load(last)
     if not checkpoint.is_of_a_run(state):
         raise UserError(f"{display_path(last)}: not a checkpoint of this project")
-    if wanted["precision"] == "auto":
-        wanted["precision"] = state["params"]["precision"]
     where = display_path(folder)
     if lines := differences_to_run(state["params"], wanted):
         raise UserError(f"{where}: its parameters are not those of its definition: {'; '.join(lines)}")

@@ -16,7 +16,6 @@ from study.ledger import Local, Recorded
 from study.matrices import Matrix
 from study.page import make_html
 from study.targets import NO_MATRIX, is_benchmark, is_folder, load_table_to_print, specs_of
-from training import spec
 from utils.errors import UserError
 from utils.paths import ROOT
 
@@ -30,13 +29,16 @@ def render(target, style, output=None, **selection):
     """The results of a target as a string: a table, or the leaderboard of a benchmark.
 
     style: one of `formats.FORMATS`, or "html" for a benchmark. output: the file to write, to which links are relative.
-    selection: see `targets.load_table`; for a benchmark, `columns` is the argument `attacks` of `read_cards`.
+    selection: see `targets.load_table`; for a benchmark, `columns` is the argument `attacks` of `read_cards`, and
+    `common` must be empty.
     """
     if not is_benchmark(target):
         if style == "html":
             raise UserError(f"--format html: {target} is not a benchmark")
         return report(target, style, **selection)
-    cards = read_cards(target, selection.get("columns"))
+    if selection.get("common"):
+        raise UserError(f"--set: {target} is a benchmark, whose cards have no changed keys")
+    cards = read_cards(target, selection.get("columns"), selection.get("rows"))
     root = os.path.relpath(ROOT, Path(output or "page").absolute().parent)
     root = "" if root == "." else f"{root}/"
     if style == "html":
@@ -147,12 +149,12 @@ def report_folder(folder, style, common, sources, with_changed):
     runs = {}
     for run in specs_of(folder, common=common):
         runs[run.any_seed] = None
-        if with_changed and spec.is_definition(run.folder):
+        if with_changed and run.folder == run.experiment:
             changed = {other for source in sources for other in source.runs_of(run.experiment)}
             runs |= dict.fromkeys(sorted(changed, key=lambda other: other.folder))
     entries = []
     for run in runs:
-        cell = tables.Cell(run, numbers.get(run.experiment) if not run.changes else None)
+        cell = tables.Cell(run, None if run.changes or run.teacher_changes else numbers.get(run.experiment))
         by_source = [entry_of(cell, source) for source in sources]
         entries += list(filter(has_begun, by_source)) or by_source[:1]
     if style not in formats.STYLES:

@@ -11,6 +11,7 @@ from study import autosteal
 from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Case
 from study.cards import cards_path
 from study.intervals import mean
+from study.launch import Plan
 from study.progress import read_metrics, test_scores
 from study.protocol import MISSED, VERSION, paired, verdict
 from study.publish import digest_of_weights
@@ -67,7 +68,7 @@ def make_card(benchmark, row, preset):
         "draws": benchmark.entry["draws"],
         "records": display_path(cards_path(benchmark.name, next(iter(benchmark.own.values()), None))),
         **({"attacks": attacks} if attacks else {}),
-        **provenance(thief[0]),
+        **provenance([*thief, *passive, *others[ALONE], *others[YARDSTICK]]),
     }
 
 
@@ -147,7 +148,13 @@ def deterministic(run):
     return method.find_release(run.raw.get("release", "logits")).deterministic
 
 
-def provenance(run):
-    """The commit and the environment of a run, from its checkpoint."""
-    environment = checkpoint.load(from_root(run.folder) / "last_model.tar").get("environment", "")
-    return {"commit": environment.rpartition("commit ")[2], "environment": environment}
+def provenance(runs):
+    """The commit and the environment of the first of `runs`, from its checkpoint.
+
+    The commit ends in "-dirty" if that of any of `runs` does, or that of a run whose checkpoint they load.
+    """
+    environment = checkpoint.load(from_root(runs[0].folder) / "last_model.tar").get("environment", "")
+    commit = environment.rpartition("commit ")[2].removesuffix("-dirty")
+    states = (checkpoint.peek(from_root(folder) / "last_model.tar") for folder in Plan(runs).runs)
+    modified = any(state.get("environment", "").endswith("-dirty") for state in states)
+    return {"commit": f"{commit}-dirty" if modified else commit, "environment": environment}

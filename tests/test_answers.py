@@ -184,6 +184,19 @@ def test_answers_of_other_code_are_not_read(teacher, tmp_path):
     assert len({path.parent for path in stored(teacher)}) == len(stored(teacher)) == 2
 
 
+def test_answers_of_a_changed_function_are_not_read(teacher, tmp_path):
+    """The file of a network of other code is part of the digest, because a change may keep the weights as they are."""
+    code = "from torch import nn\nclass Network(nn.Linear):\n    def forward(self, x):\n"
+    torch.save(torch.nn.Linear(3072, 10).state_dict(), teacher / "best_model.tar")
+    for scale in (1, 5):
+        (tmp_path / "other.py").write_text(
+            f"{code}        return {scale} * super().forward(x.flatten(1))\n"
+            "def network(classes):\n    return Network(3072, classes)\n"
+        )
+        train(student(tmp_path / str(scale), teacher, teacher_model=f"{tmp_path / 'other.py'}:network", num_epochs=1))
+    assert len({path.parent for path in stored(teacher)}) == len(stored(teacher)) == 2
+
+
 def damage(path, kind):
     content = torch.load(path, weights_only=True)
     if kind == "truncated":

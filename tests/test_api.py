@@ -52,6 +52,10 @@ def test_mistakes(tmp_path, monkeypatch):
         training.run(tmp_path / "y", bach_size=16, **TINY)
     with pytest.raises(UserError, match=r"y/params\.json: there is no such file"):
         training.run(tmp_path / "y")
+    with pytest.raises(UserError, match=r'"resume": must be a string or null, not "PosixPath'):
+        training.run(tmp_path / "y", resume=tmp_path / "x/best_model.tar", **TINY)
+    with pytest.raises(UserError, match=r'"method": must be a string, not "PosixPath'):
+        training.run(tmp_path / "y", method=tmp_path, **TINY)
     assert not (tmp_path / "y").exists()
     set_root(monkeypatch, tmp_path)
     (tmp_path / "experiments").mkdir()
@@ -60,8 +64,8 @@ def test_mistakes(tmp_path, monkeypatch):
         UserError, match='"epochs" cannot be replaced in a benchmark; allowed are attacks, draws, seeds, changes'
     ):
         study.run("mini", epochs=3)
-    with pytest.raises(UserError, match='"attacks" of a benchmark must name at least one'):
-        study.run("mini", attacks=[])
+    with pytest.raises(UserError, match="network needs a teacher"):
+        study.run("mini", network="resnet18")
 
 
 @pytest.mark.slow
@@ -232,6 +236,11 @@ def test_exports_that_are_refused(root):
     assert done.status == 2 and "not a checkpoint of a run of this project" in done.err
     done = script("results.py", "experiments/mini/baseline/short", "--name", "x")
     assert done.status == 2 and "--name needs --export" in done.err
+    for flags in ("--export --publish", "--export --format json", "--publish --output x"):
+        done = script("results.py", "experiments/mini/baseline/teacher", *flags.split())
+        assert done.status == 2 and "use only one of --export" in done.err
+    done = script("results.py", "experiments/mini/baseline/teacher", "--export", "--set", "num_epochs=1")
+    assert done.status == 2 and "--export takes a run folder, and none of --set" in done.err
     assert not (root / "model/pretrained.json").exists()
 
 

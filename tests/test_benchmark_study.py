@@ -13,9 +13,10 @@ from processes import KILLS, command, commands, kill_and_restart, start
 from projects import copy_code, set_root
 
 from method.attack import Attack
-from study import autosteal, benchmark, cards, launch, protocol
+from study import autosteal, benchmark, cards, launch, protocol, report, scoring
 from training import experiment as runs
 from training import params, spec
+from utils import checkpoint
 from utils.errors import UserError
 
 STUDENT = {"learning_rate": 0.001, "num_epochs": 9}
@@ -67,7 +68,7 @@ def test_rungs_by_hand(count, epochs, expected):
 
 
 def test_ties_go_to_the_earlier_draw():
-    assert autosteal.most_accurate({2: 50.0, 0: 50.0, 1: 60.0, 3: 50.0}, 3) == [1, 0, 2]
+    assert autosteal.ranked({2: 50.0, 0: 50.0, 1: 60.0, 3: 50.0}) == [1, 0, 2, 3]
 
 
 def test_values_at_the_edge_of_the_space():
@@ -173,12 +174,30 @@ def test_cards_of_modified_code_are_not_written(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
+def test_the_commit_of_a_card_is_dirty_if_that_of_a_teacher_is(tmp_path, monkeypatch):
+    set_root(monkeypatch, tmp_path)
+    grow(tmp_path / "experiments/mini", Path("experiments/mini"), num_epochs=1)
+    students = [spec.make(f"experiments/mini/{name}/student") for name in ("baseline", "kd_normal")]
+    file = {"epoch": 1, "best": (0, 50.0), "params": {}, "optim_dict": {}, "environment": "torch, commit 0123456789"}
+    for name, tag in (("baseline/student", ""), ("kd_normal/student", ""), ("baseline/teacher", "-dirty")):
+        content = file | {"environment": file["environment"] + tag}
+        checkpoint.save(tmp_path / f"experiments/mini/{name}/last_model.tar", content)
+    assert scoring.provenance(students[:1]) == {"commit": "0123456789", "environment": "torch, commit 0123456789"}
+    assert scoring.provenance(students)["commit"] == "0123456789-dirty"
+
+
 def test_cards_are_written_and_read(written):
     found = cards.read_cards("mine")
     assert [card["defence"] for card in found] == ["nasty", "none"]
     new = {"defence": "none", "preset": "few", "score": {"mean": 7}, "commit": "0123456789"}
     cards.write_cards("mine", [new | {"digest": cards.digest(new)}])
     assert [card["score"]["mean"] for card in cards.read_cards("mine")] == [0.1 + 0.2, 7]
+
+
+def test_cards_of_some_defences(written):
+    assert [card["defence"] for card in cards.read_cards("mine", rows=["none"])] == ["none"]
+    with pytest.raises(UserError, match=r"there are no such cards; .* python reproduce\.py mine --rows stingy$"):
+        cards.read_cards("mine", rows=["stingy"])
 
 
 @pytest.mark.parametrize(
@@ -304,6 +323,19 @@ def test_mistakes_of_a_benchmark(inside):
         benchmark.Benchmark("mini", None, replacements={"attacks": ["htd"]})
     with pytest.raises(UserError, match=r"none, no_data: no attack is possible: the preset allows dafl, .* only"):
         benchmark.Benchmark("mini", None, presets=["no_data"], replacements={"attacks": ["htc"]})
+    for replaced, words in (
+        ({"attacks": []}, '"attacks" of a benchmark must name at least one'),
+        ({"seeds": []}, '"seeds" of a benchmark must name at least one'),
+        (
+            {"changes": {"num_epochs": 1, "validation": 0}},
+            '"changes" .* must not have "validation", which the protocol',
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            benchmark.Benchmark("mini", None, replacements=replaced)
+    with pytest.raises(UserError, match="--set: mini is a benchmark, whose cards have no changed keys"):
+        report.render("mini", "text", common={"num_epochs": 1})
+    assert benchmark.Benchmark("mini", None, presets=["insider"] * 2).presets == ["insider"]
     with pytest.raises(UserError, match='mad: missing key "surrogate_model"'):
         benchmark.Benchmark("mini", None, ["mad"])
 

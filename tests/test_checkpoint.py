@@ -137,6 +137,14 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, space):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("path", [".", "/", ".."])
+def test_a_folder_is_no_file(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cannot be written"):
+        write_file(Path(path), lambda file: file.write(b"x"))
+    assert list(tmp_path.parent.glob("*.tmp")) == list(tmp_path.iterdir()) == []
+
+
 def test_a_kill_before_the_renaming_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last_model.tar"
     checkpoint.save(path, {"epoch": 1})
@@ -144,6 +152,16 @@ def test_a_kill_before_the_renaming_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path, {"epoch": 2})
     assert checkpoint.load(path) == {"epoch": 1}
+
+
+def test_a_file_without_permission_is_not_called_damaged(tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    checkpoint.save(tmp_path / "x.tar", {"epoch": 1})
+    monkeypatch.setattr(checkpoint, "open", denied, raising=False)
+    with pytest.raises(UserError, match=r"x\.tar: cannot be read: Permission denied"):
+        checkpoint.load(tmp_path / "x.tar")
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])

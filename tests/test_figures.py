@@ -22,6 +22,7 @@ from study.ledger import preferred, read_metrics
 from study.tables import read_target
 from training import engine, spec
 from utils import checkpoint, data
+from utils.errors import UserError
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
 
@@ -144,6 +145,13 @@ def test_figures_draw_local_runs_instead_of_records(empty):
         assert lines_of(curves.curves([empty / "kd_nasty/student"])) == [[30.0, 20.0]]
         assert lines_of(curves.curves([empty / "kd_normal/student"])) == [[75.5, 79.5]]
     assert [line.accuracies for line in sweep.read_lines("temper", read_target("temper"))] == [{}, {4: [30.0]}]
+
+
+def test_runs_with_validation_images_have_no_curves(empty):
+    path = local("experiments/mini/kd_nasty/student", 30.0, 20.0, changes={"validation": 0.2}) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"test"', '"validation"'))
+    with style.sheet(), pytest.raises(UserError, match="has validation images, and curves are drawn for test images"):
+        curves.curves([path.parent])
 
 
 def test_a_line_that_is_being_written(project):

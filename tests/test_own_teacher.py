@@ -1,6 +1,7 @@
 """An audit of a teacher that other code has trained, and networks of other code: what works and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,7 @@ def test_a_repeated_audit_trains_nothing(audit, project):
         ("mini --teacher other/mine.pt", "does not say which network it holds; name it with --model"),
         ("mini --model net", "--model needs --teacher"),
         ("experiments/mini --teacher other/mine.pt", "--teacher and --model need a benchmark"),
+        ("experiments/mini --presets insider", "--presets, --teacher and --model need a benchmark"),
     ],
 )
 def test_flags(flags, words, inside):
@@ -328,6 +330,27 @@ def test_a_checkpoint_of_this_project_says_its_network(inside):
     checkpoint.save(inside / "other/best_model.tar", {"state_dict": network.state_dict(), "params": params_of})
     found = take("other/best_model.tar", None)
     assert (found.name, found.network) == ("other", "net")
+
+
+def test_two_processes_copy_one_teacher(inside, monkeypatch):
+    """The second process writes its copy while the first has not renamed its own."""
+    arguments = inside / "other/shared.pt", "net", model.build("net", 10), {}
+
+    def other_process(_):
+        monkeypatch.setattr(os, "fsync", lambda file: None)
+        own_teacher.write_copy(*arguments)
+
+    monkeypatch.setattr(os, "fsync", other_process)
+    copy = inside / own_teacher.write_copy(*arguments)
+    assert checkpoint.load(copy)["params"] == {"model_name": "net"} and list(copy.parent.iterdir()) == [copy]
+
+
+@pytest.mark.parametrize("channels", ["many", -4, [4], torch.ones(2)], ids=str)
+def test_options_that_fit_no_network(channels, inside):
+    weights, options = model.build("net", 10, num_channels=4).state_dict(), {"num_channels": channels}
+    torch.save({"state_dict": weights, "params": {"model_name": "net"} | options}, "other/given.pt")
+    with pytest.raises(UserError, match=r"given\.pt: no net can be built with its params .*num_channels"):
+        take("other/given.pt", None)
 
 
 def test_the_copy_depends_on_the_weights_the_name_and_the_code(foreign_weights, inside):

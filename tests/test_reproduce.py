@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import multiprocessing
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -450,6 +452,22 @@ def test_one_file_makes_a_method(inside):
     state = torch.load(inside.parent / "new/student/last_model.tar", weights_only=True)
     assert state["params"]["method"] == "copycat"
     assert not same_weights(inside.parent / "new/student/last_model.tar", inside / "kd_normal/student/last_model.tar")
+
+
+def test_waiting_for_another_process_takes_time(monkeypatch):
+    slept = []
+    monkeypatch.setattr(executors.time, "sleep", slept.append)
+    assert executors.InProcess("data").wait(1) == [] and slept == [1]
+
+
+def test_an_idle_worker_that_was_killed_is_replaced(monkeypatch):
+    (killed, its_end), (own_end, new_end) = multiprocessing.Pipe(), multiprocessing.Pipe()
+    its_end.close()
+    workers = executors.Processes(1, "data")
+    workers.idle = [(SimpleNamespace(is_alive=lambda: False), killed, None)]
+    monkeypatch.setattr(workers, "new_worker", lambda: (None, own_end, None))
+    workers.start("x")
+    assert new_end.recv() == ("x", None) and workers.idle == []
 
 
 def test_threads_of_a_run(monkeypatch):

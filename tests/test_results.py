@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from conftest import experiment, grow, script, with_teacher
 from projects import grid, local, log, recorded, set_root
 
 from study import intervals, report
+from study.entries import entry_of
 from study.formats import FORMATS, STYLES
-from study.ledger import Recorded, Summary
+from study.ledger import Local, Recorded, Summary
+from study.tables import Cell
+from training import spec
 
 # 0.975 quantiles of Student's t from a textbook: {degrees of freedom: quantile}
 QUANTILES = {
@@ -211,6 +215,10 @@ def test_the_conclusion_of_a_table(empty):
     (empty.parent / "tables.json").write_text(json.dumps(targets))
     fill(local)
     assert "yours (" not in report.report("mini")  # the nasty teacher is missing
+    local("experiments/mini/kd_nasty/nasty", *[90.0] * 160)
+    local("experiments/mini/kd_nasty/student", 75.0, 75.0, seed=3)
+    assert "yours (" not in report.report("mini")  # no seed in common with the baseline
+    shutil.rmtree(empty / "kd_nasty/student,seed=3")
     for seed, student in (0, 75.0), (1, 76.0):
         local("experiments/mini/kd_nasty/nasty", *[90.0] * 160, seed=seed)
         local("experiments/mini/kd_nasty/student", student, student, seed=seed)
@@ -291,6 +299,7 @@ def test_latex(project):
 def test_runs_with_common_changes(matrix):
     """The baseline has the same changes. Published numbers stay. A change without effect is left out."""
     changes = {"momentum": 0.8, "gamma": 0.1}
+    before = grid(report.report("experiments/mini", "markdown", common=changes))
     local(ALONE, 60.0, 60.0, common=changes)
     student = local(NORMAL, 61.0, 62.0, common=changes)
     local(NORMAL, 63.0, 1.0, changes={"temperature": 50}, common=changes)
@@ -302,6 +311,7 @@ def test_runs_with_common_changes(matrix):
     assert "Changed keys: momentum 0.8, gamma 0.1." in report.report("mini", "text", common=changes)
     assert grid(report.report("matrix", "markdown", common=changes))[2][3:5] == ["+2.00", "+3.00"]
     folder = {row[0]: row for row in grid(report.report("experiments/mini", "markdown", common=changes))}
+    assert folder.keys() == {row[0] for row in before}
     name = "mini/kd_normal/student,all.momentum=0.8"
     assert folder[name] == [name, "teacher,momentum=0.8", "yours", "62.00", "62.00", "+2.00", "73.50", "1"]
 
@@ -349,6 +359,19 @@ def test_a_run_with_another_teacher_and_one_beside_its_folder(project):
     rows = {row[0]: row for row in grid(report.report("experiments/mini/kd_normal/student", "markdown"))}
     assert rows["mini/kd_normal/student"][1:4] == ["teacher", "yours", "84.50 ± 0.71"]
     assert rows[f"mini/kd_normal/{changed.name}"][1:4] == ["nasty", "yours", "77.00"]
+
+
+def test_the_published_number_is_not_that_of_a_changed_run(project):
+    local(NORMAL, 77.0, 77.0, teacher_changes={"momentum": 0.8})
+    rows = {row[0]: row for row in grid(report.report("experiments/mini/kd_normal", "markdown"))}
+    assert [rows[f"mini/kd_normal/student{tag}"][6] for tag in ("", ",teacher.momentum=0.8")] == ["73.50", ""]
+
+
+def test_validation_and_test_images_are_not_compared(project):
+    path = local(NORMAL, 75.0, 75.0, changes={"validation": 0.2}) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"test"', '"validation"'))
+    entry = entry_of(Cell(spec.make(NORMAL, changes={"validation": 0.2}), part="validation"), Local())
+    assert (entry["best"], entry["difference"]) == (75.0, None)  # the baseline has test images only
 
 
 def test_a_baseline_is_one_with_defaults_written_out(project):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from method.release import LabelOnly
+from model import foreign
 from utils import checkpoint, data
 from utils.errors import UserError
 from utils.paths import display_path, from_root
@@ -36,7 +37,7 @@ def store_answers(attack, loader, environment, log):
     rule = getattr(owner, attribute)
     if p.stored_answers_gib == 0 or p.cuda_graph or not rule.deterministic:
         return loader
-    content = describe(rule, p, environment) | {name: getattr(p, name) for name in data.options_in(p)}
+    content = describe(rule, p, environment) | data.options_in(vars(p))
     if p.dataset == data.OWN:
         content["images"] = attack.zoo.origins[data.OWN]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
@@ -58,11 +59,15 @@ def describe(rule, params, environment):
 
 
 def digest_of_code(rule):
-    """A digest of the source files that the answers of a release rule depend on."""
+    """A digest of the source files that the answers of a release rule depend on.
+
+    Of a network of other code, the file of its function is included, and files that this file imports are not.
+    """
     root = Path(__file__).resolve().parent.parent
     shared = [file for folder in ("method", "model", "utils") for file in sorted(root.glob(f"{folder}/*.py"))]
     files = [Path(inspect.getfile(type(rule))), root / "training/zoo.py", *shared]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    others = [foreign.source(part.name) for part in vars(rule).values() if isinstance(part, foreign.Foreign)]
+    return hashlib.sha256(b"".join([*(file.read_bytes() for file in files), *others])).hexdigest()
 
 
 class StoredAnswers:

@@ -80,9 +80,11 @@ def differences(old, new):
 def differences_to_run(ran, wanted):
     """`differences` between the parameters `ran` in a run's checkpoint and those `wanted` now.
 
-    A key that was added to the project after the run had its default value then.
+    A key that was added to the project after the run had its default value then. The precision "auto" is not compared:
+    `ran` has the value that it was resolved to.
     """
-    return differences(defaults(wanted) | with_new_names(ran), wanted)
+    ran = defaults(wanted) | with_new_names(ran)
+    return differences(ran, wanted | {"precision": ran["precision"]} if wanted["precision"] == "auto" else wanted)
 
 
 def as_pairs(values):

@@ -76,7 +76,7 @@ def train(folder, params, data_dir, gpu_id=None, download=False, command="", unt
 
 def train_run(run, params, device, data_dir, download, until, load):
     """Train an unfinished Run on `device`. Other arguments: see `train`."""
-    options = data.options_in(params)
+    options = data.options_in(vars(params))
     dataset = load(params.dataset, data_dir, device, params.subset_percent, download, params.validation, **options)
     seed_everything(params.seed, epoch=-1)
     with suggest_command():
@@ -104,7 +104,7 @@ def score(path, params, data_dir, gpu_id=None, download=False):
     """Print the accuracy and loss on the test images of the network in the checkpoint `path`."""
     device = engine.pick_device(gpu_id)
     precision = engine.resolve_precision(params.precision, device)
-    dataset = data.load(params.dataset, data_dir, device, download=download, **data.options_in(params))
+    dataset = data.load(params.dataset, data_dir, device, download=download, **data.options_in(vars(params)))
     with suggest_command():
         network = Zoo(dataset.spec, device, precision == "bf16").frozen(params.model_name, Path(path).absolute())
     scores = evaluate(network, dataset.test_loader())

@@ -111,7 +111,7 @@ def with_method(raw):
     """A copy of `raw` with new names of keys and an explicit "method". Raises UserError for an unknown method."""
     raw = with_new_names(raw)
     if "method" in raw and not isinstance(raw["method"], str):
-        raise UserError(f'"method": must be a string, not {shorten(json.dumps(raw["method"]))}')
+        raise UserError(f'"method": must be a string, not {shorten(json.dumps(raw["method"], default=repr))}')
     return {"method": DEFAULT_METHODS[kind_of(raw)]} | raw
 
 
@@ -172,7 +172,7 @@ def inconsistent(values):
     params, networks = types.SimpleNamespace(**values), {}
     data_spec = data.spec_of(params)
     for name in ("model_name", *(name for name in values if name.endswith("_model"))):
-        options = model.options_in(params) if name == "model_name" else {}
+        options = model.options_in(values, values[name]) if name == "model_name" else {}
         try:
             networks[name] = build_without_weights(values[name], data_spec.num_classes, data_spec.image_size, **options)
         except UserError as error:

@@ -25,7 +25,7 @@ class Zoo:
 
     def trained(self, params):
         """The network to train, with random weights or those of the checkpoint `params.resume`."""
-        network = self.fresh(params.model_name, **model.options_in(params))
+        network = self.fresh(params.model_name, **model.options_in(vars(params), params.model_name))
         if params.resume:
             self.load_weights(network, params.resume)
         return network
@@ -41,18 +41,21 @@ class Zoo:
         CheckpointError if the file is missing or damaged, or does not fit the network.
         """
         content = checkpoint.load(from_root(path))
-        trained_with = checkpoint.params_in(content, from_root(path))
-        options = {key: trained_with[key] for key in model.options(name) if key in trained_with}
+        options = model.options_in(checkpoint.params_in(content, from_root(path)), name)
+        network = self.without_weights(name, options, path)
+        self.load_weights(network, path, content)
+        return self.freeze(network)
+
+    def without_weights(self, name, options, path):
+        """The network `name` on the meta device. options: from the checkpoint `path`, which an error message names."""
         try:
             with torch.device("meta"):
-                network = model.build(name, self.spec.num_classes, self.spec.image_size, **options)
+                return model.build(name, self.spec.num_classes, self.spec.image_size, **options)
         except (UserError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             if not options:
                 raise
-            problem = f"no {name} can be built with its params {shorten(json.dumps(options))}: {error}"
+            problem = f"no {name} can be built with its params {shorten(json.dumps(options, default=repr))}: {error}"
             raise CheckpointError(problem.splitlines()[0], None, display_path(from_root(path))) from None
-        self.load_weights(network, path, content)
-        return self.freeze(network)
 
     def freeze(self, network):
         """The network on its device, in eval mode and without gradients.

@@ -35,7 +35,7 @@ def sample_augmentation(names, count, generator):
 def augment(images, top=None, left=None, degrees=None, mirrored=None):
     """Crop, then rotate, then flip. Steps without arguments are skipped."""
     if top is not None:
-        images = crop(images, top, left, PADDING)
+        images = crop(images, top, left)
     if degrees is not None:
         images = rotate(images, degrees)
     if mirrored is not None:
@@ -43,10 +43,10 @@ def augment(images, top=None, left=None, degrees=None, mirrored=None):
     return images
 
 
-def crop(images, top, left, padding):
-    """Pad each side with `padding` zeros and crop to the old size at row `top`, column `left`, int (B,)."""
+def crop(images, top, left):
+    """Pad each side with PADDING zeros and crop to the old size at row `top`, column `left`, int (B,)."""
     count, height, width, _ = images.shape
-    padded = F.pad(images, (0, 0) + (padding,) * 4)
+    padded = F.pad(images, (0, 0) + (PADDING,) * 4)
     windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
     return windows[torch.arange(count, device=images.device), top, left]
 

@@ -61,6 +61,8 @@ def load(path):
             problem = "holds more than plain tensors; not loaded, because it could run code"
             raise CheckpointError(problem, None, display_path(path)) from None
         raise CheckpointError("not a checkpoint, or truncated", path, display_path(path)) from None
+    except PermissionError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", None, display_path(path)) from None
     except Exception:  # damaged files fail in many ways
         raise CheckpointError("not a checkpoint, or truncated", path, display_path(path)) from None
     if not isinstance(content, dict):

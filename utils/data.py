@@ -81,16 +81,14 @@ class Dataset:
         """A Loader with the test images in order, without augmentation."""
         return Loader(self.test, self.spec, batch_size)
 
-    def validation_loader(self, batch_size=1000):
+    def validation_loader(self):
         """A Loader with the validation images in order, without augmentation."""
-        return Loader(self.validation, self.spec, batch_size)
+        return Loader(self.validation, self.spec, 1000)
 
 
 def options_in(params):
-    """The arguments `options` of `load`, as a dictionary, from the parameters of a run."""
-    if params.dataset != OWN:
-        return {}
-    return {"image_size": params.image_size, "augmentations": params.augmentations}
+    """The arguments `options` of `load`, as a dictionary, from the parameters of a run, a dictionary."""
+    return {name: params[name] for name in ("image_size", "augmentations") if params["dataset"] == OWN}
 
 
 def spec_of(params):

@@ -53,7 +53,7 @@ def is_intact(images, cache):
         return file.read() == digest.digest()
 
 
-def cache_file(paths, folder, part, version=""):
+def cache_file(paths, folder, part, version):
     """The path of the cache of the images `paths`, which are inside `folder`. Other arguments: see `decoded`."""
     stats = [(str(path.relative_to(folder)), path.stat()) for path in paths]
     description = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]) + version

@@ -27,7 +27,7 @@ def wrong(name, value, field):
 
     field: the dataclass field of the key; see `key`.
     """
-    shown = shorten(json.dumps(value))
+    shown = shorten(json.dumps(value, default=repr))  # from Python, a value may be any object
     if not has_type(value, field.type):
         return [f'"{name}": must be {TYPE_NAMES[field.type]}, not {shown}']
     limits = field.metadata

@@ -40,7 +40,7 @@ def write_file(path, write, shared=False):
     If the process is killed, `path` is the old file or the complete new file. shared: whether other processes may write
     the same file at the same time. Raises UserError if the file cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp" if shared else f"{path.name}.tmp")
+    temporary = path.parent / (f"{path.name}.{uuid.uuid4().hex}.tmp" if shared else f"{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)

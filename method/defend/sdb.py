@@ -88,7 +88,7 @@ class SDB(Method):
         self.key = ImageKey(random_key(zoo.spec, params.seed), params.mix, zoo.device)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_for(params.seed, "random network"))
-            self.random = zoo.freeze(zoo.fresh(params.model_name, **model.options_in(params)))
+            self.random = zoo.freeze(zoo.fresh(params.model_name, **model.options_in(vars(params), params.model_name)))
 
     def begin(self, run):
         if RANK == 0:

@@ -97,6 +97,8 @@ def read_history(run, histories):
     histories: {seed: {"train" or "test": {term: values per epoch}}}. Raises UserError if there are none.
     """
     if not histories:
+        if run.raw.get("validation"):
+            raise UserError(f"{run.folder}: has validation images, and curves are drawn for test images only")
         raise UserError(f"{run.folder}: no metrics yet; they are written after each epoch")
     lengths = {seed: len(history["test"]["acc"]) for seed, history in histories.items()}
     shortest = min(lengths, key=lengths.get)
