@@ -23,15 +23,15 @@ VERDICTS = {
 OF_OWN_TEACHERS = "holds, price unknown"
 READING = {
     "Defence": "none is the undefended teacher.",
-    "Score": "accuracy of the yardstick minus accuracy of the thief, in percentage points, paired by seed. Brackets "
+    "Score": "accuracy of the yardstick minus accuracy of the thief, in points, paired by seed. Brackets "
     "and whiskers show the 95 % t-interval over n seeds. Above 0, the thief is worse than a student without a teacher.",
-    "Price": "test accuracy that the teacher loses by the defence, in points.",
-    "Gap": "accuracy of the thief minus that of a passive thief, which has default settings (plain kd if it has data).",
-    "Thief": "test accuracy, in percent, of the student of the strongest attack. AutoSteal selects the attack and its "
-    "settings on validation images. The numbers are from runs with other seeds than the search.",
+    "Price": "test accuracy that the teacher loses because of the defence, in points.",
+    "Gap": "accuracy of the thief minus that of a passive thief, whose attack is not tuned (kd; without images dafl).",
+    "Thief": "test accuracy, in percent, of the student of the strongest attack found. The search chooses "
+    "the attack and its settings on validation images. The final runs have other seeds than the search.",
     "Agreement": "percentage of test images for which thief and teacher predict the same class.",
     "Yardstick": "a student without a teacher. Its label smoothing is tuned with as many draws as the thief.",
-    "Flags": "reasons why a number may mislead, printed beside the thief.",
+    "Flags": "warnings that a number may be misleading.",
     "Order": 'highest score first; verdict "not shown" last. Overlapping intervals do not separate two defences.',
 }
 COLUMNS = {  # {column: the interval or the percentages whose mean it shows}

@@ -29,9 +29,9 @@ class Common:
     """The keys of every run."""
 
     model_name: str = key("network to train")
-    dataset: str = key("cifar10, cifar100, tiny_imagenet, digits, or imagefolder: your own images", choices=data.NAMES)
+    dataset: str = key("data set; imagefolder: your own images", choices=data.NAMES)
     method: str = key("name of a file in method/, method/defend/ or method/attack/")
-    num_epochs: int = key("passes over the training set; may grow when a run is continued", low=1)
+    num_epochs: int = key("passes over the training set; a larger value continues a finished run", low=1)
     batch_size: int = key("images per step; the last batch of an epoch may be smaller", low=1)
     learning_rate: float = key("learning rate of the first epoch", above=0)
     schedule: list[int] = key("epochs, counted from 0; at the start of each, the learning rate is multiplied by gamma")
@@ -43,9 +43,9 @@ class Common:
     weight_decay: float | None = key("weight decay; null: 5e-4 with sgd, 0 with adam", default=None, low=0)
     clip_grad_norm: float = key("largest norm of the gradient; larger gradients are scaled; 0: no limit", 0.0, low=0)
     augmentation: bool = key("random crops, flips and rotations, depending on the data set", default=True)
-    subset_percent: float = key("share of the training images to use", default=1.0, above=0, high=1)
+    subset_percent: float = key("share of the training images to use: 0.1 is 10 %", default=1.0, above=0, high=1)
     validation: float = key(
-        "share of the used training images to hold back; if above 0, the best epoch is chosen by the accuracy on these "
+        "share of the used training images to hold out; if above 0, the best epoch is chosen by the accuracy on these "
         "images, and test images are evaluated only if test_at_end is true",
         default=0.0,
         low=0,

@@ -10,8 +10,8 @@ x  the image      W    the weights of the last layer of r
 σ  softmax        q    σ(r(x)), the probabilities of r
 ε  `epsilon`      h    the features of x in r
 C  number of      e_k  the one-hot vector of class k
-   classes        v    a vertex: the uniform distribution over a set of classes that contains the most likely class
-                       of p; this class gets 1e-5 more
+   classes        v    a candidate for p*: the uniform distribution over a set of classes that contains the most
+                       likely class of p; this class gets 1e-5 more
 
 So Gᵀp = (q − p) ⊗ h, and h cancels in the distance of two unit vectors. For C ≤ 10 all 2^{C−1} sets are compared. For
 more classes, the set grows greedily, as in the release: the class that increases the deviation most is added, with at
