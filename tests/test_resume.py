@@ -70,15 +70,6 @@ def test_repeated_run(kind, trained, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_num_epochs_grown_later(kind, trained, long, tmp_path):
-    folder = copy(kind, trained, tmp_path / "x")
-    for length in (1, 3, LENGTH):
-        train(grown(folder, length))
-        assert epochs(folder) == length
-    assert same_run(folder, long / kind)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_random_moments(kind, code, trained, long, tmp_path):
     """Kill the script (SIGKILL) at a random moment after three epochs, and then train to the end."""
     folder, output, rng = copy(kind, trained, tmp_path / "x", num_epochs=LENGTH), tmp_path / "out", random.Random(kind)
