@@ -98,7 +98,7 @@ def arguments():
         help="number of runs at the same time (default: number of GPUs, or of cores)",
     )
     parser.add_argument(
-        "--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster, with --jobs runs per GPU"
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster; --jobs is then per GPU"
     )
     parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
     add_matrix_flags(parser)

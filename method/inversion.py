@@ -3,7 +3,7 @@
 min_x  CE(σ(t(x)), y) + a_tv TV(x) + a_l2 ‖x‖₂ + a_f Σ_l ( ‖μ_l(x) − m_l‖₂ + ‖σ²_l(x) − v_l‖₂ )
        + a_c ( 1 − JS( σ_T(s(x)), σ_T(t(x)) ) )
 
-x     a batch of normalised images, randomly shifted in each step, and flipped if `flip` is true
+x     a batch of normalised images, randomly shifted in each step, and randomly flipped if `flip` is true
 y     the classes of the images        m_l, v_l   running mean and variance of batch norm l
 t     the network that is inverted     μ_l, σ²_l  mean and variance of the input of batch norm l for x
 s     a student of t, or none          TV         total variation: norms of the differences between neighbouring pixels

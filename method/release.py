@@ -55,7 +55,7 @@ class Release:
         return logits
 
     def respond(self, images, logits):
-        """The answer to a query: `images` are those of the query, `logits` those of the teacher."""
+        """The answer to a query: `images` as the attacker sends them, `logits` of the teacher for `query(images)`."""
         return self.answer(logits)
 
     def __call__(self, images, with_features=False):

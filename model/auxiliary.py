@@ -1,4 +1,4 @@
-"""Auxiliary heads: small classifiers on the outputs of a network's stages. They are used in training only."""
+"""Auxiliary heads: small classifiers on the outputs of a network's stages. They are not part of the network."""
 
 import re
 

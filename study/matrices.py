@@ -57,7 +57,7 @@ def load_matrix(entry, common, rows, columns):
 
 
 def row_of_matrix(defence, attacks, common):
-    """The cells of a row: the teacher as its students load it, and the student of each attack."""
+    """The cells of a row: the teacher in the epoch that its students load, and the student of each attack."""
     student, changes = defence["student"], defence.get("changes", {})
     plain = make_spec(student, changes=changes, teacher_changes=defence.get("teacher_changes"), common=common)
     teacher = Cell(plain.sources["teacher_resume"], epoch=loaded_epoch(plain))

@@ -12,7 +12,7 @@ VALIDATION = 0.2  # share of a student's images that is held out for validation
 TEACHER = {"validation": 0.1}  # keys of all teachers and of the networks they depend on
 LARGEST_PRICE = 1.0  # points of accuracy that a teacher may lose
 # If a student with labels only is better than one with logits by more than MISSED points, the card has a flag.
-# AutoAttack uses the same number for black-box attacks.
+# AutoAttack (Croce and Hein, 2020) warns if its black-box attack beats its other attacks by more than 0.2 points.
 MISSED = 0.2
 PASSIVE = {"method": "kd", "temperature": 4, "alpha": 0.9}
 SMOOTHING = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -24,7 +24,7 @@ class Preset:
     """What the attacker has.
 
     about: a phrase that completes "The attacker has". changes: {key: value} changed in all students. attacks: names of
-    the allowed attacks; None: all attacks of the benchmark, which use training images.
+    the allowed attacks; None: the attacks that tables.json lists for the benchmark. All of these use training images.
     """
 
     about: str
@@ -61,7 +61,8 @@ def paired(a, b):
 def verdict(score, price, void):
     """The verdict of a card, one of `leaderboard.VERDICTS`.
 
-    score, price: intervals; an unknown price is None. void: whether a flag says that the preset shows nothing.
+    score, price: intervals; an unknown price is None. void: whether the undefended teacher does not help its
+    student either. The preset then shows nothing about defences.
     """
     if void:
         return "not shown"

@@ -104,8 +104,8 @@ def report_matrix(matrix, style, common, sources):
         return formats.dump([entry for numbers in by_source for entry in flat_matrix(matrix, *numbers)], style)
     lines = []
     about = [
-        "Test accuracy in %: of the teacher, as its students load it; of the students, best epoch minus that of the",
-        "student alone, seed by seed.",
+        "Test accuracy in %. Teacher: accuracy of the epoch that its students load. Attacks: best accuracy of the",
+        "student minus best accuracy of the student alone with the same seed.",
     ]
     for i, (name, (cell, *_)) in enumerate(matrix.rows):
         above = len(lines)
@@ -129,7 +129,7 @@ def report_matrix(matrix, style, common, sources):
 
 
 def without_teacher(matrix, source, alone, yardstick):
-    """The accuracies of the students without a teacher of a matrix, as text."""
+    """The accuracies of the students of a matrix that have no teacher, as text."""
     parts = [f"alone {formats.show_accuracy(alone)}"]
     parts.append(f"yardstick ({changes(matrix.yardstick)}) {formats.show_accuracy(yardstick)}")
     if matrix.control:

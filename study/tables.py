@@ -63,7 +63,7 @@ def check_file(path, version):
 
 
 def read_entries():
-    """{name: entry}, like `read_targets`, but the name of another entry is replaced by that entry."""
+    """{name: entry}, like `read_targets`. If a name stands for another name, it has the entry of the other name."""
     targets = read_targets()
     return {name: entry if isinstance(entry, dict) else targets[entry] for name, entry in targets.items()}
 

@@ -49,8 +49,9 @@ def effective(raw, changes):
 
 
 def check_common(changes, others=()):
-    """Return `changes`. Raises UserError if one of the keys cannot be changed in all runs of a table.
+    """Return `changes`, with renamed keys under their new names.
 
+    Raises UserError if one of the keys cannot be changed in all runs of a table.
     others: further keys that could be meant, for a suggestion.
     """
     fixed = {"model_name", "method", "resume", "seed"}
@@ -80,8 +81,8 @@ def differences(old, new):
 def differences_to_run(ran, wanted):
     """`differences` between the parameters `ran` in a run's checkpoint and those `wanted` now.
 
-    A key that was added to the project after the run had its default value then. The precision "auto" is not compared:
-    `ran` has the value that it was resolved to.
+    If a run is older than a key, the run had the default value of this key. The precision "auto" is not compared: `ran`
+    has the value that it was resolved to.
     """
     ran = defaults(wanted) | with_new_names(ran)
     return differences(ran, wanted | {"precision": ran["precision"]} if wanted["precision"] == "auto" else wanted)

@@ -47,7 +47,7 @@ class Zoo:
         return self.freeze(network)
 
     def without_weights(self, name, options, path):
-        """The network `name` on the meta device. options: from the checkpoint `path`, which an error message names."""
+        """The network `name` on the meta device. options: those of the checkpoint. path: for error messages."""
         try:
             with torch.device("meta"):
                 return model.build(name, self.spec.num_classes, self.spec.image_size, **options)

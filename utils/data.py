@@ -87,7 +87,7 @@ class Dataset:
 
 
 def options_in(params):
-    """The arguments `options` of `load`, as a dictionary, from the parameters of a run, a dictionary."""
+    """{name: value} of the arguments `options` of `load`. params: a dictionary, the parameters of a run."""
     return {name: params[name] for name in ("image_size", "augmentations") if params["dataset"] == OWN}
 
 

@@ -1,10 +1,10 @@
 """Functions that read the published data sets into NumPy arrays, one function per data set.
 
 Each function returns (train images, train labels, test images, test labels). Images are uint8 (N, H, W, 3), labels are
-integers (N,). It raises UserError with the name of the first file that is missing or damaged.
+integers (N,). The function raises UserError with the name of the first file that is missing or damaged.
 
-The functions import torchvision themselves: importing it takes as long as importing PyTorch, and scripts that read no
-images, such as results.py, do not need it.
+torchvision is imported inside the functions, because the import is slow, and scripts that read no images, such as
+results.py, do not need it.
 """
 
 from pathlib import Path

@@ -9,7 +9,7 @@ def cross_entropy(logits, labels, label_smoothing=0.0):
 
 
 def kl(p, q, T=1.0):
-    """KL(softmax(p/T) ‖ softmax(q/T)) = Σ p log(p/q), summed over classes, averaged over the batch.
+    """KL(P ‖ Q) = Σ P log(P/Q) of P = softmax(p/T) and Q = softmax(q/T), summed over classes, averaged over the batch.
 
     p, q: logits (N, C). Gradients flow into both arguments. `torch.nn.functional.kl_div` takes the arguments in reverse
     order and calls p the target.

@@ -24,7 +24,7 @@ def display_path(path):
 
 
 def canonical_path(path):
-    """Like `display_path`, with symbolic links and ".." resolved. Equal files have equal canonical paths."""
+    """Like `display_path`, with symbolic links and ".." resolved. All paths of a file have the same canonical path."""
     return display_path(os.path.realpath(from_root(path)))
 
 

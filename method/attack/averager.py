@@ -7,8 +7,8 @@ s    the student, trained        σ_T  softmax(·/T)
 t    the teacher, frozen         T    temperature
 y    the label                   α    weight of the distillation term
 
-The false peaks in the answers of a nasty teacher differ between images, so they cancel in the mean. The mean is that of
-the released code. OURS: the loss is that of kd.py. With the release rule "stingy", a class whose logit is withheld for
+The false peaks in the answers of a nasty teacher differ between images, so they cancel in the mean. The mean is as in
+the authors' code. OURS: the loss is that of kd.py. With the release rule "stingy", a class whose logit is withheld for
 one image has the probability 0 in the mean. A mean over the other logits only was tried and gave a worse student.
 """
 

@@ -13,8 +13,8 @@ T  temperature                 sg             stops the gradient
 C  number of classes           I              identity matrix
 
 The matrices have their own Adam optimizer. `diagonal` selects the initial values. If `diagonal` is null, the initial
-values are those of the released code of CMIM (defend/cmim.py), by the same group: a_c = 1, and U and V are sampled from
-a uniform distribution. M_c is then nearly uniform. If `diagonal` is a number β, a_c = log(β (C − 1) / (1 − β)) and V =
+values are those in the code that the same group released for its paper CMIM: a_c = 1, and U and V are sampled from a
+uniform distribution. M_c is then nearly uniform. If `diagonal` is a number β, a_c = log(β (C − 1) / (1 − β)) and V =
 0, so the diagonal of M_c is β. OURS: the learning rate of the matrices is constant, and each row of M_c is normalised.
 The CMIM code normalises the columns, so that M_c is not a Markov kernel.
 """
@@ -30,7 +30,8 @@ from utils import distributed
 from utils.keys import key
 from utils.losses import cross_entropy, kl
 
-# Lower bound of log p_T in the metric `change`, KL( p̃ ‖ p_T ), which withheld logits would make very large
+# Lower bound of log p_T in the metric `change`, KL( p̃ ‖ p_T ). Without a bound, logits that the release rule withholds
+# would make the metric very large.
 FLOOR = math.log(1e-6)
 
 
@@ -53,7 +54,7 @@ class Matrices(nn.Module):
 
     def __init__(self, classes, rank, diagonal=None):
         super().__init__()
-        a, limit = 1.0, math.sqrt(3 / rank)  # Kaiming's limit for a tensor C×2×n
+        a, limit = 1.0, math.sqrt(3 / rank)  # Kaiming's limit for the C×2×n tensors of the CMIM code
         self.U, self.V = (nn.Parameter(torch.empty(classes, classes, rank).uniform_(-limit, limit)) for _ in "UV")
         if diagonal is not None:
             a = math.log(diagonal * (classes - 1) / (1 - diagonal))
@@ -64,7 +65,7 @@ class Matrices(nn.Module):
 class MKD(KD):
     @dataclass
     class Params(KD.Params):
-        rank: int = key("n, rank of the matrices U Vᵀ: 3 on CIFAR, 5 on Tiny-ImageNet", default=3, low=1)
+        rank: int = key("n, rank of the matrices U Vᵀ; in the paper: 3 on CIFAR, 5 on Tiny-ImageNet", default=3, low=1)
         matrix_learning_rate: float = key("constant learning rate of the matrices", default=0.001, low=0)
         diagonal: float | None = key(
             "β, initial diagonal of the matrices; null: nearly uniform matrices, as in the released code of CMIM",

@@ -16,7 +16,7 @@ o_0 and o_1 learn from the labels and from each other. The teacher affects o_0 o
 and o_l share. From the released code: the loss, in which the KL divergence of o_1 has no factor T² and a gradient to
 both o_0 and o_1; `kd_delay`; `loc`; and heads of separable convolutions behind an attention gate. OURS: the widths of
 the heads; the nearest-neighbour interpolation of the gate, which is deterministic on a GPU; the stages of networks
-other than ResNets; and that `loc` counts from the deepest stage. The heads are used in training only. The checkpoint is
+other than ResNets; and that `loc` counts from the deepest stage. The student does not use the heads. The checkpoint is
 an ordinary checkpoint of the student, with the heads under "extra".
 """
 

@@ -9,7 +9,7 @@ y    the label of x             Ŷ  the predicted class, distributed as P_x^T
 σ_T  softmax(·/T)               λ  `weight`
 
 If CMI_T is 0, all images of a class get the same answer, so an answer contains only the label. The paper defines P, Q
-and CMI, and uses a range of temperatures. The file of this method in the public code is empty. OURS: the set of
+and CMI, and uses a range of temperatures. In the authors' code, the file of this method is empty. OURS: the set of
 temperatures; the weight T² of each, as in a distillation loss; the default of λ; and the estimate of Q, an exponential
 moving average over batches that is weighted by the number of images of each class and has no gradient.
 """
@@ -27,7 +27,7 @@ from utils.metrics import evaluate
 
 
 def cmi(logits, log_centroids, labels, temperatures):
-    """T² CMI_T for each of `temperatures`, a list of scalars. log_centroids: log Q, (temperatures, C, C)."""
+    """A list with the scalar T² CMI_T of each temperature T. log_centroids: log Q, (temperatures, C, C)."""
     pairs = zip(temperatures, log_centroids, strict=True)
     return [T**2 * kl(logits / T, log_Q[labels]) for T, log_Q in pairs]
 

@@ -3,7 +3,7 @@
 
     z'(x) = (1 − γ) t(x) + γ p(x),   so that σ(z')_k ∝ σ(t)_k^{1−γ} σ(p)_k^γ
 
-t  the teacher    p  the proxy: a smaller network of the student's kind, trained normally    γ  `proxy_share`
+t  the teacher    p  the proxy: a small network, such as a student, trained normally    γ  `proxy_share`
 σ  softmax        z' the answer
 
 The rule moves the answer towards what a student could learn without the teacher. The published rule changes the

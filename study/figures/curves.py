@@ -23,7 +23,8 @@ def curves(folders, labels=None):
     """Draw a panel for each logged quantity with a line for each experiment: mean ± standard deviation over seeds.
 
     folders: experiments, or runs with changed keys. Each line includes all seeds. The numbers are those of local runs
-    if there are any, and of records otherwise. labels: names of the lines; default: the folders.
+    if there are any, and of records otherwise. labels: names of the lines; default: the folders, relative to their
+    common parent.
     """
     runs = list(dict.fromkeys(find_run(folder) for folder in folders))
     labels = labels or short_names([Path(run.folder) for run in runs])

@@ -10,7 +10,7 @@ from study.tables import find_entry
 from study.targets import load_table
 from utils.errors import UserError
 
-# Colours of the negative gains. Orange: the student gains; violet: it loses. Colour-blind readers can tell these
+# The colour map of −gain. Orange: the student gains; violet: the student loses. Colour-blind readers can tell these
 # colours apart.
 MAP = "PuOr"
 
