@@ -78,9 +78,10 @@ def run_benchmark(args):
 
 
 def executor(args):
+    more = args.data_dir, args.download, command_line()
     if args.ray is None:
-        return Processes(args.jobs, args.data_dir, args.download, command_line())
-    return Ray(args.ray or None, args.jobs, args.data_dir, args.download, command_line())
+        return Processes(args.jobs or torch.cuda.device_count() or os.cpu_count(), *more)
+    return Ray(args.ray or None, args.jobs or 1, *more)
 
 
 def arguments():
@@ -89,17 +90,13 @@ def arguments():
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[None], metavar="N", help="run each experiment with these seeds"
     )
-    jobs = torch.cuda.device_count() or os.cpu_count()
     parser.add_argument(
         "--jobs",
         type=at_least(1),
-        default=jobs,
         metavar="N",
-        help="number of runs at the same time (default: number of GPUs, or of cores)",
+        help="number of runs at the same time (default: number of GPUs, or of cores); with --ray, per GPU (default: 1)",
     )
-    parser.add_argument(
-        "--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster; --jobs is then per GPU"
-    )
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
     add_matrix_flags(parser)
     parser.add_argument("--presets", nargs="+", metavar="NAME", help="for a benchmark: use only these threat presets")

@@ -15,6 +15,7 @@ from conftest import ROOT, experiment, files, grow, metrics, same_weights, scrip
 from processes import start, unlocked, waited
 from projects import copy_code, grid, set_root
 
+import reproduce as reproduce_script
 from study import executors, tables, targets
 from study.formats import FORMATS
 from study.launch import Plan, Runner
@@ -321,6 +322,14 @@ class Copycat(KD):
     def losses(self, images, labels):
         return super().losses(images, self.teacher(images).argmax(1))
 '''
+
+
+@pytest.mark.parametrize(("flags", "jobs"), [([], 1), (["--jobs", "3"], 3)])
+def test_runs_per_gpu_on_a_ray_cluster(flags, jobs, monkeypatch):
+    """The default does not depend on the GPUs and cores of the machine that starts the runs."""
+    monkeypatch.setattr(reproduce_script, "Ray", lambda address, jobs, *more: jobs)
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "table1", "--ray", *flags])
+    assert reproduce_script.executor(reproduce_script.arguments()) == jobs
 
 
 def test_one_seed_for_all_teachers(tmp_path, monkeypatch):
