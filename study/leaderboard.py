@@ -27,7 +27,7 @@ READING = {
     "and whiskers show the 95 % t-interval over n seeds. Above 0, the thief is worse than a student without a teacher.",
     "Price": "test accuracy that the teacher loses because of the defence, in points.",
     "Gap": "accuracy of the thief minus that of a passive thief, whose attack is not tuned (kd; without images dafl).",
-    "Thief": "test accuracy, in percent, of the student of the strongest attack found. The search chooses "
+    "Thief": "test accuracy, in percent, of the student of the chosen attack. The search chooses "
     "the attack and its settings on validation images. The final runs have other seeds than the search.",
     "Agreement": "percentage of test images for which thief and teacher predict the same class.",
     "Yardstick": "a student without a teacher. Its label smoothing is tuned with as many draws as the thief.",
@@ -50,7 +50,7 @@ def make_markdown(cards, root=""):
     lines += [f"- **{name}**: {text}" for name, text in READING.items()]
     lines += ["", "A verdict names the version of the protocol and the threat preset:", ""]
     lines += [f"- **{name}**: {text}" for name, text in VERDICTS.items()]
-    heads = ["Defence", "Verdict", *COLUMNS, "Strongest thief", "Flags", "Records"]
+    heads = ["Defence", "Verdict", *COLUMNS, "Chosen thief", "Flags", "Records"]
     for preset, tables in groups(cards).items():
         lines += ["", f"## Preset {markdown(preset)}", "", about(preset)]
         for name, ranked in tables.items():
