@@ -142,6 +142,11 @@ def test_a_run_without_changes_is_the_experiment(student):
     assert (student / "params.json").read_bytes() == before
 
 
+def test_a_path_with_a_null_character(student):
+    with pytest.raises(UserError, match="a path cannot contain a null character"):
+        spec.make(student, {"teacher_resume": "x\0/best_model.tar"})
+
+
 def test_a_common_change_is_named_only_where_it_changes_something(student):
     """`label_smoothing` is a key of the teacher. So the student is another run, although its own keys are the same."""
     assert spec.make(student, common={"gamma": 0.1}) == spec.make(student)

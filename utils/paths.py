@@ -25,7 +25,10 @@ def display_path(path):
 
 def canonical_path(path):
     """Like `display_path`, with symbolic links and ".." resolved. All paths of a file have the same canonical path."""
-    return display_path(os.path.realpath(from_root(path)))
+    try:
+        return display_path(os.path.realpath(from_root(path)))
+    except ValueError:
+        raise UserError(f"{str(path)!r}: a path cannot contain a null character") from None
 
 
 def version(path):
