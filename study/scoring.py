@@ -8,8 +8,8 @@ import json
 
 import method
 from study import autosteal
-from study.benchmark import ALONE, UNDEFENDED, YARDSTICK, Case
 from study.cards import cards_path
+from study.cases import ALONE, UNDEFENDED, YARDSTICK, Case
 from study.intervals import mean
 from study.launch import Plan
 from study.progress import read_metrics, test_scores

@@ -14,6 +14,7 @@ from projects import copy_code, set_root
 
 from method.attack import Attack
 from study import autosteal, benchmark, cards, launch, protocol, report, scoring
+from study.cases import ALONE, Case
 from training import experiment as runs
 from training import params, spec
 from utils import checkpoint
@@ -271,14 +272,14 @@ def test_runs_of_a_benchmark(inside):
     """Only planned: which runs hold back images, which are scored on test images, and their seeds."""
     mini = benchmark.Benchmark("mini", None)
     assert mini.rows == ["none", "nasty", "stingy"]
-    insider, labels = (benchmark.Case("nasty", preset) for preset in ("insider", "label_only"))
+    insider, labels = (Case("nasty", preset) for preset in ("insider", "label_only"))
     tuned, final = mini.student(insider, {"alpha": 0.5}, 100), mini.student(labels, {}, 1, final=True)
     assert (tuned.raw["validation"], tuned.raw.get("test_at_end", False), tuned.raw["seed"]) == (0.2, False, 100)
     assert (final.raw["answers"], final.raw["test_at_end"], final.raw["seed"]) == ("label", True, 1)
     for student in (tuned, final):
         teacher = student.sources["teacher_resume"]
         assert teacher.raw["validation"] == 0.1 and teacher.raw["seed"] == student.raw["seed"]
-    alone = mini.student(benchmark.Case(benchmark.ALONE, "label_only"), {}, 1, final=True)
+    alone = mini.student(Case(ALONE, "label_only"), {}, 1, final=True)
     assert "answers" not in alone.raw and alone.raw["validation"] == 0.2
     assert mini.teacher("none", 0) == mini.teacher("stingy", 0) != mini.teacher("nasty", 0)
     assert mini.teacher("nasty", 0, {"weight": 0.5}).raw["weight"] == 0.5
@@ -299,7 +300,7 @@ def test_the_largest_strength_within_the_price_is_chosen(accuracies, weight, ins
 def test_the_search_halves_by_validation_accuracy(inside, monkeypatch):
     """Here later draws are better at epoch 1. Of the two that continue, the later one is worse at the end."""
     mini, executed, numbers = benchmark.Benchmark("mini", lambda runs: executed.append(runs)), [], {}
-    case = benchmark.Case("none", "insider")
+    case = Case("none", "insider")
     for number, drawn in enumerate(mini.draws(case)):
         numbers[mini.student(case, drawn, 100).folder] = number
     assert len(numbers) == 4

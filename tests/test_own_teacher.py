@@ -13,6 +13,7 @@ from torch import nn
 
 import model
 from study import autosteal, benchmark, cards, own_teacher, protocol, scoring
+from study.cases import Case
 from training import params
 from training.zoo import Zoo
 from utils import checkpoint, data
@@ -374,10 +375,10 @@ def test_attacks_that_need_more_than_logits_say_so(inside):
     own = own_teacher.OwnTeacher("flat", "flat.pt", "other/nets.py:Flat", "other/flat.pt", 50.0)
     mini = benchmark.Benchmark("mini", None, presets=["no_data"], own=own)
     assert mini.rows == ["none", "flat"]
-    case = benchmark.Case("flat", "no_data")
+    case = Case("flat", "no_data")
     left_out = mini.left_out(case)
     assert "dafl needs its features" in left_out["dafl"] and "has no batch norm" in left_out["deepinversion"]
-    assert list(mini.attacks(case)) == ["dfad"] and mini.left_out(benchmark.Case("none", "no_data")) == {}
+    assert list(mini.attacks(case)) == ["dfad"] and mini.left_out(Case("none", "no_data")) == {}
     assert {drawn["method"] for drawn in autosteal.draw_thieves(mini.attacks(case), 9, {"learning_rate": 1}, 0)} == {
         "dfad"
     }

@@ -1,4 +1,4 @@
-"""What a file from a stranger cannot do; docs/security.md names these tests."""
+"""What a file from a stranger cannot do; docs/architecture.md names these tests."""
 
 import importlib
 import json
@@ -156,7 +156,7 @@ def test_a_record_names_an_experiment_and_opens_no_other_file(tmp_path, monkeypa
 
 
 def test_the_page_names_tests_that_exist():
-    page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", page)
     assert len(named) > 10
     assert all(f"def {name}" in (ROOT / "tests" / file).read_text(encoding="utf-8") for file, name in named)
