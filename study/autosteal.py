@@ -6,7 +6,7 @@ with default settings.
 
 Successive halving has several stages, called rungs. The first rung trains all draws for a part of their epochs. Each
 further rung continues the best third of the draws. The last rung has at most three draws and trains them for all
-epochs. The draw with the highest accuracy on the validation images is chosen.
+epochs. The draw with the highest accuracy on the validation images is chosen; in a tie, the one with the lowest loss.
 """
 
 import numpy as np
@@ -77,16 +77,18 @@ def rungs(count, epochs):
 
 
 def ranked(scored):
-    """The numbers of the draws in `scored`, {number: validation accuracy}, best first. In a tie, the lower is first."""
-    return sorted(scored, key=lambda number: (-scored[number], number))
+    """The numbers of the draws in `scored`, {number: score}, highest score first. In a tie, the lower is first."""
+    return sorted(sorted(scored), key=scored.get, reverse=True)
 
 
-def at_edge(thief):
+def at_edge(thief, student):
     """Names of the numeric keys whose value in `thief` is the smallest or the largest value of the search space.
 
-    thief: a chosen draw. Keys with at most two values, and `alpha`, are left out.
+    thief: a chosen draw. student: the content of the student's params.json. Keys with at most two values, and `alpha`,
+    are left out.
     """
-    space = space_of(thief["method"])
+    common = {name: [student[name] * factor for factor in factors] for name, factors in COMMON_SPACE.items()}
+    space = space_of(thief["method"]) | common
     numeric = {name: values for name, values in space.items() if all(isinstance(v, (int, float)) for v in values)}
     checked = {name: values for name, values in numeric.items() if len(values) > 2 and name != "alpha"}
     return [name for name, values in checked.items() if thief.get(name) in (min(values), max(values))]

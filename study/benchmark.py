@@ -1,8 +1,8 @@
 """The benchmark of undistillable teachers: it tunes an attack to each defence. See docs/benchmark.md.
 
 1. For each defence, the largest strength is chosen at which the teacher loses at most one point of validation accuracy.
-2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. The student without a teacher
-   and the student with label smoothing are tuned with the same number of draws. Results of the search are not reported.
+2. AutoSteal chooses an attack for each defence and threat preset by validation accuracy. The student alone and the
+   student with label smoothing are tuned in the same way. Results of the search are not reported.
 3. The chosen attack, plain distillation that is not tuned (the passive thief) and both students run with other seeds.
    Test accuracy is computed once.
 """
@@ -10,8 +10,8 @@
 from itertools import chain
 
 from study import autosteal
-from study.cases import ALONE, UNDEFENDED, YARDSTICK, Case, Cases
-from study.progress import validation_accuracy
+from study.cases import SMOOTHED, UNDEFENDED, WITHOUT_TEACHER, Case, Cases
+from study.progress import validation_accuracy, validation_score
 from study.protocol import LARGEST_PRICE
 
 
@@ -26,11 +26,12 @@ class Benchmark(Cases):
         super().__init__(name, rows, presets, own, replacements)
         self.execute = execute
         self.chosen = {}  # {Case: changed keys of the student that the search chose}
+        self.scores = {}  # {Case: validation score of this student}
 
     def run(self):
         """Run all steps in order. Finished runs are not repeated."""
         self.choose_strengths()
-        cases = [Case(row, preset) for preset in self.presets for row in (*self.rows, ALONE, YARDSTICK)]
+        cases = [Case(row, preset) for preset in self.presets for row in (*self.rows, *WITHOUT_TEACHER)]
         self.search(cases)
         finals = [run for case in cases for seed in self.seeds for run in self.finals(case, seed).values()]
         self.execute([(run, None) for run in dict.fromkeys(finals)])
@@ -73,31 +74,41 @@ class Benchmark(Cases):
         """Choose a student for each case by successive halving, all cases at the same time."""
         draws = {case: self.draws(case) for case in cases}
         alive = {case: list(range(len(settings))) for case, settings in draws.items()}
-        epochs = {case: self.student(case, {}, self.tuning_seed).raw["num_epochs"] for case in cases}
-        for rung in range(len(autosteal.rungs(self.entry["draws"], 1))):
+        rungs, scores = {}, {}
+        for case in cases:
+            epochs = self.student(case, {}, self.tuning_seed).raw["num_epochs"]
+            rungs[case] = autosteal.rungs(len(draws[case]), epochs)
+        for rung in range(max(map(len, rungs.values()))):
             trials = {}
-            for case in cases:
-                count, until = autosteal.rungs(len(draws[case]), epochs[case])[rung]
-                alive[case] = alive[case][:count]
-                for number in alive[case]:
+            for case in (case for case in cases if rung < len(rungs[case])):
+                count, until = rungs[case][rung]
+                for number in alive[case][:count]:
                     trials[case, number] = self.student(case, draws[case][number], self.tuning_seed), until
             self.execute(list(trials.values()))
-            for case in cases:
-                scored = {n: validation_accuracy(*trials[case, n]) for n in alive[case]}
-                alive[case] = autosteal.ranked(scored)
-        self.chosen = {case: draws[case][numbers[0]] for case, numbers in alive.items()}
+            for case in dict.fromkeys(case for case, _ in trials):
+                scores[case] = {n: validation_score(*trial) for (of, n), trial in trials.items() if of == case}
+                alive[case] = autosteal.ranked(scores[case])
+        self.chosen |= {case: draws[case][numbers[0]] for case, numbers in alive.items()}
+        self.scores |= {case: scores[case][numbers[0]] for case, numbers in alive.items()}
 
     def draws(self, case):
-        """The settings that the search of a case tries, as dictionaries of changed keys of the student."""
+        """The settings that the search of a case tries, as dictionaries of changed keys. Each leads to another run."""
         count, raw = self.entry["draws"], self.student(case, {}, self.tuning_seed).raw
-        if case.row in (ALONE, YARDSTICK):
-            return autosteal.draw_students(count, raw, self.tuning_seed, case.row == YARDSTICK)
-        return autosteal.draw_thieves(self.attacks(case), count, raw, self.tuning_seed)
+        if case.row in WITHOUT_TEACHER:
+            found = autosteal.draw_students(count, raw, self.tuning_seed, case.row == SMOOTHED)
+        else:
+            found = autosteal.draw_thieves(self.attacks(case), count, raw, self.tuning_seed)
+        runs = [self.student(case, drawn, self.tuning_seed) for drawn in found]
+        return [drawn for number, drawn in enumerate(found) if runs[number] not in runs[:number]]
+
+    def yardstick(self, preset):
+        """The Case of the student without a teacher that the search found better: ALONE or SMOOTHED."""
+        return max((Case(row, preset) for row in WITHOUT_TEACHER), key=self.scores.get)
 
     def finals(self, case, seed):
         """{"chosen": Spec, "passive": Spec} of the final runs with `seed`. Only a defence has a passive thief."""
         specs = {"chosen": self.student(case, self.chosen[case], seed, final=True)}
-        if case.row not in (ALONE, YARDSTICK):
+        if case.row not in WITHOUT_TEACHER:
             passive = autosteal.passive(self.attacks(case))
             specs["passive"] = self.student(case, passive, seed, final=True)
         return specs

@@ -8,7 +8,7 @@ from study.tables import loaded_epoch, make_spec, read_target
 from training import params
 from utils.errors import UserError, suggest
 
-ALONE, YARDSTICK = "alone", "yardstick"  # students without a teacher; YARDSTICK has label smoothing
+ALONE, SMOOTHED = WITHOUT_TEACHER = "alone", "label smoothing"  # students without a teacher
 UNDEFENDED = "none"
 REPLACEABLE = ("attacks", "draws", "seeds", "changes")  # items of the entry in tables.json
 PROTOCOL_KEYS = ("validation", "test_at_end")  # `changes` must not have them
@@ -18,7 +18,7 @@ PROTOCOL_KEYS = ("validation", "test_at_end")  # `changes` must not have them
 class Case:
     """A row of the benchmark under a threat preset. There is one search for the best student of each case."""
 
-    row: str  # a defence, ALONE or YARDSTICK
+    row: str  # a defence, or one of WITHOUT_TEACHER
     preset: str
 
 
@@ -99,7 +99,7 @@ class Cases:
         """
         preset = dict(PRESETS[case.preset].changes)
         shared = {"validation": VALIDATION, "test_at_end": final} | self.entry["changes"]
-        if case.row in (ALONE, YARDSTICK):
+        if case.row in WITHOUT_TEACHER:
             preset.pop("answers", None)
             return make_spec(self.entry["alone"], changes=preset | shared | changes, seed=seed)
         defence = self.defences[case.row]

@@ -4,13 +4,17 @@ A source is an object of ledger.py: the records, or the run folders on this mach
 numbers. It is not an entry of experiments/tables.json.
 """
 
+import dataclasses
 from pathlib import Path
 
 import model
 from study import tables
 from study.intervals import deviation, in_prediction_interval, mean
-from training import spec
+from study.protocol import DATA_FREE
+from training import params, spec
 from utils.paths import from_root
+
+OF_TRAINING = {field.name for field in dataclasses.fields(params.Common)} - {"model_name", "method", "resume"}
 
 
 def entry_of(cell, source, alone=None):
@@ -112,25 +116,23 @@ def baseline(student):
     """The Spec of the baseline of the Spec `student`: the same network, trained without a teacher. None if none exists.
 
     The baseline is an experiment in the folder baseline/ beside the parent folder of the student: the one with the same
-    name, or else the first with the same network. The returned Spec has the common changes, the seed and the share of
-    training images of the student.
+    name, or else the first, whose network is that of the student. If there is none, it is the one with the same name
+    with the changed network of the student. The returned Spec has the common changes, the seed and the changed keys of
+    the student's training. Of a student without images, only the share of training images is taken.
     """
-    same = {
-        "changes": {name: value for name, value in student.changes if name == "subset_percent"},
-        "common": dict(student.common),
-        "seed": student.seed,
-    }
-    path = Path(student.experiment)
+    path, raw, changes, common = Path(student.experiment), student.raw, dict(student.changes), dict(student.common)
+    options = {"model_name": None} | model.options(raw["model_name"])
+    names = {"subset_percent"} if raw.get("method") in DATA_FREE else OF_TRAINING
+    of_training = {name: value for name, value in changes.items() if name in names}
+    of_network = {name: value for name, value in changes.items() if name in options}
     folder = path.parent.parent / "baseline"
-    if (from_root(folder) / path.name / "params.json").exists():
-        return spec.make(str(folder / path.name), **same)
-    raw = student.raw
-    defaults = {"model_name": None} | model.options(raw["model_name"])
-    for file in sorted(from_root(folder).glob("*/params.json")):
-        experiment = str(folder / file.parent.name)
-        if not spec.is_definition(experiment):
-            continue
-        other = spec.definition(experiment)
-        if all(other.get(key, default) == raw.get(key, default) for key, default in defaults.items()):
-            return spec.make(experiment, **same)
+    found = (str(folder / file.parent.name) for file in sorted(from_root(folder).glob("*/params.json")))
+    namesake = str(folder / path.name)
+    experiments = sorted(filter(spec.is_definition, found), key=lambda experiment: experiment != namesake)
+    tried = [(experiment, of_training) for experiment in experiments]
+    tried += [(namesake, of_training | of_network)] * (namesake in experiments)
+    for experiment, changed in tried:
+        other = spec.definition(experiment) | common | changed
+        if all(other.get(key, default) == raw.get(key, default) for key, default in options.items()):
+            return spec.make(experiment, changed, common=common, seed=student.seed)
     return None

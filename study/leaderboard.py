@@ -25,17 +25,22 @@ READING = {
     "Defence": "none is the undefended teacher.",
     "Score": "accuracy of the yardstick minus accuracy of the thief, in points, paired by seed. Brackets "
     "and whiskers show the 95 % t-interval over n seeds. Above 0, the thief is worse than a student without a teacher.",
+    "Effect": "accuracy of the undefended teacher's thief minus accuracy of the thief, in points, paired by seed.",
     "Price": "test accuracy that the teacher loses because of the defence, in points.",
-    "Gap": "accuracy of the thief minus that of a passive thief, whose attack is not tuned (kd; without images dafl).",
+    "Gap": "accuracy of the thief minus that of a passive thief, whose attack is not tuned (kd; without images dafl). "
+    "Part of it is due to the learning rate; compare it with the gap of none.",
     "Thief": "test accuracy, in percent, of the student of the chosen attack. The search chooses "
     "the attack and its settings on validation images. The final runs have other seeds than the search.",
     "Agreement": "percentage of test images for which thief and teacher predict the same class.",
-    "Yardstick": "a student without a teacher. Its label smoothing is tuned with as many draws as the thief.",
+    "Yardstick": "a student without a teacher, with or without label smoothing: the one that is better on validation "
+    "images. Each is tuned with up to as many draws as the thief.",
     "Flags": "warnings that a number may be misleading.",
-    "Order": 'highest score first; verdict "not shown" last. Overlapping intervals do not separate two defences.',
+    "Order": 'highest score first; verdict "not shown" last. Scores are paired by seed, so defences with overlapping '
+    "intervals may still differ. The effect compares a defence with no defence.",
 }
 COLUMNS = {  # {column: the interval or the percentages whose mean it shows}
     "Score": lambda card: card["score"],
+    "Effect": lambda card: card.get("effect"),  # missing in version 1 of the protocol
     "Price": lambda card: card["teacher"]["price"],
     "Gap": lambda card: card["gap"],
     "Thief": lambda card: card["thief"]["accuracy"],

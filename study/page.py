@@ -22,6 +22,7 @@ NETWORKS = {  # {row of a card's details: (part of the card, item with one numbe
     "Passive thief": ("passive", "accuracy"),
     "Yardstick": ("yardstick", "accuracy"),
     "Student alone": ("alone", "accuracy"),
+    "Student with label smoothing": ("label smoothing", "accuracy"),
 }
 
 
@@ -100,7 +101,7 @@ def details(card, root):
     names = ["Network", "Settings", "Mean", *(f"Seed {seed}" for seed in card["seeds"])]
     heads, rows = "".join(f'<th scope="col">{esc(name)}</th>' for name in names), []
     for name, (role, key) in NETWORKS.items():
-        if card[role] is not None and card[role][key] is not None:
+        if (card.get(role) or {}).get(key) is not None:
             settings = board.settings(card[role]) if key == "accuracy" else ""
             values = [settings, *(board.number(value) for value in (average(card[role][key]), *card[role][key]))]
             rows.append(f'<tr><th scope="row">{name}</th>{"".join(f"<td>{esc(value)}</td>" for value in values)}</tr>')

@@ -104,14 +104,23 @@ def scored_part(metrics):
     return next(part for part in SCORED if part in metrics)
 
 
-def validation_accuracy(run, until=None, epoch="best"):
+def validation_accuracy(run, epoch):
     """The accuracy of the run of a Spec on its validation images, in percent. −inf if no epoch has finished.
 
-    until: number of epochs that count; default: all. epoch: which of these is taken, "best" or "last".
+    epoch: "best" or "last".
+    """
+    accuracies = [line["validation"]["acc"] for line in read_metrics(from_root(run.folder) / "metrics.jsonl")]
+    return (max(accuracies) if epoch == "best" else accuracies[-1]) if accuracies else float("-inf")
+
+
+def validation_score(run, until=None):
+    """(accuracy, −loss) of the run of a Spec on its validation images at its best epoch: a larger tuple is better.
+
+    until: number of epochs that count; default: all.
     """
     metrics = read_metrics(from_root(run.folder) / "metrics.jsonl")[:until]
-    accuracies = [line["validation"]["acc"] for line in metrics]
-    return (max(accuracies) if epoch == "best" else accuracies[-1]) if accuracies else float("-inf")
+    scores = ((line["validation"]["acc"], -line["validation"].get("loss", 0.0)) for line in metrics)
+    return max(scores, default=(float("-inf"), float("-inf")))
 
 
 def test_scores(run):

@@ -1,4 +1,4 @@
-"""Version 1 of the benchmark's protocol: threat presets, intervals, verdicts and limits. See docs/benchmark.md.
+"""Version 2 of the benchmark's protocol: threat presets, intervals, verdicts and limits. See docs/benchmark.md.
 
 Every change in this file that changes a card needs a new VERSION.
 """
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from study.intervals import half_width, mean
 
-VERSION = 1
+VERSION = 2
 VALIDATION = 0.2  # share of a student's images that is held out for validation
 TEACHER = {"validation": 0.1}  # keys of all teachers and of the networks they depend on
 LARGEST_PRICE = 1.0  # points of accuracy that a teacher may lose
@@ -39,7 +39,7 @@ PRESETS = {
     "label_only": Preset(
         "all training images with their labels, and the teacher's label", {"subset_percent": 1, "answers": "label"}
     ),
-    "no_data": Preset("no images, but the teacher's network", {}, DATA_FREE),
+    "no_data": Preset("no images, but the teacher's network", {"subset_percent": 1}, DATA_FREE),
 }
 
 

@@ -9,7 +9,7 @@ import json
 import method
 from study import autosteal
 from study.cards import cards_path
-from study.cases import ALONE, UNDEFENDED, YARDSTICK, Case
+from study.cases import ALONE, SMOOTHED, UNDEFENDED, WITHOUT_TEACHER, Case
 from study.intervals import mean
 from study.launch import Plan
 from study.progress import read_metrics, test_scores
@@ -19,6 +19,8 @@ from utils import checkpoint
 from utils.digest import digest
 from utils.paths import display_path, from_root
 
+NO_HELP = "the undefended teacher does not help its student either: the preset shows nothing"
+ONE_SEED = "there is one seed only, so it is unknown whether the undefended teacher helps its student"
 ONE_CHECKPOINT = "one checkpoint for all seeds: the interval is over students only, and the price is unknown"
 
 
@@ -28,10 +30,11 @@ def make_cards(benchmark):
     card_of = {(card["defence"], card["preset"]): card for card in cards}
     for card in cards:
         undefended, insider = card_of[UNDEFENDED, card["preset"]], card_of.get((card["defence"], "insider"))
+        card["effect"] = paired(undefended["thief"]["accuracy"], card["thief"]["accuracy"])
         upper = undefended["score"]["high"]  # upper end of: yardstick minus the student of the undefended teacher
         void = upper is None or upper >= 0
         if void:
-            card["flags"].append("the undefended teacher does not help its student either: the preset shows nothing")
+            card["flags"].append(ONE_SEED if upper is None else NO_HELP)
         if card["preset"] == "label_only" and insider:
             if mean(card["thief"]["accuracy"]) > mean(insider["thief"]["accuracy"]) + MISSED:
                 card["flags"].append("the student is better with labels only than with logits: the search missed one")
@@ -43,10 +46,9 @@ def make_cards(benchmark):
 def make_card(benchmark, row, preset):
     """The card of the defence `row` under a preset, without its verdict and digest."""
     case, seeds = Case(row, preset), benchmark.seeds
-    thief, passive = ([benchmark.finals(case, seed)[name] for seed in seeds] for name in ("chosen", "passive"))
-    others = {
-        name: [benchmark.finals(Case(name, preset), seed)["chosen"] for seed in seeds] for name in (ALONE, YARDSTICK)
-    }
+    thief, passive = finals_of(benchmark, case), finals_of(benchmark, case, "passive")
+    others = {name: finals_of(benchmark, Case(name, preset)) for name in WITHOUT_TEACHER}
+    yardstick = benchmark.yardstick(preset)
     chosen, defence, attacks = benchmark.chosen[case], benchmark.defences[row], benchmark.replacements.get("attacks")
     return {
         "protocol": VERSION,
@@ -60,16 +62,21 @@ def make_card(benchmark, row, preset):
         "thief": student_part(chosen, thief)
         | {"agreement": accuracies(thief, "agreement"), "queries": queries(thief[0])},
         "passive": student_part(autosteal.passive(benchmark.attacks(case)), passive),
-        ALONE: student_part(benchmark.chosen[Case(ALONE, preset)], others[ALONE]),
-        YARDSTICK: student_part(benchmark.chosen[Case(YARDSTICK, preset)], others[YARDSTICK]),
-        "score": paired(accuracies(others[YARDSTICK]), accuracies(thief)),
+        **{name: student_part(benchmark.chosen[Case(name, preset)], others[name]) for name in WITHOUT_TEACHER},
+        "yardstick": student_part(benchmark.chosen[yardstick], others[yardstick.row]),
+        "score": paired(accuracies(others[yardstick.row]), accuracies(thief)),
         "gap": paired(accuracies(thief), accuracies(passive)),
         "flags": flags_of(benchmark, case, thief),
         "draws": benchmark.entry["draws"],
         "records": display_path(cards_path(benchmark.name, next(iter(benchmark.own.values()), None))),
         **({"attacks": attacks} if attacks else {}),
-        **provenance([*thief, *passive, *others[ALONE], *others[YARDSTICK]]),
+        **provenance([*thief, *passive, *others[ALONE], *others[SMOOTHED]]),
     }
+
+
+def finals_of(benchmark, case, name="chosen"):
+    """The final runs of a case, one per seed. name: "chosen" or "passive"."""
+    return [benchmark.finals(case, seed)[name] for seed in benchmark.seeds]
 
 
 def flags_of(benchmark, case, thief):
@@ -80,7 +87,7 @@ def flags_of(benchmark, case, thief):
         flags.append(f"not the published benchmark: {json.dumps(benchmark.replacements)}")
     if row in benchmark.own:
         flags += [ONE_CHECKPOINT, *benchmark.own[row].flags]
-    if edges := autosteal.at_edge(chosen):
+    if edges := autosteal.at_edge(chosen, benchmark.student(case, {}, benchmark.tuning_seed).raw):
         flags.append(f"the thief's {', '.join(edges)} lies at the edge of its search space")
     if not deterministic(thief[0]):
         flags.append("equal images are answered differently: averaging may give a stronger attack")
@@ -91,10 +98,8 @@ def flags_of(benchmark, case, thief):
 
 def teacher_part(benchmark, case):
     """The item "teacher" of a card, with the accuracy of the teacher's answers to the passive thief, and the price."""
-    row, seeds = case.row, benchmark.seeds
-    passive, undefended = (
-        [benchmark.finals(Case(name, case.preset), seed)["passive"] for seed in seeds] for name in (row, UNDEFENDED)
-    )
+    row = case.row
+    passive, undefended = (finals_of(benchmark, Case(name, case.preset), "passive") for name in (row, UNDEFENDED))
     defence = benchmark.defences[row]
     return {
         "settings": defence.get("changes", {}) | defence.get("teacher_changes", {}) | benchmark.chosen_strengths[row],

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import experiment, grow, metrics, same_weights, train
@@ -13,8 +14,8 @@ from processes import KILLS, command, commands, kill_and_restart, start
 from projects import copy_code, set_root
 
 from method.attack import Attack
-from study import autosteal, benchmark, cards, launch, protocol, report, scoring
-from study.cases import ALONE, Case
+from study import autosteal, benchmark, cards, launch, progress, protocol, report, scoring
+from study.cases import ALONE, WITHOUT_TEACHER, Case
 from training import experiment as runs
 from training import params, spec
 from utils import checkpoint
@@ -74,8 +75,10 @@ def test_ties_go_to_the_earlier_draw():
 
 def test_values_at_the_edge_of_the_space():
     # alpha lies between 0 and 1 by definition, so these values do not count as edges.
-    assert autosteal.at_edge({"method": "kd", "temperature": 50, "alpha": 1}) == ["temperature"]
-    assert autosteal.at_edge({"method": "kd", "temperature": 8, "alpha": 0.5}) == []
+    student = {"learning_rate": 0.1}
+    assert autosteal.at_edge({"method": "kd", "temperature": 50, "alpha": 1}, student) == ["temperature"]
+    assert autosteal.at_edge({"method": "kd", "temperature": 8, "alpha": 0.5, "learning_rate": 0.1}, student) == []
+    assert autosteal.at_edge({"method": "kd", "learning_rate": 0.2}, student) == ["learning_rate"]
 
 
 def test_a_run_until_an_epoch_is_continued_exactly(tmp_path):
@@ -154,6 +157,22 @@ def between(low, high):
 )
 def test_verdicts(score, price, void, expected):
     assert protocol.verdict(score, price, void) == expected
+
+
+@pytest.mark.parametrize(
+    ("ends", "flags", "verdict"),
+    [
+        ((None, None), [scoring.ONE_SEED], "not shown"),
+        ((-1, 1), [scoring.NO_HELP], "not shown"),
+        ((-2, -1), [], "does not hold"),
+    ],
+)
+def test_without_a_gain_from_the_undefended_teacher_nothing_is_shown(ends, flags, verdict, monkeypatch):
+    score = dict(zip(("low", "high"), ends, strict=True)) | {"mean": -1.0, "n": 2}
+    made = {"defence": "none", "preset": "few", "score": score, "teacher": {"price": between(0, 0)}, "flags": []}
+    monkeypatch.setattr(scoring, "make_card", lambda *arguments: made | {"thief": {"accuracy": [1.0, 2.0]}})
+    (card,) = scoring.make_cards(SimpleNamespace(presets=["few"], rows=["none"]))
+    assert card["flags"] == flags and card["verdict"] == verdict
 
 
 # Cards
@@ -305,7 +324,7 @@ def test_the_search_halves_by_validation_accuracy(inside, monkeypatch):
         numbers[mini.student(case, drawn, 100).folder] = number
     assert len(numbers) == 4
     monkeypatch.setattr(
-        benchmark, "validation_accuracy", lambda run, until=None: numbers[run.folder] * (1 if until == 1 else -1)
+        benchmark, "validation_score", lambda run, until=None: numbers[run.folder] * (1 if until == 1 else -1)
     )
     mini.search([case])
     assert [[(numbers[run.folder], until) for run, until in rung] for rung in executed] == [
@@ -313,6 +332,33 @@ def test_the_search_halves_by_validation_accuracy(inside, monkeypatch):
         [(3, 3), (2, 3)],
     ]
     assert mini.chosen == {case: mini.draws(case)[2]}
+
+
+def test_a_setting_that_is_drawn_twice_is_trained_once(inside, monkeypatch):
+    """The student alone has three settings, its learning rates. So all three are trained until the end."""
+    mini, executed = benchmark.Benchmark("mini", lambda runs: executed.append(runs)), []
+    case, repeated = Case(ALONE, "insider"), [{}, {"learning_rate": 0.5}, {"learning_rate": 0.5}, {}]
+    monkeypatch.setattr(autosteal, "draw_students", lambda *arguments: repeated)
+    monkeypatch.setattr(benchmark, "validation_score", lambda run, until=None: run.raw["learning_rate"])
+    mini.search([case])
+    assert [[until for _, until in rung] for rung in executed] == [[3, 3]]
+    assert mini.chosen == {case: {"learning_rate": 0.5}}
+
+
+@pytest.mark.parametrize("better", WITHOUT_TEACHER)
+def test_the_yardstick_is_the_better_student_without_a_teacher(better, inside):
+    mini = benchmark.Benchmark("mini", None)
+    mini.scores = {Case(row, "insider"): (80.0, -0.5 if row == better else -0.6) for row in WITHOUT_TEACHER}
+    assert mini.yardstick("insider") == Case(better, "insider")
+
+
+def test_the_score_of_a_run_is_that_of_its_best_epoch(tmp_path, monkeypatch):
+    scores = [(50.0, 1.0), (60.0, 0.9), (60.0, 0.8), (40.0, 0.1)]
+    lines = [{"validation": {"acc": accuracy, "loss": loss}} for accuracy, loss in scores]
+    monkeypatch.setattr(progress, "read_metrics", lambda path: lines)
+    run = spec.make(experiment(tmp_path / "x"))
+    assert progress.validation_score(run) == (60.0, -0.8) and progress.validation_score(run, until=2) == (60.0, -0.9)
+    assert progress.validation_score(run, until=0) < (0.0, 0.0)
 
 
 def test_mistakes_of_a_benchmark(inside):
@@ -354,14 +400,18 @@ def test_from_end_to_end(project, ran, inside):
         ("nasty", "insider"), ("nasty", "label_only"), ("none", "insider"), ("none", "label_only"),
     ]  # fmt: skip
     for card in found:
-        thief, alone, smooth = (card[part]["accuracy"] for part in ("thief", "alone", "yardstick"))
-        assert card["score"] == protocol.paired(smooth, thief) and card["seeds"] == [0, 1] and len(alone) == 2
+        thief, yardstick = (card[part]["accuracy"] for part in ("thief", "yardstick"))
+        assert card["score"] == protocol.paired(yardstick, thief) and card["seeds"] == [0, 1] and len(thief) == 2
+        assert (
+            card["yardstick"] in (card["alone"], card["label smoothing"]) and card["alone"] != card["label smoothing"]
+        )
         assert card["gap"] == protocol.paired(thief, card["passive"]["accuracy"])
         assert card["thief"]["queries"] == 3 * 160  # 200 images minus 40 that are held back
         assert card["verdict"] in ("holds", "holds, at a price", "does not hold", "not shown")
         assert card["thief"]["attack"] in MINI["attacks"] and len(set(card["teacher"]["weights"])) == 2
     nasty, none = found[0], found[2]
-    assert nasty["alone"] == none["alone"] and none["teacher"]["price"]["mean"] == 0
+    assert nasty["alone"] == none["alone"] and none["teacher"]["price"]["mean"] == none["effect"]["mean"] == 0
+    assert nasty["effect"] == protocol.paired(none["thief"]["accuracy"], nasty["thief"]["accuracy"])
     assert nasty["teacher"]["settings"]["weight"] in (0.5, 0.1)
 
 

@@ -305,6 +305,21 @@ def test_the_baseline_of_a_student(row, student):
     assert found == spec.make(f"experiments/{student}", {"subset_percent": 0.1, "gamma": 0.5}, seed=3)
 
 
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"num_epochs": 2, "schedule": [1], "temperature": 8}, "cnn8,num_epochs=2,schedule=1"),
+        ({"num_channels": 4}, "cnn8,num_channels=4"),  # no experiment has this network
+        ({"model_name": "preresnet8"}, "preresnet8"),  # another experiment has this network
+        ({"method": "dafl", "num_epochs": 2, "subset_percent": 0.1}, "cnn8,subset_percent=0.1"),  # no images: no epochs
+    ],
+)
+def test_the_baseline_of_a_student_with_changed_keys(changes, expected):
+    """The same network, trained in the same way."""
+    found = baseline(spec.make("experiments/digits-few/kd_normal_cnn/cnn8", changes))
+    assert found.folder == f"experiments/digits-few/baseline/{expected}"
+
+
 def test_positions():
     assert sweep.positions([0.1, 0.3, 0.5]) == {0.1: 0.1, 0.3: 0.3, 0.5: 0.5}
     spread = sweep.positions([0, 0.001, 0.01, 0.1])

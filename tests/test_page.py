@@ -148,7 +148,9 @@ def card(defence, mean, preset="few", half=0.5, price=0.25, **changes):
         "passive": {"attack": "kd", "settings": {"temperature": 4}, "accuracy": accuracy},
         "yardstick": {"settings": {"label_smoothing": 0.1}, "accuracy": [value + mean for value in accuracy]},
         "alone": {"settings": {}, "accuracy": accuracy},
+        "label smoothing": {"settings": {"label_smoothing": 0.1}, "accuracy": accuracy},
         "score": interval(mean, half),
+        "effect": interval(0.5),
         "gap": interval(0.75),
         "verdict": verdict,
         "flags": [],
@@ -223,7 +225,7 @@ def test_texts_of_a_card_stay_texts_in_markdown():
     text = leaderboard.make_markdown([hostile_card()])
     row = text.splitlines()[-1]
     assert "<" not in row.replace("&lt;", "") and re.search(r"(?<!\\)[`$]", row) is None
-    assert len(cells(row)) == 10
+    assert len(cells(row)) == 11
 
 
 @pytest.mark.parametrize(
@@ -331,7 +333,8 @@ def test_the_page_says_all_that_a_card_holds():
     one = card("nasty", 1.25, reported="student loses 3 points", flags=["first flag", "second flag"])
     text = Page(page.make_html([one])).text
     for part in (
-        "holds (v1, few)", "+1.25 [+0.75, +1.75], n = 3", "+0.25 [−0.25, +0.75]", "+0.75 [+0.25, +1.25]", "71.25",
+        "holds (v1, few)", "+1.25 [+0.75, +1.75], n = 3", "+0.50 [0.00, +1.00]", "+0.25 [−0.25, +0.75]",
+        "+0.75 [+0.25, +1.25]", "71.25",
         "61.17", "kd: alpha 0.5, temperature 20", "first flag", "second flag", "student loses 3 points", "12345", "27",
         "abc1234", "torch 2, CPU", "01ab, 02cd, 03ef", "5f5f", "label_smoothing 0.1", "weight 0.15", "98.50", "98.75",
         "72.25", "Seed 2", "protocol v1", "Ma et al., ICLR 2021", "at most 1 point on average", "How to read the score",
@@ -356,12 +359,13 @@ def test_markdown_equals_the_cards():
     for row, name in zip(rows, order, strict=True):
         one = by_name[name]
         assert row[0] == f"{name[1]} (Ma et al., ICLR 2021)" and row[1] == f"**{one['verdict']}** (v1, {name[0]})"
-        for shown, value in zip(row[2:5], (one["score"], one["teacher"]["price"], one["gap"]), strict=True):
+        intervals = one["score"], one["effect"], one["teacher"]["price"], one["gap"]
+        for shown, value in zip(row[2:6], intervals, strict=True):
             numbers = [float(text) for text in re.findall(r"[+-]?\d+\.\d+", shown.replace("−", "-"))]
             assert numbers == pytest.approx([value["mean"], value["low"], value["high"]], abs=0.00501)
-        assert float(row[5]) == pytest.approx(statistics.mean(one["thief"]["accuracy"]), abs=0.005)
-        assert float(row[6]) == pytest.approx(statistics.mean(one["thief"]["agreement"]), abs=0.005)
-        assert row[7:] == [
+        assert float(row[6]) == pytest.approx(statistics.mean(one["thief"]["accuracy"]), abs=0.005)
+        assert float(row[7]) == pytest.approx(statistics.mean(one["thief"]["agreement"]), abs=0.005)
+        assert row[8:] == [
             "kd: alpha 0.5, temperature 20", "; ".join(one["flags"]),
             "[results/benchmark_digits.jsonl](results/benchmark_digits.jsonl)",
         ]  # fmt: skip
@@ -470,7 +474,7 @@ def test_browser_opens_an_address_with_a_preset(browser, tmp_path):
     assert browser.run(VISIBLE) == ["insider"] and browser.errors() == []
 
 
-@pytest.mark.parametrize("width", [320, 360, 768, 1089, 1280])
+@pytest.mark.parametrize("width", [320, 360, 768, 1153, 1280])
 def test_browser_never_scrolls_the_page_sideways(browser, tmp_path, width):
     long = card(
         "a_defence_with_a_very_long_name_" * 3, 1.0, preset="label_only", half=12.5, price=2, flags=["flag " * 40]

@@ -31,7 +31,7 @@ def adaptive(target):
     handles = [ax.plot([], [], **look)[0] for look in LOOKS]
     name = "passive thief" if "no_data" in presets else "plain distillation (T = 4, α = 0.9)"
     style.legend(figure, handles, [name, "chosen thief (AutoSteal)"])
-    figure.supxlabel("score: label smoothing minus thief, points of test accuracy (above 0: protected)")
+    figure.supxlabel("score: student without a teacher minus thief, points of test accuracy (above 0: protected)")
     return figure
 
 
