@@ -27,14 +27,14 @@ from study.own_teacher import import_teacher
 from study.report import report
 from study.scoring import make_cards
 from study.targets import add_matrix_flags, is_benchmark, selected, specs_of
-from training.cli import Parser, add_data_flags, add_set_flag, at_least, command_line, one_line_errors
+from training.cli import CONTINUES, Parser, add_data_flags, add_set_flag, at_least, command_line, one_line_errors
 from utils.errors import UserError
 from utils.paths import display_path
 
 
 def main():
     args = arguments()
-    with one_line_errors():
+    with one_line_errors(CONTINUES):
         selection = selected(args)
         if is_benchmark(args.target[0]):
             return run_benchmark(args)

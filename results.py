@@ -44,18 +44,23 @@ def main():
             raise UserError("--export takes a run folder, and none of --set, --rows and --columns")
         if len(args.target) > 1 and (args.output or args.format in ("csv", "json")):
             raise UserError("--output and the formats csv and json take one target at a time")
+        problems = []
         for target in args.target:
             if args.export:
                 print(export(target, args.name, args.data_dir, args.download))
                 continue
             if args.publish:
-                print(publish(target, **selected(args)))
+                report, refused = publish(target, **selected(args))
+                print("\n".join(report))
+                problems += refused
                 continue
             text = render(target, args.format, args.output, **selected(args))
             if args.output:
                 write_file(args.output, lambda file, text=text: file.write(f"{text}\n".encode()))
             else:
                 print(text)
+        if problems:
+            raise UserError("\n".join(problems))
 
 
 if __name__ == "__main__":

@@ -75,10 +75,13 @@ class Method:
 
 
 def kind(name):
-    """The kind of the file `name`: "scratch", "defend" or "attack". Raises UserError if there is no such file."""
-    for kind, members in files().items():
-        if name in members:
-            return kind
+    """The kind of the file `name`: "scratch", "defend" or "attack". Raises UserError unless there is one such file."""
+    kinds = [kind for kind, members in files().items() if name in members]
+    if len(kinds) > 1:
+        found = " and ".join(f"method/{kind}/{name}.py" for kind in kinds)
+        raise UserError(f'"{name}": {found} have the same name; rename one of them')
+    if kinds:
+        return kinds[0]
     known = sorted(method for methods in names().values() for method in methods)
     raise UserError(f'unknown method "{shorten(name)}"; there are {", ".join(known)}{suggest(name, known)}')
 

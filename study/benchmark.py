@@ -37,18 +37,26 @@ class Benchmark(Cases):
         self.execute([(run, None) for run in dict.fromkeys(finals)])
 
     def overview(self):
-        """The runs that `run` would train, as a string."""
-        cases, draws = len(self.presets) * (len(self.rows) + 2), self.entry["draws"]
-        finals = len(self.presets) * (2 * len(self.rows) + 2) * len(self.seeds)
-        teachers = set()
+        """The runs that `run` would train, and the number of their epochs if no run has begun, as a string."""
+        cases = [Case(row, preset) for preset in self.presets for row in (*self.rows, *WITHOUT_TEACHER)]
+        finals, epochs, teachers = 0, 0, set()
+        for case in cases:
+            length = self.student(case, {}, self.tuning_seed).raw["num_epochs"]
+            of_case = len(self.seeds) * (1 if case.row in WITHOUT_TEACHER else 2)
+            done = 0
+            for count, until in autosteal.rungs(len(self.draws(case)), length):
+                epochs, done = epochs + count * (until - done), until
+            finals, epochs = finals + of_case, epochs + of_case * length
         for row in self.rows:
             if row not in self.own:
                 teachers |= {self.teacher(row, self.tuning_seed, strength) for strength in self.strengths(row)}
                 # the strength of the final teachers is not chosen yet; the number is the same with any strength
                 teachers |= {self.teacher(row, seed) for seed in self.seeds}
+        epochs += sum(teacher.raw["num_epochs"] for teacher in teachers)
         return (
             f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {len(teachers)} "
-            f"teachers, {cases} searches of {draws} draws, {finals} final students"
+            f"teachers, {len(cases)} searches of up to {self.entry['draws']} draws, {finals} final students: "
+            f"{epochs} epochs"
         )
 
     def choose_strengths(self):

@@ -164,7 +164,9 @@ class Runner:
 
     def set_state(self, folder, state):
         self.states[folder] = state
-        self.bar.write(f"{folder}: {state}", file=sys.stdout)
+        finished = list(self.states.values()).count(FINISHED)
+        count = f" ({finished} of {len(self.states)})" if state == FINISHED else ""
+        self.bar.write(f"{folder}: {state}{count}", file=sys.stdout)
 
     def show_progress(self):
         running = [f for f, state in self.states.items() if state == RUNNING or (state == WAITING and f in self.busy)]

@@ -83,6 +83,8 @@ class Local:
         if parent not in self.listed:
             self.listed[parent] = {}
             for path in sorted(parent.glob("*/params.json")):
+                if not (path.with_name("metrics.jsonl").exists() or spec.is_definition(path.parent)):
+                    continue  # a run with changed keys that has no results
                 run = spec.of_folder(display_path(path.parent))
                 self.listed[parent].setdefault(run.any_seed, {})[run.seed] = path.parent
         return self.listed[parent]

@@ -8,8 +8,8 @@ import json
 
 from study.ledger import Local, records_file
 from study.progress import columns, read_metrics, scored_part
-from study.targets import specs_of
-from training import params
+from study.targets import is_folder, specs_of
+from training import params, spec
 from training.changes import differences_to_run
 from utils import checkpoint
 from utils.digest import read_line, sealed
@@ -20,18 +20,25 @@ DIGITS = 6  # significant digits of all numbers but accuracies
 
 
 def publish(target, **selection):
-    """Write the finished local runs of a target to results/. Returns a report, one line per record.
+    """Write the finished local runs of a target to results/. selection: see `targets.load_table`.
 
-    selection: see `targets.load_table`.
-    Raises UserError for a run whose code was modified, or whose parameters are not those of its definition.
+    Returns (report, problems), two lists of lines. A run is not written, but is a problem, if its code was modified, or
+    if its parameters are not those of its definition.
     """
-    local, records_of = Local(), {}
-    for run in dict.fromkeys(spec.any_seed for spec in specs_of(target, **selection)):
+    local, records_of, problems = Local(), {}, []
+    runs = dict.fromkeys(run.any_seed for run in specs_of(target, **selection))
+    for run in runs:
         for seed, folder in local.folders(run).items():
-            if record := make_record(run.with_seed(seed), folder):
-                records_of.setdefault(records_file(run.experiment), []).append(record)
+            try:
+                if record := make_record(run.with_seed(seed), folder):
+                    records_of.setdefault(records_file(run.experiment), []).append(record)
+            except UserError as error:
+                problems.append(str(error))
     lines = [line for path, records in records_of.items() for line in write_records(path, records)]
-    return "\n".join(lines) or f"{target}: no finished run on this machine"
+    if is_folder(target):
+        changed = {other: None for run in runs for other in local.runs_of(run.experiment) if other not in runs}
+        lines += [f"{run.folder}: has changed keys; name its folder to publish it" for run in changed]
+    return lines or [f"{target}: no finished run on this machine"], problems
 
 
 def make_record(run, folder):
@@ -101,7 +108,8 @@ def write_records(path, records):
     for new in records:
         run, line = identity(new), json.dumps(sealed(new), ensure_ascii=False)
         word = "unchanged" if lines.get(run) == line else "replaced" if run in lines else "added"
-        report.append(f"{where}: {word}: {new['experiment']}, seed {new['seed']}, best {new['best']:.2f}")
+        folder = spec.from_json(new).any_seed.folder
+        report.append(f"{where}: {word}: {folder}, seed {new['seed']}, best {new['best']:.2f}")
         lines[run] = line
     make_folder(path.parent)
     content = "".join(f"{lines[run]}\n" for run in sorted(lines))

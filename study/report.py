@@ -156,14 +156,14 @@ def report_folder(folder, style, common, sources, with_changed):
     for run in runs:
         cell = tables.Cell(run, None if run.changes or run.teacher_changes else numbers.get(run.experiment))
         by_source = [entry_of(cell, source) for source in sources]
-        entries += list(filter(has_begun, by_source)) or by_source[:1]
+        entries += list(filter(has_begun, by_source)) or [by_source[0] | {"source": ""}]
     if style not in formats.STYLES:
         return formats.dump(entries, style)
     lines = [
         [
             entry["experiment"],
             entry["teacher"],
-            entry["source"] if has_begun(entry) else "",
+            entry["source"],
             formats.plus_minus(entry["best"], entry["best_sd"]) or entry["unfinished"] or "–",
             formats.plus_minus(entry["last"], entry["last_sd"]),
             formats.signed(entry["difference"]),

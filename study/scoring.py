@@ -88,7 +88,7 @@ def flags_of(benchmark, case, thief):
     if row in benchmark.own:
         flags += [ONE_CHECKPOINT, *benchmark.own[row].flags]
     if edges := autosteal.at_edge(chosen, benchmark.student(case, {}, benchmark.tuning_seed).raw):
-        flags.append(f"the thief's {', '.join(edges)} lies at the edge of its search space")
+        flags.append(f"values at the edge of the search space: {', '.join(edges)}")
     if not deterministic(thief[0]):
         flags.append("equal images are answered differently: averaging may give a stronger attack")
     if sum(still_improving(run) for run in thief) > len(thief) / 2:

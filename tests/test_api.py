@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, experiment, files, grow, same_weights, script, train
@@ -52,10 +53,10 @@ def test_mistakes(tmp_path, monkeypatch):
         training.run(tmp_path / "y", bach_size=16, **TINY)
     with pytest.raises(UserError, match=r"y/params\.json: there is no such file"):
         training.run(tmp_path / "y")
-    with pytest.raises(UserError, match=r'"resume": must be a string or null, not "PosixPath'):
-        training.run(tmp_path / "y", resume=tmp_path / "x/best_model.tar", **TINY)
-    with pytest.raises(UserError, match=r'"method": must be a string, not "PosixPath'):
-        training.run(tmp_path / "y", method=tmp_path, **TINY)
+    with pytest.raises(UserError, match=r'"resume": must be a string or null, not "tensor'):
+        training.run(tmp_path / "y", resume=torch.zeros(1), **TINY)
+    with pytest.raises(UserError, match=r'"method": must be a string, not 3'):
+        training.run(tmp_path / "y", method=3, **TINY)
     assert not (tmp_path / "y").exists()
     set_root(monkeypatch, tmp_path)
     (tmp_path / "experiments").mkdir()
@@ -66,6 +67,20 @@ def test_mistakes(tmp_path, monkeypatch):
         study.run("mini", epochs=3)
     with pytest.raises(UserError, match="network needs a teacher"):
         study.run("mini", network="resnet18")
+
+
+def test_paths_tuples_and_numbers_of_numpy(tmp_path):
+    one = training.run(tmp_path / "x", **TINY)
+    keys = {"resume": one.folder / "best_model.tar", "schedule": (1,), "num_epochs": np.int64(1)}
+    other = training.run(tmp_path / "y", **TINY | keys)
+    assert len(other.metrics) == 1 and other.params["resume"] == one.checkpoint and other.params["schedule"] == [1]
+
+
+def test_a_run_that_cannot_begin_leaves_the_folder_free(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"nowhere/.* is missing; add --download .* or name its folder"):
+        training.run(tmp_path / "x", **TINY | {"dataset": "cifar10"})
+    assert len(training.run(tmp_path / "x", **TINY).metrics) == 2
 
 
 @pytest.mark.slow

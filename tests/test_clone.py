@@ -50,7 +50,7 @@ def test_git_status_is_clean_after_every_script(cloned):
     )
     assert [done.status for done in trained] == [0, 0, 0, 0, 2], [done.err for done in trained]
     done = command(cloned, "reproduce.py", tiny, "--seeds", "0", "1", "--jobs", "2")
-    assert done.status == 0 and done.out.count(": finished\n") == 10 - 2, done.err  # two are trained already
+    assert done.status == 0 and done.out.count(": finished (") == 10 - 2, done.err  # two are trained already
     printed = commands(
         cloned,
         f"results.py {tiny}",

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from training import engine
 from training.zoo import Zoo
 from utils import data, environment, losses
 from utils.epochs import get_lr, seed_everything
-from utils.errors import Diverged
+from utils.errors import Diverged, UserError
 from utils.metrics import Means, evaluate
 
 SCHEDULES = sorted(
@@ -109,6 +110,12 @@ class Toy(Method):
 def epoch_of(method, count=10, batch_size=3):
     optimizer = torch.optim.SGD(method.model.parameters(), lr=0.0)
     return engine.train_epoch(method, method.losses, split(count, batch_size), optimizer, "Epoch 1/1")[0]
+
+
+def test_losses_without_a_loss():
+    forgetful = SimpleNamespace(trained=nn.Linear(1, 1), batches=lambda loader: loader)
+    with pytest.raises(UserError, match='losses: must return a dictionary with "loss"'):
+        engine.train_epoch(forgetful, lambda images: {"ce": images.sum()}, [(torch.ones(1),)], None, "")
 
 
 def test_training_means_are_weighted_by_images():

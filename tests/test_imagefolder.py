@@ -133,7 +133,9 @@ def test_a_truncated_file_is_named(own):
 
 
 def test_folders_that_are_refused(own):
-    assert "train is missing; the data folder needs train/<class>/" in refusal(own / "elsewhere")
+    assert "train is missing; name the data folder with --data_dir: the data folder needs train/<class>/" in refusal(
+        own / "elsewhere"
+    )
     (own / "train/bird").mkdir()
     (own / "train/bird/notes.txt").write_text("no image")
     assert f"{own}/train/bird has no images (.jpg, " in refusal(own)
@@ -303,7 +305,7 @@ def test_keys(tmp_path):
         ({"image_size": 4}, '"image_size": must be at least 8, not 4'),
         ({"augmentations": "flop"}, '"augmentations": must be one of crop, rotate, flip'),
         ({"model_name": "net"}, "net takes 32x32 images, not 16x16"),
-        ({"dataset": "digits"}, 'unknown key "image_size"'),
+        ({"dataset": "digits"}, '"image_size" is a key of the data set imagefolder only'),
     ):
         with pytest.raises(UserError, match=r"params\.json") as error:
             params.check(raw | change, Path("params.json"))

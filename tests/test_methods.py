@@ -191,6 +191,13 @@ def test_header_says_paper_and_equation(name):
     assert re.search(r"min_|KL\(|CE\(| = ", header), "no equation"
 
 
+def test_an_attack_must_not_have_the_name_of_a_defence(monkeypatch):
+    monkeypatch.setattr(method, "files", lambda: {"defend": ["mine"], "attack": ["mine", "kd"]})
+    with pytest.raises(UserError, match=r"method/defend/mine\.py and method/attack/mine\.py have the same name"):
+        method.find("mine")
+    assert method.kind("kd") == "attack"
+
+
 def test_kinds():
     assert method.names()["scratch"] == ["scratch"]
     assert "nasty" in method.names()["defend"] and "kd" in method.names()["attack"]

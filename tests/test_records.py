@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, grow, script, train
+from conftest import ROOT, SCRIPTS, TINY, grow, script, train
 from projects import set_root
 
 from study import ledger, report
@@ -148,7 +148,9 @@ def test_a_run_of_modified_code_is_refused(values, words, project):
     change(project / "kd_normal/student", **values)
     done = script("results.py", "experiments/mini", "--publish")
     assert done.status == 2 and words in done.err and done.err.count("\n") == 1
-    assert done.err.startswith(f"{STUDENT}: ") and not records(project)
+    assert done.err.startswith(f"{STUDENT}: ")
+    written = {record["experiment"] for record in records(project)}
+    assert written == {f"experiments/mini/{name}" for name in SCRIPTS} - {STUDENT}  # the other runs
 
 
 def test_a_run_whose_definition_was_changed_is_refused(project):
@@ -157,6 +159,18 @@ def test_a_run_whose_definition_was_changed_is_refused(project):
     done = script("results.py", STUDENT, "--publish")
     assert done.status == 2 and 'not those of its definition: "alpha": 0.9 in that run, 0.8 now' in done.err
     assert not records(project)
+
+
+def test_runs_with_changed_keys_are_published_by_their_name(project):
+    run = spec.make(STUDENT, {"alpha": 0.5})
+    spec.write(run)
+    assert "alpha" not in script("results.py", "experiments/mini").out  # it has not begun
+    train(project / "kd_normal/student,alpha=0.5")
+    change(project / "kd_normal/student,alpha=0.5", environment=ENVIRONMENT)
+    hint = f"{STUDENT},alpha=0.5: has changed keys; name its folder to publish it\n"
+    assert script("results.py", "experiments/mini", "--publish").out.endswith(hint)
+    assert f"added: {STUDENT},alpha=0.5, seed 0, best " in script("results.py", run.folder, "--publish").out
+    assert [record["changes"] for record in records(project) if "changes" in record] == [{"alpha": 0.5}]
 
 
 def test_an_unfinished_run_is_no_record(project):

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from training import experiment, params
 from training.changes import differences
 from utils.errors import UserError
@@ -31,15 +33,18 @@ class Trained:
         return str(self.folder / "best_model.tar")
 
 
-def run(folder, data_dir="data", quiet=True, **keys):
+def run(folder, data_dir=None, quiet=True, **keys):
     """Train the experiment in `folder`, unless it has finished, and return it as a Trained.
 
-    keys: the keys of the params.json to write; see docs/params.md. Without keys, the file must exist.
-    data_dir: the folder of the data sets. quiet: whether to write the log to training.log only, and not to print it.
+    keys: the keys of the params.json to write; see docs/params.md. Without keys, the file must exist. If the run cannot
+    begin, the file that was written is removed.
+    data_dir: the folder of the data sets; default: $DATA_DIR, or data. quiet: whether to write the log to training.log
+    only, and not to print it.
     Raises UserError if a key is wrong or the folder holds a run with other parameters, and Diverged if the loss is NaN.
     """
     folder = Path(folder).absolute()
-    path = folder / "params.json"
+    path, keys = folder / "params.json", {name: plain(value) for name, value in keys.items()}
+    new = not path.exists()
     if keys:
         wanted = vars(params.check(keys, path))
         if path.is_file() and (lines := differences(vars(params.load(folder)), wanted)):
@@ -47,6 +52,18 @@ def run(folder, data_dir="data", quiet=True, **keys):
         make_folder(folder)
         write_json(path, keys)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere) if quiet else contextlib.nullcontext():
-        experiment.train(folder, params.load(folder), data_dir)
+        try:
+            experiment.train(folder, params.load(folder), data_dir or os.environ.get("DATA_DIR", "data"))
+        except UserError:
+            if new and not (folder / "training.log").exists():
+                path.unlink(missing_ok=True)
+            raise
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return Trained(folder, vars(params.load(folder)), metrics)
+
+
+def plain(value):
+    """A value of a key as JSON has it: a string for a path, a list for a tuple, and a number for one of NumPy."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return list(value) if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else value

@@ -13,6 +13,8 @@ from training.changes import parse_change
 from utils import distributed
 from utils.errors import Diverged, UserError
 
+CONTINUES = "Interrupted. The same command continues after the last finished epoch."
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that prints the script's docstring unchanged, and an error in one line."""
@@ -74,7 +76,7 @@ def command_line():
 
 def main(kind, args):
     """Run a training script: train or evaluate the experiment in `args.save_path`. kind: see `params.kind_of`."""
-    with one_line_errors():
+    with one_line_errors(CONTINUES):
         gpus = args.gpu_id or [None]
         if len(gpus) > 1:
             script = experiment.SCRIPTS[kind]
@@ -91,10 +93,11 @@ def main(kind, args):
 
 
 @contextlib.contextmanager
-def one_line_errors():
+def one_line_errors(interrupted="Interrupted."):
     """End the program with one line and an exit status: 2 for a user error, 1 for NaN, 130 for an interruption.
 
-    If the reader of the output closed the pipe, nothing is printed and the exit status is 141.
+    interrupted: the line for an interruption. If the reader of the output closed the pipe, nothing is printed and the
+    exit status is 141.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     try:
@@ -106,7 +109,7 @@ def one_line_errors():
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("Interrupted. The same command continues after the last finished epoch.", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -78,6 +78,8 @@ def train_epoch(method, losses, loader, optimizer, title, recorder=None, clip_gr
 
     def step(*batch):
         terms = losses(*batch)
+        if "loss" not in terms:
+            raise UserError(f'{type(method).__name__}.losses: must return a dictionary with "loss"')
         optimizer.zero_grad(set_to_none=True)
         distributed.weighted(terms["loss"], len(batch[0])).backward()
         if clip_grad_norm:

@@ -15,6 +15,7 @@ from training.zoo import Zoo
 from utils import data, distributed, environment
 from utils.epochs import seed_everything
 from utils.errors import CheckpointError, UserError
+from utils.keys import shorten
 from utils.metrics import evaluate
 from utils.paths import display_path, from_root, read_json
 
@@ -45,12 +46,19 @@ def kind_in(path, changes=()):
     try:
         return parameters.kind_of(key_changes.apply(raw, dict(changes)))
     except UserError as error:
-        raise UserError(f"{display_path(path)}: {error}") from None
+        raise UserError(f"{name_of_file(path, dict(changes))}: {error}") from None
+
+
+def name_of_file(path, changes):
+    """The params.json `path` and the changed keys of --set, for error messages."""
+    changed = " ".join(f"{name}={key_changes.spell(value)}" for name, value in changes.items())
+    return f"{display_path(path)} with --set {shorten(changed)}" if changed else display_path(path)
 
 
 def derive(folder, changes):
     """Write the params.json of the run of the experiment `folder` with `changes`. Returns the folder of this run."""
-    parameters.check(key_changes.apply(read_json(folder / "params.json"), changes), folder / "params.json")
+    path = folder / "params.json"
+    parameters.check(key_changes.apply(read_json(path), changes), name_of_file(path, changes))
     run = spec.make(folder.absolute(), changes)
     spec.write(run)
     return from_root(run.folder)

@@ -104,6 +104,8 @@ def unknown_key(name, fields):
     """The error message for a key that a run does not have. fields: {name: dataclass field} of all its keys."""
     if name in OLD_NAMES:
         return f'"{name}" is the old name of "{OLD_NAMES[name]}"; give only one of them'
+    if name in {field.name for field in dataclasses.fields(imagefolder.Params)}:
+        return f'"{name}" is a key of the data set {data.OWN} only'
     return f'unknown key "{shorten(name)}"{suggest(name, fields)}'
 
 

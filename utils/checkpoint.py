@@ -73,7 +73,9 @@ def load(path):
 
 
 def not_a_checkpoint(path):
-    return CheckpointError('not a checkpoint; it must be a dictionary with a "state_dict"', None, display_path(path))
+    names = ", ".join(f'"{name}"' for name in WEIGHTS)
+    problem = f"not a checkpoint; it must be a dictionary of tensors, or have such a dictionary as {names}"
+    return CheckpointError(problem, None, display_path(path))
 
 
 def peek(path):

@@ -20,6 +20,7 @@ from utils.errors import UserError
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 DIGITS_MD5 = "35fa292850aefdac88ea117403394609"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+ADVICE = "add --download to fetch the data set, or name its folder with --data_dir"
 
 
 def cifar10(data_dir, download):
@@ -48,7 +49,7 @@ def _cifar(name, reader, data_dir, download):
         files = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
         bad = next((folder / file for file, md5 in files if not check_integrity(folder / file, md5)), folder)
         fault = "is not the published file (its md5 differs)" if bad.is_file() else "is missing"
-        raise UserError(f"{name}: {bad} {fault}; add --download to fetch the data set") from error
+        raise UserError(f"{name}: {bad} {fault}; {ADVICE}") from error
     return train.data, train.targets, test.data, test.targets
 
 
@@ -88,7 +89,7 @@ def tiny_imagenet(data_dir, download):
         except (OSError, RuntimeError) as error:
             raise UserError(f"tiny_imagenet: download to {data_dir} failed: {error}") from error
     if not (folder / "train").is_dir():
-        raise UserError(f"tiny_imagenet: {folder / 'train'} is missing; add --download to fetch the data set")
+        raise UserError(f"tiny_imagenet: {folder / 'train'} is missing; {ADVICE}")
     classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
     if len(classes) != 200:
         raise UserError(f"tiny_imagenet: {folder / 'train'} has {len(classes)} class folders, expected 200")
@@ -98,7 +99,7 @@ def tiny_imagenet(data_dir, download):
     test = _class_folders(folder / "val", classes) if has_class_folders else _annotated(folder / "val", classes)
     for part, files in (("train", train), ("val", test)):
         if not files:
-            raise UserError(f"tiny_imagenet: no images in {folder / part}; add --download to fetch the data set")
+            raise UserError(f"tiny_imagenet: no images in {folder / part}; {ADVICE}")
     train_images = _decoded([path for path, _ in train], folder, "train")
     test_images = _decoded([path for path, _ in test], folder, "val")
     return train_images, [label for _, label in train], test_images, [label for _, label in test]

@@ -68,7 +68,7 @@ def read(data_dir, image_size):
 def files_of_classes(folder):
     """{class: sorted paths of its images}. Raises UserError for a folder without classes, or a class without images."""
     if not folder.is_dir():
-        raise UserError(f"imagefolder: {folder} is missing; {LAYOUT}")
+        raise UserError(f"imagefolder: {folder} is missing; name the data folder with --data_dir: {LAYOUT}")
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     classes = {path.name: sorted(filter(is_image, path.rglob("*"))) for path in folders}
     if len(classes) < 2:

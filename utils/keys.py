@@ -64,7 +64,7 @@ TYPE_NAMES = {
     bool: "true or false (or 1 or 0)",
     str: "a string",
     str | None: "a string or null",
-    list[int]: "a list of whole numbers",
+    list[int]: "a list of whole numbers, such as [75, 130]",
 }
 
 
