@@ -97,7 +97,7 @@ def arguments():
         help="number of runs at the same time (default: number of GPUs, or of cores); with --ray, per GPU (default: 1)",
     )
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster")
-    parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and stop (a --teacher is copied)")
     add_matrix_flags(parser)
     parser.add_argument("--presets", nargs="+", metavar="NAME", help="for a benchmark: use only these threat presets")
     parser.add_argument("--teacher", metavar="FILE", help="for a benchmark: attack the teacher in this checkpoint")

@@ -156,6 +156,12 @@ def test_a_common_change_is_named_only_where_it_changes_something(student):
     assert teacher == spec.make(student.parent / "teacher", {"gamma": 0.5})
 
 
+def test_a_method_without_a_teacher_has_no_seed_of_a_teacher():
+    nasty = "experiments/digits-few/kd_nasty_cnn/nasty_cnn"
+    assert spec.make(nasty, {"method": "scratch", "seed": 5}).folder == f"{nasty},method=scratch,seed=5"
+    assert spec.make(nasty, {"weight": 0.5, "seed": 5}).folder == f"{nasty},seed=5,teacher.seed=0,weight=0.5"
+
+
 def test_set_seed_keeps_the_teacher(trained, tmp_path):
     """reproduce.py --seeds 1 also changes the seed of the teacher. So it is another run in another folder."""
     teacher = trained / "baseline/teacher"

@@ -113,7 +113,7 @@ def make(experiment, changes=None, teacher_changes=None, common=None, seed=None)
         changes, common = as_dict(run.changes) | changes, as_dict(run.common) | common
         teacher_changes = as_dict(run.teacher_changes) | teacher_changes
     raw = definition(experiment)
-    depends = bool(experiments_in(raw))
+    depends = bool(experiments_in(key_changes.apply(raw, common | changes)))
     if not depends:  # this run loads no other run, so all changes are its own
         changes, teacher_changes, common = common | changes, {}, {}
     if "seed" in changes:  # of this run only: the runs it depends on keep their seeds
