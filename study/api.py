@@ -8,6 +8,7 @@ from study.executors import InProcess
 from study.launch import execute_with
 from study.own_teacher import import_teacher
 from study.scoring import make_cards
+from utils import data
 from utils.errors import UserError
 
 
@@ -22,7 +23,7 @@ def run(benchmark, teacher=None, network=None, rows=None, presets=None, data_dir
     """
     if network and not teacher:
         raise UserError("network needs a teacher")
-    data_dir = data_dir or os.environ.get("DATA_DIR", "data")
+    data_dir = data_dir or data.default_folder()
     own = import_teacher(benchmark, teacher, network, data_dir) if teacher else None
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         runs = Benchmark(benchmark, execute_with(InProcess(data_dir)), rows, presets, own, replacements)

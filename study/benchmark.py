@@ -31,33 +31,33 @@ class Benchmark(Cases):
     def run(self):
         """Run all steps in order. Finished runs are not repeated."""
         self.choose_strengths()
-        cases = [Case(row, preset) for preset in self.presets for row in (*self.rows, *WITHOUT_TEACHER)]
-        self.search(cases)
-        finals = [run for case in cases for seed in self.seeds for run in self.finals(case, seed).values()]
+        self.search(self.cases())
+        finals = [run for case in self.cases() for seed in self.seeds for run in self.finals(case, seed).values()]
         self.execute([(run, None) for run in dict.fromkeys(finals)])
 
     def overview(self):
         """The runs that `run` would train, and the number of their epochs if no run has begun, as a string."""
-        cases = [Case(row, preset) for preset in self.presets for row in (*self.rows, *WITHOUT_TEACHER)]
-        finals, epochs, teachers = 0, 0, set()
-        for case in cases:
-            length = self.student(case, {}, self.tuning_seed).raw["num_epochs"]
-            of_case = len(self.seeds) * (1 if case.row in WITHOUT_TEACHER else 2)
-            done = 0
-            for count, until in autosteal.rungs(len(self.draws(case)), length):
-                epochs, done = epochs + count * (until - done), until
-            finals, epochs = finals + of_case, epochs + of_case * length
-        for row in self.rows:
-            if row not in self.own:
-                teachers |= {self.teacher(row, self.tuning_seed, strength) for strength in self.strengths(row)}
-                # the strength of the final teachers is not chosen yet; the number is the same with any strength
-                teachers |= {self.teacher(row, seed) for seed in self.seeds}
+        teachers, finals, epochs = set(), 0, 0
+        for row in (row for row in self.rows if row not in self.own):
+            teachers |= {self.teacher(row, self.tuning_seed, strength) for strength in self.strengths(row)}
+            # the strength of the final teachers is not chosen yet; the number is the same with any strength
+            teachers |= {self.teacher(row, seed) for seed in self.seeds}
+        for case in self.cases():
+            count = len(self.seeds) * (1 if case.row in WITHOUT_TEACHER else 2)
+            rungs = self.rungs(case)
+            finals, epochs = finals + count, epochs + count * rungs[-1][1]
+            ends = [until for _, until in rungs]
+            epochs += sum(n * (end - begin) for (n, end), begin in zip(rungs, [0, *ends[:-1]], strict=True))
         epochs += sum(teacher.raw["num_epochs"] for teacher in teachers)
         return (
             f"{len(self.rows)} defences ({', '.join(self.rows)}), {len(self.presets)} presets: {len(teachers)} "
-            f"teachers, {len(cases)} searches of up to {self.entry['draws']} draws, {finals} final students: "
+            f"teachers, {len(self.cases())} searches of up to {self.entry['draws']} draws, {finals} final students: "
             f"{epochs} epochs"
         )
+
+    def cases(self):
+        """All cases: the rows and the students without a teacher, under each preset."""
+        return [Case(row, preset) for preset in self.presets for row in (*self.rows, *WITHOUT_TEACHER)]
 
     def choose_strengths(self):
         """For each defence, choose the first strength whose teacher loses at most LARGEST_PRICE points.
@@ -82,10 +82,7 @@ class Benchmark(Cases):
         """Choose a student for each case by successive halving, all cases at the same time."""
         draws = {case: self.draws(case) for case in cases}
         alive = {case: list(range(len(settings))) for case, settings in draws.items()}
-        rungs, scores = {}, {}
-        for case in cases:
-            epochs = self.student(case, {}, self.tuning_seed).raw["num_epochs"]
-            rungs[case] = autosteal.rungs(len(draws[case]), epochs)
+        rungs, scores = {case: self.rungs(case) for case in cases}, {}
         for rung in range(max(map(len, rungs.values()))):
             trials = {}
             for case in (case for case in cases if rung < len(rungs[case])):
@@ -108,6 +105,11 @@ class Benchmark(Cases):
             found = autosteal.draw_thieves(self.attacks(case), count, raw, self.tuning_seed)
         runs = [self.student(case, drawn, self.tuning_seed) for drawn in found]
         return [drawn for number, drawn in enumerate(found) if runs[number] not in runs[:number]]
+
+    def rungs(self, case):
+        """The stages of the search of a case: [(number of draws, epoch until which they train), …]."""
+        epochs = self.student(case, {}, self.tuning_seed).raw["num_epochs"]
+        return autosteal.rungs(len(self.draws(case)), epochs)
 
     def yardstick(self, preset):
         """The Case of the student without a teacher that the search found better: ALONE or SMOOTHED."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from training import experiment, params
 from training.changes import differences
+from utils import data
 from utils.errors import UserError
 from utils.paths import display_path, make_folder, write_json
 
@@ -53,7 +54,7 @@ def run(folder, data_dir=None, quiet=True, **keys):
         write_json(path, keys)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere) if quiet else contextlib.nullcontext():
         try:
-            experiment.train(folder, params.load(folder), data_dir or os.environ.get("DATA_DIR", "data"))
+            experiment.train(folder, params.load(folder), data_dir or data.default_folder())
         except UserError:
             if new and not (folder / "training.log").exists():
                 path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from training import experiment
 from training.changes import parse_change
-from utils import distributed
+from utils import data, distributed
 from utils.errors import Diverged, UserError
 
 CONTINUES = "Interrupted. The same command continues after the last finished epoch."
@@ -51,8 +51,9 @@ def changed_keys(args):
 
 def add_data_flags(parser):
     """Add the flags --data_dir and --download."""
-    default = os.environ.get("DATA_DIR", "data")
-    parser.add_argument("--data_dir", default=default, metavar="FOLDER", help="default: $DATA_DIR, or data")
+    parser.add_argument(
+        "--data_dir", default=data.default_folder(), metavar="FOLDER", help="default: $DATA_DIR, or data"
+    )
     parser.add_argument("--download", action="store_true", help="download the data set if it is missing")
 
 

@@ -4,6 +4,7 @@
 loader.py.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,11 @@ class Dataset:
 def options_in(params):
     """{name: value} of the arguments `options` of `load`. params: a dictionary, the parameters of a run."""
     return {name: params[name] for name in ("image_size", "augmentations") if params["dataset"] == OWN}
+
+
+def default_folder():
+    """The folder of the data sets if none is given: $DATA_DIR, or data."""
+    return os.environ.get("DATA_DIR", "data")
 
 
 def spec_of(params):
