@@ -177,7 +177,7 @@ def test_plans(project):
         "kd_nasty/student,method=thief,temperature=8": ["kd_nasty/nasty"],
     }
     # --set changes keys of new files only in these, and all other keys in every run
-    teacher = "kd_nasty/nasty,all.gamma=0.5,method=free,strength=0.3,temperature=3"
+    teacher = "kd_nasty/nasty,gamma=0.5,method=free,strength=0.3,temperature=3"
     student = (
         "kd_nasty/student,all.gamma=0.5,hardness=0.1,method=thief,"
         "teacher.method=free,teacher.strength=0.3,teacher.temperature=3,temperature=3"
