@@ -44,7 +44,7 @@ class Benchmark(Cases):
             teachers |= {self.teacher(row, seed) for seed in self.seeds}
         for case in self.cases():
             count = len(self.seeds) * (1 if case.row in WITHOUT_TEACHER else 2)
-            rungs = self.rungs(case)
+            rungs = self.rungs(case, self.draws(case))
             finals, epochs = finals + count, epochs + count * rungs[-1][1]
             ends = [until for _, until in rungs]
             epochs += sum(n * (end - begin) for (n, end), begin in zip(rungs, [0, *ends[:-1]], strict=True))
@@ -82,7 +82,7 @@ class Benchmark(Cases):
         """Choose a student for each case by successive halving, all cases at the same time."""
         draws = {case: self.draws(case) for case in cases}
         alive = {case: list(range(len(settings))) for case, settings in draws.items()}
-        rungs, scores = {case: self.rungs(case) for case in cases}, {}
+        rungs, scores = {case: self.rungs(case, draws[case]) for case in cases}, {}
         for rung in range(max(map(len, rungs.values()))):
             trials = {}
             for case in (case for case in cases if rung < len(rungs[case])):
@@ -106,10 +106,9 @@ class Benchmark(Cases):
         runs = [self.student(case, drawn, self.tuning_seed) for drawn in found]
         return [drawn for number, drawn in enumerate(found) if runs[number] not in runs[:number]]
 
-    def rungs(self, case):
-        """The stages of the search of a case: [(number of draws, epoch until which they train), …]."""
-        epochs = self.student(case, {}, self.tuning_seed).raw["num_epochs"]
-        return autosteal.rungs(len(self.draws(case)), epochs)
+    def rungs(self, case, draws):
+        """The stages of the search of a case among `draws`: [(number of draws, epoch until which they train), …]."""
+        return autosteal.rungs(len(draws), self.student(case, {}, self.tuning_seed).raw["num_epochs"])
 
     def yardstick(self, preset):
         """The Case of the student without a teacher that the search found better: ALONE or SMOOTHED."""

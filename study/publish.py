@@ -22,8 +22,8 @@ DIGITS = 6  # significant digits of all numbers but accuracies
 def publish(target, **selection):
     """Write the finished local runs of a target to results/. selection: see `targets.load_table`.
 
-    Returns (report, problems), two lists of lines. A run is not written, but is a problem, if its code was modified, or
-    if its parameters are not those of its definition.
+    Returns (report, problems), two lists of lines. A run is not written if its code was modified, or if its parameters
+    are not those of its definition; `problems` has a line for each such run.
     """
     local, records_of, problems = Local(), {}, []
     runs = dict.fromkeys(run.any_seed for run in specs_of(target, **selection))
