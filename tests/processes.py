@@ -84,6 +84,14 @@ def commands(root, *lines):
     return [command(root, *shlex.split(line)) for line in lines]
 
 
+def forward(argv):
+    """Run a script as `command` does, but with the output and the exit status of this process."""
+    share_server()
+    process = start(os.getcwd(), *argv, output=f"/proc/{os.getpid()}/fd/1", errors=f"/proc/{os.getpid()}/fd/2")
+    process.join()
+    sys.exit(process.exitcode)
+
+
 def working_in(folder):
     """The processes whose working directory is `folder`: of a project, its scripts and their workers."""
     found = []
@@ -119,7 +127,7 @@ def unlocked(folder):
     return True
 
 
-def kill_and_restart(begin, folder, rng, kills, whole_group=True, seconds=3):
+def kill_and_restart(begin, folder, rng, kills, whole_group=True, seconds=1):
     """Call `begin`, which starts a script in `folder`, again and again until the script ends by itself.
 
     It is killed after up to `seconds`, at most `kills` times, with all that it has started if `whole_group` is true.

@@ -1,14 +1,136 @@
-"""Projects for tests: a project root with made-up runs in this process, and copies of the repository."""
+"""Experiments and projects for tests: tiny experiments on `digits`, made-up runs, and copies of the repository."""
 
+import contextlib
+import functools
+import io
 import json
+import os
+import runpy
 import shutil
 import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
-from conftest import ROOT
+import torch
 
 from study import ledger, publish
 from training import spec
-from utils import paths
+from utils import datasets, paths
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "model_name": "net",
+    "num_channels": 2,
+    "learning_rate": 0.001,
+    "schedule": [1],
+    "gamma": 0.1,
+    "batch_size": 16,
+    "num_epochs": 2,
+    "dataset": "digits",
+    "subset_percent": 0.2,
+    "precision": "fp32",
+}
+
+
+all_digits = functools.cache(datasets.digits)  # loading takes longer than an epoch of a tiny experiment
+
+
+@functools.cache
+def few_digits(*where):
+    """`digits` with 224 of 898 training images and 50 of 899 test images."""
+    images, labels, test_images, test_labels = all_digits(*where)
+    return images[:224], labels[:224], test_images[:50], test_labels[:50]
+
+
+datasets.digits = few_digits
+os.fsync = lambda file: None  # waiting for the disk takes longer than an epoch of a tiny experiment, too
+
+
+def experiment(folder, **changes):
+    """Make an experiment folder whose params.json has TINY and `changes`. The value None removes a key."""
+    raw = {name: value for name, value in (TINY | changes).items() if value is not None}
+    folder.mkdir(parents=True)
+    (folder / "params.json").write_text(json.dumps(raw))
+    return folder
+
+
+def with_teacher(teacher, role="teacher", **changes):
+    """The keys of a student of the experiment `teacher`, or of a nasty teacher with this adversarial network."""
+    own = {"alpha": 0.9} if role == "teacher" else {"weight": 0.1}
+    source = {f"{role}_model": "net", f"{role}_resume": str(teacher / "best_model.tar")}
+    return source | {"temperature": 4} | own | changes
+
+
+def grow(root, named=None, **changes):
+    """Make baseline/teacher, baseline/student, kd_normal/student, kd_nasty/nasty and kd_nasty/student below `root`.
+
+    named: the path of `root` in the keys that name a checkpoint of another experiment.
+    """
+    named = named or root
+    experiment(root / "baseline/teacher", **changes)
+    experiment(root / "baseline/student", **changes)
+    experiment(root / "kd_normal/student", **with_teacher(named / "baseline/teacher"), **changes)
+    experiment(root / "kd_nasty/nasty", **with_teacher(named / "baseline/teacher", "adversarial"), **changes)
+    experiment(root / "kd_nasty/student", **with_teacher(named / "kd_nasty/nasty"), **changes)
+    return root
+
+
+SCRIPTS = {
+    "baseline/teacher": "train_scratch.py",
+    "baseline/student": "train_scratch.py",
+    "kd_normal/student": "train_kd.py",
+    "kd_nasty/nasty": "train_nasty.py",
+    "kd_nasty/student": "train_kd.py",
+}
+
+
+def script(name, *argv):
+    """Run a script of the project in this process. Returns .status, .out and .err. Uncaught exceptions are raised."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    status = 0
+    sys.argv = [name, *map(str, argv)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+    except SystemExit as stopped:
+        status = stopped.code or 0
+    finally:
+        sys.argv = before
+    return SimpleNamespace(status=status, out=out.getvalue(), err=err.getvalue())
+
+
+def train(folder, *argv):
+    """Run the training script of the experiment `folder`, which must succeed."""
+    raw = json.loads((folder / "params.json").read_text())
+    name = "kd" if "alpha" in raw else "nasty" if "weight" in raw else "scratch"
+    done = script(f"train_{name}.py", "--save_path", folder, *argv)
+    assert done.status == 0, done.err
+    return done
+
+
+def weights(file):
+    return torch.load(file, weights_only=True)["state_dict"]
+
+
+def same_weights(one, other):
+    """Whether the weights of two checkpoints have the same bits."""
+    a, b = weights(one), weights(other)
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def metrics(folder):
+    """The lines of metrics.jsonl without the times and digests."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "digest")} for line in lines]
+
+
+def files(folder):
+    """{file: (content, time of the last change)} of all files below `folder`."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+# Projects
 
 CODE = ("method", "model", "study", "training", "utils")
 
@@ -43,20 +165,20 @@ def recorded(experiment, *accuracies, **arguments):
 
 
 def copy_code(root):
-    """Make a project without experiments in the folder `root`, with few test images."""
+    """Make a project without experiments in the folder `root`, with few images."""
     for name in CODE:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, root)
-    return with_few_test_images(root)
+    return with_few_images(root)
 
 
-def with_few_test_images(root):
-    """Change `digits` in the project `root`, so that it has 100 test images, like `few_digits`."""
+def with_few_images(root):
+    """Change `digits` in the project `root`, so that it has the images of `few_digits`."""
     file = root / "utils/datasets.py"
     source = file.read_text()
-    assert "= order[:898], order[898:]\n" in source
-    file.write_text(source.replace("order[898:]", "order[898:998]"))
+    assert "train, test = order[:898], order[898:]\n" in source
+    file.write_text(source.replace("order[:898], order[898:]", "order[:224], order[898:948]"))
     return root
 
 

@@ -5,9 +5,8 @@ import threading
 
 import pytest
 import torch
-from conftest import experiment, metrics, same_weights, script, train, with_teacher
 from processes import command
-from projects import copy_code
+from projects import copy_code, experiment, metrics, same_weights, script, train, with_teacher
 from test_methods import EXAMPLES, SMALL
 
 import method
@@ -89,11 +88,11 @@ def test_recovery_knows_the_rule_behind_both_wrappers(tmp_path):
 
 
 def test_queries_are_the_images_that_the_teacher_answers(teacher, tmp_path):
-    """There are 89 queries per epoch, with computed or stored answers, and none for a student without a teacher."""
+    """There are 44 queries per epoch, with computed or stored answers, and none for a student without a teacher."""
     for name in ("first", "second"):
         folder = student(tmp_path / name, teacher)
         train(folder)
-        assert [line["queries"] for line in metrics(folder)] == [89, 89]
+        assert [line["queries"] for line in metrics(folder)] == [44, 44]
     train(experiment(tmp_path / "alone"))
     assert all("queries" not in line for line in metrics(tmp_path / "alone"))
 
@@ -102,7 +101,7 @@ def test_queries_of_a_data_free_attack(teacher, tmp_path):
     keys = {"method": "dafl", "temperature": None, "alpha": None, **SMALL["dafl"], "num_epochs": 1}
     folder = student(tmp_path / "x", teacher, **keys)
     assert script("train_kd.py", "--save_path", folder).status == 0
-    assert metrics(folder)[0]["queries"] == SMALL["dafl"]["iterations_per_epoch"] * 32
+    assert metrics(folder)[0]["queries"] == SMALL["dafl"]["iterations_per_epoch"] * 16
     assert not stored(teacher)  # an attack without data uses no images of the loader
 
 
@@ -150,7 +149,7 @@ def test_labels_and_logits_share_what_is_stored(teacher, tmp_path):
 
 @pytest.mark.parametrize(
     "keys",
-    [{"seed": 1}, {"batch_size": 16}, {"release": "stingy", "rho": 0.2}, {"augmentation": 0}, {"validation": 0.2}],
+    [{"seed": 1}, {"batch_size": 8}, {"release": "stingy", "rho": 0.2}, {"augmentation": 0}, {"validation": 0.2}],
     ids=lambda keys: next(iter(keys)),
 )
 def test_answers_to_other_images_are_others(keys, teacher, tmp_path):
@@ -223,7 +222,7 @@ def test_a_damaged_file_is_named_and_written_anew(kind, teacher, tmp_path):
 
 
 def test_a_limit_on_the_size(teacher, tmp_path):
-    """The answers of an epoch are 89 · 10 · 4 bytes and a header. With room for one epoch, only one is stored."""
+    """The answers of an epoch are 44 · 10 · 4 bytes and a header. With room for one epoch, only one is stored."""
     train(student(tmp_path / "a", teacher))
     size = stored(teacher)[0].stat().st_size
     for path in stored(teacher):

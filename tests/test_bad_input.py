@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import SCRIPTS, TINY, experiment, files, script, with_teacher
+from projects import SCRIPTS, TINY, experiment, files, script, with_teacher
 
 import model
 from training import params
@@ -239,13 +239,13 @@ def missing_data_set(root, trained):
 @case
 def too_few_images(root, trained):
     folder = experiment(root / "x", subset_percent=1e-4)
-    return ["train_scratch.py", "--save_path", folder], ["subset_percent 0.0001 leaves 0 of 898 training images"]
+    return ["train_scratch.py", "--save_path", folder], ["subset_percent 0.0001 leaves 0 of 224 training images"]
 
 
 @case
 def one_image_in_the_last_batch(root, trained):
-    return ["train_scratch.py", "--save_path", experiment(root / "x", batch_size=88)], [
-        "batch_size 88: with 89 training images, the last batch has size 1,",
+    return ["train_scratch.py", "--save_path", experiment(root / "x", batch_size=43)], [
+        "batch_size 43: with 44 training images, the last batch has size 1,",
         "batch norm needs at least 2",
     ]
 

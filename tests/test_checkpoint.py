@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import experiment, files, same_weights, script, train, weights, with_teacher
+from projects import experiment, files, same_weights, script, train, weights, with_teacher
 
 import model
 from training.zoo import Zoo
@@ -23,7 +23,7 @@ def ours(request, trained):
 def test_layout(ours):
     content = torch.load(ours, weights_only=True)
     assert {"epoch", "state_dict", "optim_dict"} <= content.keys()
-    assert list(content["state_dict"]) == list(model.build("net", 10, num_channels=4).state_dict())
+    assert list(content["state_dict"]) == list(model.build("net", 10, num_channels=2).state_dict())
     assert all(type(value) is torch.Tensor for value in content["state_dict"].values())
     assert content["optim_dict"].keys() == {"state", "param_groups"}
     assert content["params"]["seed"] == 0 and content["params"]["precision"] == "fp32"
@@ -35,7 +35,7 @@ def test_epochs_are_counted_as_in_metrics(trained):
 
 
 def test_ours_loads_into_a_plain_network(ours):
-    network = model.build("net", 10, num_channels=4)
+    network = model.build("net", 10, num_channels=2)
     network.load_state_dict(torch.load(ours, weights_only=True)["state_dict"], strict=True)
 
 

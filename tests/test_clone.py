@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, grow
 from processes import command, commands
-from projects import clone, commit, copy_code, git, with_few_test_images
+from projects import ROOT, clone, commit, copy_code, git, grow, with_few_images
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,7 +22,7 @@ LONG = "resume=" + 40 * "none/such/"  # so long that the folder is named by a di
 @pytest.fixture(scope="module")
 def cloned(tmp_path_factory):
     """A clone with the tiny experiments of `grow` in experiments/tiny."""
-    root = with_few_test_images(clone(tmp_path_factory.mktemp("clone")))
+    root = with_few_images(clone(tmp_path_factory.mktemp("clone")))
     grow(root / "experiments/tiny", Path("experiments/tiny"), num_epochs=1)
     commit(root)
     return root

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import experiment, metrics, train, with_teacher
-from test_methods import every_case, raw_params
+from projects import experiment, metrics, train, with_teacher
+from test_methods import every_method_and_rule, raw_params
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,7 +85,7 @@ def batches_for(learner):
     return [(images, torch.zeros(32, dtype=torch.int64, device=CUDA))]
 
 
-@every_case
+@every_method_and_rule
 def test_losses_stay_on_the_gpu(name, keys, fake):
     """In bf16, which has the operations of fp32 and casts between them."""
     checked = params.check(raw_params(name, keys, "unread"), Path("params.json"))

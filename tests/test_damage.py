@@ -10,10 +10,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, all_digits, experiment, script, train, with_teacher
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from projects import set_root
+from projects import TINY, all_digits, experiment, script, set_root, train, with_teacher
 from test_data import CLASSES, jpeg
 
 import model

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import experiment, metrics, same_weights, script, with_teacher
+from projects import experiment, metrics, same_weights, script, with_teacher
 from test_losses import LABELS, check, logits, softmax, written_ce
 from test_methods import SMALL
 from torch import nn
@@ -354,12 +354,12 @@ def experiment_keys(trained, run):
 def test_steps_and_images_are_counted(run, steps, trained, monkeypatch):
     learner, totals = build(trained, run), []
     optimizer = engine.make_optimizer(learner.params, learner.model)
-    loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)
+    loader = data.load("digits", "", torch.device("cpu")).train_loader(16)
     honest = engine.tqdm
     monkeypatch.setattr(engine, "tqdm", lambda **options: totals.append(options["total"]) or honest(**options))
     for epoch, count in enumerate(steps):
         loader.set_epoch(epoch)
-        assert engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].images == 32 * count
+        assert engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].images == 16 * count
     assert totals == steps
 
 
@@ -393,7 +393,7 @@ def networks(learner):
 def test_against_a_teacher_that_withholds_logits(run, trained):
     learner = build(trained, run, release="stingy", rho=0.2)
     optimizer = engine.make_optimizer(learner.params, learner.model)
-    loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)
+    loader = data.load("digits", "", torch.device("cpu")).train_loader(16)
     means = engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].values()
     assert all(abs(value) < 1e5 for value in means.values())
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, experiment, metrics, same_weights, script, train, with_teacher
+from projects import TINY, experiment, metrics, same_weights, script, train, with_teacher
 from test_losses import LABELS, check, logits, softmax, written_ce, written_kl
 from test_methods import SMALL
 
@@ -276,7 +276,7 @@ def test_sdb_starts_from_the_weights_of_its_seed_and_its_random_network_is_anoth
 
     one, again, other = learner(0), learner(0), learner(1)
     seed_everything(0, epoch=-1)
-    plain = model.build("net", 10, num_channels=4)
+    plain = model.build("net", 10, num_channels=2)
 
     def digest(network):
         return checkpoint.weights_digest(network.state_dict())

@@ -6,14 +6,15 @@ import importlib.util
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, experiment, with_teacher
-from processes import command, start
+from processes import TESTS, command, share_server, start
+from projects import ROOT, experiment, with_teacher
 
 from study.executors import Ray
 from study.launch import Plan, Runner
@@ -35,6 +36,8 @@ PLAIN = {
 }
 
 
+# What torchrun starts: processes that run their arguments in forked processes, which need not import PyTorch.
+FORWARD = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import processes; processes.forward(sys.argv[1:])"
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # on GPUs, two processes would need two of them
 
 
@@ -57,11 +60,12 @@ def train_together(output, *argv):
 
 
 def test_torchrun_computes_what_one_process_does_and_resumes(tmp_path):
+    share_server()
     alone = experiment(tmp_path / "alone", num_epochs=3, **PLAIN)
     together = experiment(tmp_path / "together", num_epochs=2, **PLAIN)
     train("train_scratch.py", "--save_path", alone)
-    torchrun = "-m", "torch.distributed.run", "--nproc_per_node=2"
-    output = train(*torchrun, "train_scratch.py", "--save_path", together)
+    torchrun = "-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python"
+    output = train(*torchrun, sys.executable, "-c", FORWARD, "train_scratch.py", "--save_path", together)
     assert output.count("Epoch 2/2") == 1, "the first process alone writes"
 
     params = together / "params.json"
@@ -114,7 +118,7 @@ def test_a_killed_worker_is_replaced_and_goes_on(tmp_path, monkeypatch):
     small = {"num_cpus": 1, "include_dashboard": False}  # otherwise Ray starts many more processes
     monkeypatch.setattr("ray.init", functools.partial(importlib.import_module("ray").init, **small))
     monkeypatch.setenv("RAY_worker_niceness", "0")  # default 15: beside other tests, the worker would hardly run
-    teacher = experiment(tmp_path / "teacher", num_epochs=40)
+    teacher = experiment(tmp_path / "teacher", num_epochs=20)
     student = experiment(tmp_path / "student", **with_teacher(teacher))
     runner = Runner(Plan([spec.make(student)]))
     killer = threading.Thread(target=kill_whoever_trains_in, args=(teacher,))
@@ -123,7 +127,7 @@ def test_a_killed_worker_is_replaced_and_goes_on(tmp_path, monkeypatch):
     runner.run(executor)
     killer.join()
     assert not runner.unfinished()
-    assert epochs_logged(teacher) == 40
+    assert epochs_logged(teacher) == 20
     assert "Continuing after epoch" in (teacher / "training.log").read_text()
 
 

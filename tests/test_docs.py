@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, script
 from processes import command
-from projects import copy_code
+from projects import ROOT, copy_code, script
 
 from study.tables import read_targets
 from study.targets import is_folder

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, experiment, files, metrics, same_weights, script, train, weights
+from projects import ROOT, experiment, files, metrics, same_weights, script, train, weights
 from torch import nn
 
 from method import Method
@@ -248,7 +248,7 @@ def test_training_log_has_the_originals_wording(trained):
     for line in (r"Epoch 2/2", r"- Train loss : \d+\.\d{3}", r"- So far best epoch: \d+, best acc: \d\d\.\d\d"):
         assert len(re.findall(rf": {line}", log)) >= 1
     assert re.search(r"- Eval metrics : acc: \d\d\.\d\d ; loss: \d+\.\d{3}", log)
-    assert "torch" in log and "fp32" in log and "digits: 89 training" in log
+    assert "torch" in log and "fp32" in log and "digits: 44 training" in log
 
 
 def test_the_commit_in_the_log_is_dirty_where_source_files_differ(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import experiment, metrics, same_weights, script
+from projects import experiment, metrics, same_weights, script
 from test_losses import LABELS, check, logits, softmax, written_ce
 from test_methods import DIGITS, SMALL
 
@@ -114,7 +114,7 @@ def whole(trained, tmp_path_factory):
 def test_images_are_kept_and_every_term_is_logged(whole):
     images = pool(whole)
     assert list(images) == [f"{number:04}.tar" for number in range(2 + 3 * 2)]
-    assert all(batch.shape == (32, 32, 32, 3) and batch.dtype == torch.float16 for batch in images.values())
+    assert all(batch.shape == (16, 32, 32, 3) and batch.dtype == torch.float16 for batch in images.values())
     for line in metrics(whole):
         assert line["train"].keys() == {"loss", *TERMS}
     assert sorted(path.name for path in whole.rglob("*.png")) == ["epoch0002.png", "epoch0003.png"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import experiment, metrics, script
 from PIL import Image
+from projects import experiment, metrics, script
 
 from training import params
 from utils import data, datasets, image_cache, imagefolder

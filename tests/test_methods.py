@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY
+from projects import TINY
 
 import method
 from method.datafree import DataFree, Generating
@@ -57,19 +57,15 @@ def rules():
 
 
 def cases():
-    """{id: (method, keys)}: methods with each choice of a key, attacks with `stingy`, and kd with every rule."""
+    """{id: (method, keys)}: methods with each choice of a key of their own."""
     found = {name: (name, {}) for name in NAMES}
     for name in NAMES:
         for field in dataclasses.fields(method.find(name).Params):
             taken = example(field, None) if field.default is dataclasses.MISSING else field.default
             choices = {not taken} if field.type is bool else set(field.metadata.get("choices", ())) - {taken}
-            for choice in choices:
+            for choice in choices if field.name != "answers" else ():
                 shown = field.name if field.type is bool else choice
                 found[f"{name} {shown}"] = name, {field.name: choice}
-        if name in method.names()["attack"]:
-            found[f"{name} stingy"] = name, {"release": "stingy"}
-    for rule in rules():
-        found.setdefault(f"kd {rule}", ("kd", {"release": rule}))
     return dict(sorted(found.items()))
 
 
@@ -81,26 +77,10 @@ def raw_params(name, keys, frozen):
     return TINY | {"method": name} | SMALL.get(name, {}) | examples | keys
 
 
-def refusal(name, keys):
-    """The error of `params.check` for these keys, or None. It reads no checkpoint."""
-    try:
-        params.check(raw_params(name, keys, "unread"), Path("params.json"))
-    except UserError as error:
-        return str(error)
-
-
-REFUSED = {case: why for case, keys in cases().items() if (why := refusal(*keys))}
-CASES = {case: keys for case, keys in cases().items() if case not in REFUSED}
-
-
-def every_method(test):
-    """Run a test for every method with each choice of its keys. `every_case` also has other answers of a teacher."""
-    own = {name: case for name, case in CASES.items() if not name.endswith((" stingy", " label"))}
-    return pytest.mark.parametrize(("name", "keys"), own.values(), ids=own)(test)
-
-
-def every_case(test):
-    return pytest.mark.parametrize(("name", "keys"), CASES.values(), ids=CASES)(test)
+CASES = cases()
+RULES = {f"kd {rule}": ("kd", {"release": rule}) for rule in rules()}
+every_method = pytest.mark.parametrize(("name", "keys"), CASES.values(), ids=CASES)
+every_method_and_rule = pytest.mark.parametrize(("name", "keys"), (CASES | RULES).values(), ids=CASES | RULES)
 
 
 class Witness(Zoo):
@@ -126,7 +106,7 @@ def build(name, keys, frozen, bf16=False):
     checked = checked_params(name, keys, frozen)
     seed_everything(0, epoch=-1)
     learner = method.find(name)(checked, Witness(DIGITS, torch.device("cpu"), bf16))
-    loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)
+    loader = data.load("digits", "", torch.device("cpu"), TINY["subset_percent"]).train_loader(TINY["batch_size"])
     return learner, loader, engine.make_optimizer(checked, learner.trained)
 
 
@@ -141,16 +121,13 @@ def steps(learner, optimizer, batches):
         yield terms
 
 
-def test_only_labels_for_data_free_attacks_are_refused():
-    data_free = [name for name in method.names()["attack"] if issubclass(method.find(name), DataFree)]
-    assert {f"{name} label": f'params.json: "answers": {name} needs logits' for name in data_free} == REFUSED
+@every_method_and_rule
+def test_two_epochs(name, keys, frozen):
+    """The terms of each step are finite numbers, the student changes, and frozen networks stay as they are.
 
-
-@every_case
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_two_epochs(name, keys, bf16, frozen):
-    """The terms of each step are finite numbers, the student changes, and frozen networks stay as they are."""
-    learner, loader, optimizer = build(name, keys, frozen, bf16)
+    In bf16. test_cuda_graph.py trains in fp32.
+    """
+    learner, loader, optimizer = build(name, keys, frozen, bf16=True)
     start = [p.clone() for p in learner.trained.parameters()]
     before = [{k: v.clone() for k, v in network.state_dict().items()} for network in learner.zoo.made]
 
@@ -182,6 +159,22 @@ def test_the_loss_of_a_batch_falls(name, keys, frozen):
         learner.generator_optimizer.param_groups[0]["lr"] = 0.0  # so that the images stay the same
     first, *_, last = steps(learner, optimizer, [batch] * 12)
     assert last["loss"] < first["loss"]
+
+
+ATTACKS = method.names()["attack"]
+ANSWERS = {rule: {"release": rule} for rule in rules()} | {"label": {"answers": "label"}}
+
+
+@pytest.mark.parametrize("answers", ANSWERS)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_meets_every_rule(attack, answers, frozen):
+    if answers == "label" and issubclass(method.find(attack), DataFree):
+        with pytest.raises(UserError, match=f'params.json: "answers": {attack} needs logits'):
+            build(attack, ANSWERS[answers], frozen)
+        return
+    learner, loader, optimizer = build(attack, ANSWERS[answers], frozen)
+    terms = next(steps(learner, optimizer, learner.batches(loader)))
+    assert all(abs(value) < 1e4 for value in terms.values())
 
 
 @pytest.mark.parametrize("name", [f"{kind}.{name}" for kind in method.FOLDERS for name in method.files()[kind]])

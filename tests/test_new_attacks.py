@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import TINY, with_teacher
+from projects import TINY, with_teacher
 from test_losses import LABELS, check, logits, softmax, written_ce, written_kl
 from test_methods import build as build_small
 

@@ -1,4 +1,4 @@
-"""cmim and the release rules: equations in float64, properties, and every attack with each rule."""
+"""cmim and the release rules: equations in float64, and properties."""
 
 import itertools
 import math
@@ -6,10 +6,9 @@ import math
 import pytest
 import torch
 from test_losses import LABELS, check, logits, softmax
-from test_methods import NAMES, build, rules, steps
+from test_methods import NAMES, build, rules
 from torch.nn.functional import normalize
 
-import method
 from method.defend.cmim import Centroids, cmi
 from method.defend.mad import EXTRA, mad
 from method.defend.modelguard import MARGIN, OFFSET, modelguard
@@ -95,7 +94,7 @@ def test_cmim_temperatures(frozen):
 def test_cmim_gathers_the_answers_of_a_class(frozen):
     found = []
     for weight in (0.0, 1.0):
-        learner, loader, optimizer = build("cmim", {"weight": weight, "learning_rate": 0.01}, frozen)
+        learner, loader, optimizer = build("cmim", {"weight": weight, "learning_rate": 0.03}, frozen)
         for epoch in range(20):
             loader.set_epoch(epoch)
             terms = engine.train_epoch(learner, learner.losses, loader, optimizer, "")[0].values()
@@ -349,14 +348,6 @@ def test_images_have_a_gradient_through_the_rule(name, trained):
     images = torch.randn(4, 3, 32, 32, requires_grad=True)
     gradient = torch.autograd.grad(teacher(images)[:, 0].sum(), images)[0]
     assert gradient.isfinite().all() and gradient.abs().max() > 0
-
-
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("attack", [name for name in NAMES if name in method.names()["attack"]])
-def test_every_attack_meets_every_rule(attack, name, frozen):
-    learner, loader, optimizer = build(attack, {"release": name}, frozen)
-    terms = next(steps(learner, optimizer, learner.batches(loader)))
-    assert all(abs(value) < 1e4 for value in terms.values())
 
 
 @pytest.mark.parametrize("name", [*rules(), "logits"])

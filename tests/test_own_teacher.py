@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import grow, script
 from processes import command
-from projects import copy_code, set_root
+from projects import copy_code, grow, script, set_root
 from torch import nn
 
 import model
@@ -168,7 +167,7 @@ def test_the_audit_of_a_foreign_teacher(audit, inside):
     assert card["digest"] == cards.digest(card)
     assert card["source"] == "other/mine.pt, other/nets.py:network"
     accuracy, price = card["teacher"]["accuracy"], card["teacher"]["price"]
-    assert accuracy[0] == accuracy[1] > 80 and price is None and card["teacher"]["undefended"] is None
+    assert accuracy[0] == accuracy[1] > 50 and price is None and card["teacher"]["undefended"] is None
     assert card["score"] == protocol.paired(card["yardstick"]["accuracy"], card["thief"]["accuracy"])
     assert card["yardstick"] == control["yardstick"] and control["teacher"]["price"]["mean"] == 0
     assert scoring.ONE_CHECKPOINT in card["flags"] and card["verdict"] in (
@@ -280,7 +279,7 @@ def test_networks_that_do_not_fit(network, words, inside):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("always_a_thousand", r"answers of shape \(64, 1000\), not \(64, 10\): digits has 10 classes"),
+        ("always_a_thousand", r"answers of shape \(50, 1000\), not \(50, 10\): digits has 10 classes"),
         ("Restless", "answers an image differently in another batch, .* in train mode"),
         ("Dictionary", "returns dict, not a tensor of logits"),
         ("Flat", "fails for images of 3x32x32: RuntimeError"),

@@ -17,6 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from processes import command
 
 from study import leaderboard, page
 
@@ -256,16 +257,16 @@ def test_nothing_is_loaded_from_elsewhere():
     assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy and "*" not in policy
 
 
-def test_same_cards_give_same_bytes():
+def test_same_cards_give_same_bytes(tmp_path):
     shuffled = [dict(sorted(one.items(), reverse=True)) for one in random.Random(0).sample(CARDS, len(CARDS))]
     for make in (page.make_html, leaderboard.make_markdown):
         assert make(shuffled) == make(CARDS)
-    code = "import json, sys; from study import page; sys.stdout.write(page.make_html(json.loads(sys.argv[1])))"
-    command = [sys.executable, "-c", code, json.dumps(CARDS)]
-    # The seed of Python's hashes determines the order of sets. In this process it is random.
-    environment = os.environ | {"PYTHONHASHSEED": "1", "PYTHONUTF8": "1"}
-    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout == page.make_html(CARDS)
+    (tmp_path / "cards.json").write_text(json.dumps(CARDS))
+    code = "import json, sys; from study import page; print(page.make_html(json.load(open(sys.argv[1]))), end='')"
+    (tmp_path / "print.py").write_text(code)
+    # In the process of the command, sets have another order, because it has another seed of Python's hashes.
+    done = command(ROOT, tmp_path / "print.py", tmp_path / "cards.json", PYTHONUTF8="1")
+    assert done.status == 0 and done.out == page.make_html(CARDS)
 
 
 def test_presets_in_the_order_of_the_protocol_and_cards_by_score():

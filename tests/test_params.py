@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, TINY, experiment, files, metrics, same_weights, script, train, with_teacher
+from projects import ROOT, TINY, experiment, files, metrics, same_weights, script, train, with_teacher
 
 from training import changes as key_changes
 from training import params
@@ -213,8 +213,8 @@ def test_set_in_the_working_directory(tmp_path, monkeypatch):
 
 def test_every_key_changes_something_or_is_ignored(tmp_path, trained):
     """Each key in the first list changes the weights. Each key in the second list does not."""
-    changed = {"seed": 1, "gamma": 0.5, "schedule": [], "augmentation": 0, "weight_decay": 0.1, "batch_size": 16}
-    changed |= {"learning_rate": 0.002, "subset_percent": 0.2, "precision": "bf16", "label_smoothing": 0.1}
+    changed = {"seed": 1, "gamma": 0.5, "schedule": [], "augmentation": 0, "weight_decay": 0.1, "batch_size": 8}
+    changed |= {"learning_rate": 0.002, "subset_percent": 0.4, "precision": "bf16", "label_smoothing": 0.1}
     changed |= {"dropout_rate": 0.5, "optimizer": "sgd", "clip_grad_norm": 1e-3}
     teacher = trained / "baseline/teacher"
     for name, value in changed.items():

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, TINY, grow, script, train
-from projects import set_root
+from projects import ROOT, SCRIPTS, TINY, grow, script, set_root, train
 
 from study import ledger, report
 from study.ledger import Recorded

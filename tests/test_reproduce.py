@@ -11,9 +11,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, experiment, files, grow, metrics, same_weights, script, train, with_teacher
 from processes import start, unlocked, waited
-from projects import copy_code, grid, set_root
+from projects import (
+    ROOT,
+    copy_code,
+    experiment,
+    files,
+    grid,
+    grow,
+    metrics,
+    same_weights,
+    script,
+    set_root,
+    train,
+    with_teacher,
+)
 
 import reproduce as reproduce_script
 from study import executors, tables, targets

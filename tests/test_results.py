@@ -9,8 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import experiment, grow, script, with_teacher
-from projects import grid, local, log, recorded, set_root
+from projects import experiment, grid, grow, local, log, recorded, script, set_root, with_teacher
 
 from study import intervals, report
 from study.entries import entry_of

@@ -12,9 +12,8 @@ import time
 
 import pytest
 import torch
-from conftest import SCRIPTS, experiment, files, metrics, same_weights, script, train
 from processes import start
-from projects import copy_code
+from projects import SCRIPTS, copy_code, experiment, files, metrics, same_weights, script, train
 
 from utils.paths import read_json
 
@@ -36,7 +35,7 @@ def copy(kind, trained, folder, **changes):
 
 @pytest.fixture(scope="module")
 def code(tmp_path_factory):
-    """A copy of the project, whose scripts see as few test images as this process."""
+    """A copy of the project, whose scripts see as few images as this process."""
     return copy_code(tmp_path_factory.mktemp("code"))
 
 

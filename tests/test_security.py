@@ -10,9 +10,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, experiment, files, script, with_teacher
 from PIL import Image
-from projects import set_root
+from projects import ROOT, experiment, files, script, set_root, with_teacher
 from test_data import CLASSES, jpeg
 from torchvision.datasets import utils as downloads
 

@@ -5,7 +5,7 @@ import random
 import re
 
 import pytest
-from conftest import ROOT, experiment, same_weights, train, with_teacher
+from projects import ROOT, experiment, same_weights, train, with_teacher
 
 from training import params, spec
 from training.changes import parse_change
@@ -120,22 +120,22 @@ def test_json_that_describes_no_run(content):
 
 def test_a_folder_holds_its_spec_and_its_params(student):
     changes = {"gamma": 0.5, "schedule": [1, 2], "resume": "a/b.tar", "weight_decay": None}
-    run = spec.make(student, changes, {"batch_size": 16}, {"precision": "bf16"}, seed=2)
+    run = spec.make(student, changes, {"batch_size": 8}, {"precision": "bf16"}, seed=2)
     spec.write(run)
     assert spec.of_folder(run.folder) == run and spec.of_folder(student) == spec.make(student)
     loaded = params.load(run.folder)
     assert (loaded.gamma, loaded.schedule, loaded.resume, loaded.seed) == (0.5, [1, 2], "a/b.tar", 2)
-    assert (loaded.batch_size, loaded.precision) == (32, "bf16")
+    assert (loaded.batch_size, loaded.precision) == (16, "bf16")
     (teacher,) = run.sources.values()
     spec.write(teacher)
     assert loaded.teacher_resume == f"{teacher.folder}/best_model.tar"
     loaded = params.load(teacher.folder)
-    assert (loaded.batch_size, loaded.precision, loaded.seed, loaded.gamma) == (16, "bf16", 2, 0.1)
+    assert (loaded.batch_size, loaded.precision, loaded.seed, loaded.gamma) == (8, "bf16", 2, 0.1)
 
 
 def test_a_run_without_changes_is_the_experiment(student):
     before = (student / "params.json").read_bytes()
-    run = spec.make(student, {"gamma": 0.1, "seed": 0}, common={"batch_size": 32}, seed=0)
+    run = spec.make(student, {"gamma": 0.1, "seed": 0}, common={"batch_size": 16}, seed=0)
     spec.write(run)
     assert run == spec.make(student) and ROOT / run.folder == student
     assert sorted(path.name for path in student.iterdir()) == ["params.json"]

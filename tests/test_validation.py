@@ -5,7 +5,7 @@ import json
 import projects
 import pytest
 import torch
-from conftest import experiment, files, metrics, same_weights, script, train, with_teacher
+from projects import TINY, experiment, files, metrics, same_weights, script, train, with_teacher
 
 from study import ledger, publish
 from training import engine, params, spec
@@ -39,7 +39,7 @@ def test_validation_images_are_held_back_from_those_that_are_used(share):
 def test_a_larger_share_holds_back_other_images_of_the_same_set():
     """The validation images are the end of one fixed order, so a larger share includes those of a smaller share."""
     small, large = load(0.1), load(0.3)
-    assert set(rows(small.validation)) <= set(rows(large.validation)) and len(large.validation) == 269
+    assert set(rows(small.validation)) <= set(rows(large.validation)) and len(large.validation) == 67
 
 
 class Seen(data.Loader):
@@ -59,7 +59,7 @@ def seen(monkeypatch):
 
 def test_test_images_are_read_once_after_the_last_epoch(seen, tmp_path):
     train(experiment(tmp_path / "x", num_epochs=3, **HELD_BACK))
-    dataset = load(0.2, 0.1)
+    dataset = load(0.2, TINY["subset_percent"])
     kinds = {tuple(rows(getattr(dataset, kind))): kind for kind in ("train", "validation", "test")}
     order = [(kinds[tuple(rows(split))], shuffled) for split, shuffled in seen]
     assert order == [("train", True), ("validation", False)] * 3 + [("test", False)]
@@ -68,7 +68,7 @@ def test_test_images_are_read_once_after_the_last_epoch(seen, tmp_path):
 def test_without_test_at_end_test_images_are_not_read(seen, tmp_path):
     folder = experiment(tmp_path / "x", validation=0.2)
     train(folder)
-    assert len(seen) == 4 and all(len(split) < 100 for split, _ in seen) and not (folder / "test.json").exists()
+    assert len(seen) == 4 and all(len(split) < 50 for split, _ in seen) and not (folder / "test.json").exists()
     assert all("test" not in line and line["validation"].keys() == {"acc", "loss"} for line in metrics(folder))
 
 
@@ -82,7 +82,7 @@ def test_test_json_holds_the_scores_of_the_best_epoch_by_validation(tmp_path):
     assert found["epoch"] == best == content["epoch"]
     checked = params.load(folder)
     network = runs.Zoo(data.DATASETS["digits"], torch.device("cpu")).frozen("net", folder / "best_model.tar")
-    scores = measure.evaluate(network, load(checked.validation, 0.1).test_loader())
+    scores = measure.evaluate(network, load(checked.validation).test_loader())
     assert {name: found[name] for name in ("acc", "loss")} == scores
 
 
@@ -130,7 +130,7 @@ def test_a_student_is_scored_with_its_agreement_and_the_accuracy_of_the_answers(
     batches = list(load().test_loader())
     same = sum(int((student(x).argmax(1) == teacher(x).argmax(1)).sum()) for x, _ in batches)
     found = json.loads((folder / "test.json").read_text())
-    assert found["agreement"] == pytest.approx(same)
+    assert found["agreement"] == pytest.approx(100 * same / len(load().test))
     assert found["teacher_acc"] == pytest.approx(measure.evaluate(teacher, load().test_loader())["acc"])
 
 
