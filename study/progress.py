@@ -109,7 +109,7 @@ def validation_accuracy(run, epoch):
 
     epoch: "best" or "last".
     """
-    accuracies = [line["validation"]["acc"] for line in read_metrics(from_root(run.folder) / "metrics.jsonl")]
+    accuracies = [scores["acc"] for scores in validation_history(run)]
     return (max(accuracies) if epoch == "best" else accuracies[-1]) if accuracies else float("-inf")
 
 
@@ -118,9 +118,13 @@ def validation_score(run, until=None):
 
     until: number of epochs that count; default: all.
     """
-    metrics = read_metrics(from_root(run.folder) / "metrics.jsonl")[:until]
-    scores = ((line["validation"]["acc"], -line["validation"].get("loss", 0.0)) for line in metrics)
-    return max(scores, default=(float("-inf"), float("-inf")))
+    history = [(scores["acc"], -scores.get("loss", 0.0)) for scores in validation_history(run)[:until]]
+    return max(history, default=(float("-inf"), float("-inf")))
+
+
+def validation_history(run):
+    """The scores of the run of a Spec on its validation images: {"acc": …, "loss": …} of each finished epoch."""
+    return [line["validation"] for line in read_metrics(from_root(run.folder) / "metrics.jsonl")]
 
 
 def test_scores(run):
