@@ -88,6 +88,7 @@ def forward(argv):
     """Run a script as `command` does, but with the output and the exit status of this process."""
     share_server()
     process = start(os.getcwd(), *argv, output=f"/proc/{os.getpid()}/fd/1", errors=f"/proc/{os.getpid()}/fd/2")
+    signal.signal(signal.SIGTERM, lambda *_: process.kill())
     process.join()
     sys.exit(process.exitcode)
 
@@ -127,15 +128,15 @@ def unlocked(folder):
     return True
 
 
-def kill_and_restart(begin, folder, rng, kills, whole_group=True, seconds=1):
+def kill_and_restart(begin, folder, rng, kills, whole_group=True, seconds=1.5):
     """Call `begin`, which starts a script in `folder`, again and again until the script ends by itself.
 
-    It is killed after up to `seconds`, at most `kills` times, with all that it has started if `whole_group` is true.
-    Nothing of it may stay. Returns the number of kills.
+    It is killed after `seconds` / 3 to `seconds`, at most `kills` times. If `whole_group` is true, all that it has
+    started is killed, too. Nothing of it may stay. Returns the number of kills.
     """
     for count in range(kills + 1):
         script = begin()
-        script.join(rng.uniform(0, seconds) if count < kills else None)
+        script.join(rng.uniform(seconds / 3, seconds) if count < kills else None)
         if not script.is_alive():
             assert script.exitcode == 0
             return count

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     "model_name": "net",
     "num_channels": 2,
-    "learning_rate": 0.001,
+    "learning_rate": 0.03,
     "schedule": [1],
     "gamma": 0.1,
     "batch_size": 16,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from projects import experiment as write
 from projects import metrics, same_weights, train, with_teacher
-from test_methods import checked_params, every_method
+from test_methods import checked_params, every_method_and_rule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -172,7 +172,7 @@ def test_several_processes_take_the_plain_path(monkeypatch):
     assert "several processes" in cuda_graph.hindrance(torch.device("cuda"))
 
 
-@every_method
+@every_method_and_rule
 def test_every_method(name, keys, device, frozen, tmp_path):
     """A run with recorded steps, and one with ordinary steps that is interrupted after its first epoch, end equal.
 

@@ -78,7 +78,7 @@ def raw_params(name, keys, frozen):
 
 
 CASES = cases()
-RULES = {f"kd {rule}": ("kd", {"release": rule}) for rule in rules()}
+RULES = {f"kd {rule}": ("kd", {"release": rule}) for rule in rules()} | {"kd label": ("kd", {"answers": "label"})}
 every_method = pytest.mark.parametrize(("name", "keys"), CASES.values(), ids=CASES)
 every_method_and_rule = pytest.mark.parametrize(("name", "keys"), (CASES | RULES).values(), ids=CASES | RULES)
 
@@ -175,6 +175,7 @@ def test_every_attack_meets_every_rule(attack, answers, frozen):
     learner, loader, optimizer = build(attack, ANSWERS[answers], frozen)
     terms = next(steps(learner, optimizer, learner.batches(loader)))
     assert all(abs(value) < 1e4 for value in terms.values())
+    assert all(p.isfinite().all() for p in learner.trained.parameters())
 
 
 @pytest.mark.parametrize("name", [f"{kind}.{name}" for kind in method.FOLDERS for name in method.files()[kind]])

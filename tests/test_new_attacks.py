@@ -29,12 +29,12 @@ WITHOUT = {"dkd": {"alpha"}, "hard_label": {"alpha", "temperature"}}
 
 
 def build(trained, name, **changes):
-    """(the method with a nasty teacher, a loader of a tenth of the digits, an optimizer)."""
+    """(the method with a nasty teacher, a loader of 44 digits, an optimizer)."""
     raw = TINY | with_teacher(trained / "kd_nasty/nasty", method=name)
     raw = {key: value for key, value in raw.items() if key not in WITHOUT.get(name, ())} | changes
     checked = params.check(raw, "params.json")
     learner = method.find(name)(checked, Zoo(data.DATASETS["digits"], torch.device("cpu")))
-    loader = data.load("digits", "", torch.device("cpu"), 0.1).train_loader(32)
+    loader = data.load("digits", "", torch.device("cpu"), TINY["subset_percent"]).train_loader(TINY["batch_size"])
     return learner, loader, engine.make_optimizer(checked, learner.trained)
 
 

@@ -269,7 +269,7 @@ def test_the_method_tests_cover_the_new_files(project):
     (project / "tests").mkdir()
     for name in ("conftest.py", "processes.py", "projects.py", "test_methods.py"):
         shutil.copy(ROOT / "tests" / name, project / "tests")
-    names = "two_epochs and (free or against or rule or thief)"  # the other tests have the same cases
+    names = "(two_epochs or every_attack) and (free or against or rule or thief)"
     done = command(project, "-m", "pytest", "-n", "0", "tests/test_methods.py", "-k", names, "-rA")
     assert done.status == 0, done.out
     for name in "free", "against", "rule", "thief":

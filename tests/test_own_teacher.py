@@ -279,13 +279,14 @@ def test_networks_that_do_not_fit(network, words, inside):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("always_a_thousand", r"answers of shape \(50, 1000\), not \(50, 10\): digits has 10 classes"),
+        ("always_a_thousand", r"answers of shape \(32, 1000\), not \(32, 10\): digits has 10 classes"),
         ("Restless", "answers an image differently in another batch, .* in train mode"),
         ("Dictionary", "returns dict, not a tensor of logits"),
         ("Flat", "fails for images of 3x32x32: RuntimeError"),
     ],
 )
-def test_answers_that_are_no_logits(name, words, inside):
+def test_answers_that_are_no_logits(name, words, inside, monkeypatch):
+    monkeypatch.setattr(own_teacher, "CHECKED_IMAGES", 32)
     network = f"other/nets.py:{name}"
     torch.save(model.build(network, 10).state_dict(), "other/given.pt")
     with pytest.raises(UserError, match=words) as error:

@@ -263,10 +263,13 @@ def test_same_cards_give_same_bytes(tmp_path):
         assert make(shuffled) == make(CARDS)
     (tmp_path / "cards.json").write_text(json.dumps(CARDS))
     code = "import json, sys; from study import page; print(page.make_html(json.load(open(sys.argv[1]))), end='')"
+    code += "; print(hash('x'), file=sys.stderr)"
     (tmp_path / "print.py").write_text(code)
     # In the process of the command, sets have another order, because it has another seed of Python's hashes.
     done = command(ROOT, tmp_path / "print.py", tmp_path / "cards.json", PYTHONUTF8="1")
     assert done.status == 0 and done.out == page.make_html(CARDS)
+    if "PYTHONHASHSEED" not in os.environ:
+        assert int(done.err) != hash("x")
 
 
 def test_presets_in_the_order_of_the_protocol_and_cards_by_score():

@@ -177,10 +177,10 @@ def test_a_folder_with_another_run_is_named_and_the_rest_goes_on(tmp_path):
     root = grow(tmp_path, num_epochs=1)
     assert train(root / "baseline/teacher").status == 0
     (root / "baseline/teacher/params.json").write_text(
-        (root / "baseline/teacher/params.json").read_text().replace("0.001", "0.002")
+        (root / "baseline/teacher/params.json").read_text().replace("0.03", "0.02")
     )
     dry = script("reproduce.py", root, "--dry_run")
-    line = f'{root}/baseline/teacher: holds a run with other parameters: "learning_rate": 0.001 in that run, 0.002 now'
+    line = f'{root}/baseline/teacher: holds a run with other parameters: "learning_rate": 0.03 in that run, 0.02 now'
     assert dry.status == 0 and line in dry.out and dry.out.endswith("5 runs, 4 of them to do: 4 epochs\n")
     done = script("reproduce.py", root, "--jobs", "1")
     # Only the student alone is finished
@@ -241,9 +241,9 @@ def test_runs_with_changed_keys_go_on_when_the_experiment_grows(tmp_path):
     done = script("reproduce.py", folder, "--jobs", "1")  # the table has only the runs of this folder
     assert done.status == 0 and "gamma=" not in done.out and "gamma=" in script("results.py", folder).out
     raw = tmp_path / "x,gamma=0.2,seed=1/params.json"
-    raw.write_text(raw.read_text().replace("0.001", "0.002"))
+    raw.write_text(raw.read_text().replace("0.03", "0.02"))
     plan = Plan([spec.make(folder, {"gamma": 0.2}, seed=1)])
-    assert '"learning_rate": 0.002 in that run' in plan.conflict(f"{tmp_path}/x,gamma=0.2,seed=1")
+    assert '"learning_rate": 0.02 in that run' in plan.conflict(f"{tmp_path}/x,gamma=0.2,seed=1")
     raw.write_text("{")
     assert "line 1, column 2" in plan.conflict(f"{tmp_path}/x,gamma=0.2,seed=1")
 

@@ -184,23 +184,22 @@ def test_checkpoints_say_how_far_they_are_and_which_is_best(long):
         assert torch.load(long / kind / "last_model.tar", weights_only=True)["epoch"] == LENGTH
 
 
-@pytest.mark.parametrize("name", ["best_model.tar.tmp", "last_model.tar.tmp"])
-def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(name, trained, tmp_path):
-    """Writing to /dev/full fails like writing to a full disk."""
-    folder = copy("baseline/student", trained, tmp_path / "x", num_epochs=1)
+@pytest.mark.parametrize(("name", "saved"), [("best_model.tar.tmp", 2), ("last_model.tar.tmp", 1)])
+def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(name, saved, trained, tmp_path):
+    """Writing to /dev/full fails like writing to a full disk. saved: epochs; last_model.tar is written first."""
+    whole = trained / "kd_nasty/student"
+    assert metrics(whole)[0]["test"]["acc"] < metrics(whole)[1]["test"]["acc"]  # so both files are written again
+    folder = copy("kd_nasty/student", trained, tmp_path / "x", num_epochs=1)
     train(folder)
-    (folder / "params.json").write_text((trained / "baseline/student/params.json").read_text())
+    (folder / "params.json").write_text((whole / "params.json").read_text())
     (folder / name).symlink_to("/dev/full")
-    done = script("train_scratch.py", "--save_path", folder)
+    done = script("train_kd.py", "--save_path", folder)
     assert done.status == 2 and len(done.err.splitlines()) == 1
     assert "No space left" in done.err and "x" in done.err
-    saved_before_it = {"best_model.tar.tmp": 2, "last_model.tar.tmp": 1}[
-        name
-    ]  # number of epochs; last_model.tar is written first
-    assert torch.load(folder / "last_model.tar")["epoch"] == saved_before_it
+    assert torch.load(folder / "last_model.tar")["epoch"] == saved
     (folder / name).unlink(missing_ok=True)
     train(folder)
-    assert same_run(folder, trained / "baseline/student")
+    assert same_run(folder, whole)
 
 
 def goes_on_after(failed, folder, trained):
