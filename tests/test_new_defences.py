@@ -204,7 +204,7 @@ def test_modelguard_without_a_budget_changes_nothing_and_breaks_ties():
     p = certain(3.0)
     torch.testing.assert_close(modelguard(p, 0.0), p, rtol=0, atol=1e-9)
     tied = torch.tensor([[0.4, 0.4, 0.2]], dtype=torch.float64)
-    assert modelguard(tied, 0.5).argmax() == tied.sort(1).indices[0, -1]
+    assert modelguard(tied, 0.5).argmax() == 0  # like argmax, it chooses the first
 
 
 # Product of experts
@@ -335,11 +335,13 @@ def test_answers_are_log_probabilities_that_keep_the_highest_class(name, trained
         beta = {"beta": 0.21 if classes == 10 else 0.02} if name == "reverse_sigmoid" else {}
         vars(teacher.params).update(beta)
         z = certain(scale, classes, rows=200).log().float()
+        other = (z.argmax(1, keepdim=True) + 1) % classes
+        z[100:] = z.scatter(1, other, z.amax(1, keepdim=True))[100:]  # two classes are highest
         answer = teacher.answer(z)
         assert answer.dtype == torch.float32 and answer.isfinite().all()
         torch.testing.assert_close(answer.exp().sum(1), torch.ones(200), rtol=1e-5, atol=1e-5)
         assert (answer.argmax(1) == z.argmax(1)).all() and not torch.allclose(answer, z)
-        torch.testing.assert_close(teacher.answer(z + 7).exp(), answer.exp(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(teacher.answer(z[:100] + 7).exp(), answer[:100].exp(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -65,7 +65,7 @@ def best_sets(p, q):
 
 def mad(p, q, epsilon):
     """p' (N, C). p: probabilities of the teacher. q: probabilities of the surrogate. Both: (N, C)."""
-    values, indices = p.sort(1, descending=True)
+    values, indices = p.sort(dim=1, descending=True, stable=True)
     best = torch.zeros_like(p).scatter(1, indices, vertices(best_sets(values, q.gather(1, indices))))
     distance = (best - p).abs().sum(1, keepdim=True)
     return p + (epsilon / distance.clamp_min(1e-12)).clamp_max(1) * (best - p)

@@ -3,7 +3,7 @@ Security 2024. This is a release rule, which needs no training.
 
     min_{p'} Σ_k log(p_k + 1e-6) p'_k   s.t.  p' on the simplex,  ‖p' − p‖₁ ≤ ε,  p'_top − p'_k ≥ 1e-4 for k ≠ top
 
-p  σ(t(x)), of the teacher t        top  the most likely class of p    ε  `epsilon`, at most 2
+p  σ(t(x)), of the teacher t      top  argmax p, the first of equal classes      ε  `epsilon`, at most 2
 
 The released code solves this linear program for one query at a time. Here it is solved for a batch of queries. For a
 fixed p'_top the optimum moves probability from the most to the least likely of the other classes (`fill`). The optimal
@@ -45,7 +45,9 @@ def fill(top, others, h, epsilon):
 
 def modelguard(p, epsilon):
     """p' (N, C) for probabilities p (N, C), in the precision of p. float64 is recommended."""
-    values, indices = p.sort(1)
+    values, indices = (
+        part.flip(1) for part in p.sort(dim=1, descending=True, stable=True)
+    )  # top: as argmax chooses it
     others, top = values[:, :-1], values[:, -1:]
     costs = (values + OFFSET).log()
 
