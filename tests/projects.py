@@ -16,7 +16,7 @@ import torch
 
 from study import ledger, publish
 from training import spec
-from utils import datasets, paths
+from utils import data, datasets, paths
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -53,6 +53,11 @@ def experiment(folder, **changes):
     folder.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(raw))
     return folder
+
+
+def tiny_loader():
+    """The loader of the training images of a tiny experiment: three batches, of which the last is smaller."""
+    return data.load("digits", "", torch.device("cpu"), TINY["subset_percent"]).train_loader(TINY["batch_size"])
 
 
 def with_teacher(teacher, role="teacher", **changes):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from projects import TINY, experiment, metrics, script, with_teacher
+from projects import TINY, experiment, metrics, script, tiny_loader, with_teacher
 from test_losses import LABELS, check, logits, softmax, written_ce, written_kl
 from test_methods import SMALL
 
@@ -123,7 +123,7 @@ def build(trained, name, **changes):
     raw = TINY | with_teacher(trained / "kd_nasty/nasty", method=name, **changes)
     checked = params.check(raw, "params.json")
     learner = method.find(name)(checked, Zoo(DIGITS, torch.device("cpu")))
-    loader = data.load("digits", "", torch.device("cpu"), TINY["subset_percent"]).train_loader(TINY["batch_size"])
+    loader = tiny_loader()
     return learner, loader, engine.make_optimizer(checked, learner.trained)
 
 
@@ -156,13 +156,14 @@ def test_one_head_may_have_both_roles(trained):
 
 
 def test_the_listener_learns(trained):
-    """The listener can be trained: with labels only, its accuracy on the training images rises far above 10 %."""
+    """The listener can be trained: with labels only, its accuracy rises far above chance (10 %)."""
     learner, _, optimizer = build(trained, "skeptical", alpha=0.0, kd_delay=0, num_channels=16, learning_rate=0.01)
-    loader = data.load("digits", "", torch.device("cpu"), TINY["subset_percent"]).train_loader(16)
-    for epoch in range(20):
+    digits = data.load("digits", "", torch.device("cpu"))
+    loader = digits.train_loader(16)
+    for epoch in range(10):
         loader.set_epoch(epoch)
         engine.train_epoch(learner, learner.losses, loader, optimizer, "")
-    assert learner.evaluate(loader)["acc_listener"] > 30
+    assert learner.evaluate(digits.test_loader())["acc_listener"] > 50
 
 
 def test_heads_are_trained_but_not_part_of_the_student(trained):

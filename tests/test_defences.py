@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from projects import TINY, experiment, metrics, same_weights, script, train, with_teacher
+from projects import TINY, experiment, metrics, same_weights, script, tiny_loader, train, with_teacher
 from test_losses import LABELS, check, logits, softmax, written_ce, written_kl
 from test_methods import SMALL
 
@@ -310,9 +310,7 @@ def test_sdb_batch_norm_trains_with_the_statistics_that_it_keeps(keys, trained):
     """A joint pass updates the running averages once, with the statistics of images with and without the key."""
     checked = params.check(experiment_keys(trained, method="sdb", **keys), "params.json")
     learner = method.find("sdb")(checked, Zoo(DIGITS, torch.device("cpu")))
-    images, labels = next(
-        iter(data.load("digits", "", torch.device("cpu"), TINY["subset_percent"]).train_loader(TINY["batch_size"]))
-    )
+    images, labels = next(iter(tiny_loader()))
     with torch.no_grad():
         seen = learner.model.conv1(torch.cat((images, learner.key(images)))).transpose(0, 1).flatten(1)
     before = learner.model.bn1.running_mean.clone()
@@ -442,7 +440,7 @@ def test_possessive_logs_its_checks(trained, tmp_path):
 def build(trained, **changes):
     checked = params.check(experiment_keys(trained, method="mildly_nasty", weight=0.1, **changes), "params.json")
     learner = method.find("mildly_nasty")(checked, Zoo(DIGITS, torch.device("cpu")))
-    loader = data.load("digits", "", torch.device("cpu"), TINY["subset_percent"]).train_loader(TINY["batch_size"])
+    loader = tiny_loader()
     return learner, loader, engine.make_optimizer(checked, learner.trained)
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from projects import TINY
+from projects import TINY, tiny_loader
 
 import method
 from method.datafree import DataFree, Generating
@@ -106,7 +106,7 @@ def build(name, keys, frozen, bf16=False):
     checked = checked_params(name, keys, frozen)
     seed_everything(0, epoch=-1)
     learner = method.find(name)(checked, Witness(DIGITS, torch.device("cpu"), bf16))
-    loader = data.load("digits", "", torch.device("cpu"), TINY["subset_percent"]).train_loader(TINY["batch_size"])
+    loader = tiny_loader()
     return learner, loader, engine.make_optimizer(checked, learner.trained)
 
 

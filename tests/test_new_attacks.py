@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from projects import TINY, with_teacher
+from projects import TINY, tiny_loader, with_teacher
 from test_losses import LABELS, check, logits, softmax, written_ce, written_kl
 from test_methods import build as build_small
 
@@ -34,7 +34,7 @@ def build(trained, name, **changes):
     raw = {key: value for key, value in raw.items() if key not in WITHOUT.get(name, ())} | changes
     checked = params.check(raw, "params.json")
     learner = method.find(name)(checked, Zoo(data.DATASETS["digits"], torch.device("cpu")))
-    loader = data.load("digits", "", torch.device("cpu"), TINY["subset_percent"]).train_loader(TINY["batch_size"])
+    loader = tiny_loader()
     return learner, loader, engine.make_optimizer(checked, learner.trained)
 
 

@@ -45,9 +45,8 @@ def fill(top, others, h, epsilon):
 
 def modelguard(p, epsilon):
     """p' (N, C) for probabilities p (N, C), in the precision of p. float64 is recommended."""
-    values, indices = (
-        part.flip(1) for part in p.sort(dim=1, descending=True, stable=True)
-    )  # top: as argmax chooses it
+    # In ascending order. Of equal values, the first is placed last, so that it becomes the top, as in argmax.
+    values, indices = (part.flip(1) for part in p.sort(dim=1, descending=True, stable=True))
     others, top = values[:, :-1], values[:, -1:]
     costs = (values + OFFSET).log()
 
